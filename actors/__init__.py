@@ -1,0 +1,1 @@
+"""A node of the exchange is a group of these actors."""

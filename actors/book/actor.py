@@ -1,0 +1,611 @@
+"""BookActor: owns one market's replica and order book at one node; the only thread that touches their state.
+
+It is the shell of two pure cores: it turns messages into calls of :class:`~.replica.Replica`, carries out the effects,
+applies committed records to :class:`~.orderbook.OrderBook`, and answers those whose requests they hold.
+
+Messages: Submit, Query (ask), Watch, Unwatch (from the API); Heard, PeerUp, PeerDown (from links); Persisted, LogRead,
+JournalFailed (from its JournalActor); CoordinatorAnswer (from the CoordinatorActor).
+
+Batches form without a timer: what arrives while one record is being written becomes the next record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, InvalidStateError
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import pykka
+
+from ...transport.errors import (
+    Closed,
+    OpenOutcryError,
+    Overloaded,
+    ProtocolError,
+    RequestTimeout,
+    StorageError,
+    Unavailable,
+)
+from .._base import TICK, NodeActor, stop_and_join, tell
+from ..messages import (
+    CODEC,
+    Ack,
+    ActorFailed,
+    Append,
+    CoordinatorAnswer,
+    CoordinatorCall,
+    CutLog,
+    Forward,
+    Heard,
+    Join,
+    JournalFailed,
+    Lead,
+    LogRead,
+    PeerDown,
+    PeerUp,
+    Persist,
+    Persisted,
+    Query,
+    ReadLog,
+    Refused,
+    ResetLink,
+    Rewind,
+    SendFrame,
+    Submit,
+)
+from .commands import CLOCK, CONFIGURE, DUPLICATE, Command, Event
+from .journal import Journal
+from .orderbook import OrderBook, events_between
+from .record import EMPTY, Origin, Record
+from .replica import (
+    ApplyRecords,
+    CreateRecord,
+    CutJournal,
+    Effect,
+    LeadershipBegun,
+    LeadershipLost,
+    PersistRecords,
+    ReadJournal,
+    ReadRecord,
+    Replica,
+    Role,
+    Send,
+    Stop,
+    SwapRecord,
+)
+from .rules import MarketRules
+from .writer import JournalActor
+
+logger = logging.getLogger(__name__)
+
+BATCH_MAX: Final = 1024
+"""Most commands the leader gathers into one record, unless one request alone has more."""
+WAITING_MAX: Final = 65_536
+"""Most commands that may wait at the leader to be ordered; beyond, they are refused as overloaded."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one request: its commands' sequence numbers and events, and the state they are part of."""
+
+    first_sequence: int
+    commands: tuple[Command, ...]
+    events: tuple[Event, ...]
+    earlier: dict[int, tuple[Event, ...]]
+    """First answers to commands that turned out to be retries, by the sequence of the first."""
+    state_sequence: int
+    state_hash: str
+    rules: MarketRules
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Applied:
+    """What a watcher gets: the events of sequences ``first_sequence`` to ``sequence``, and the state after them."""
+
+    market: str
+    first_sequence: int
+    sequence: int
+    timestamp_ns: int
+    state_hash: str
+    events: tuple[Event, ...]
+    rules: MarketRules
+
+
+Watcher = Callable[[Applied], bool]
+"""Called on the BookActor's thread with every applied batch; must not block. Returning False ends the watch."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Watch:
+    """The API to a BookActor (ask): call ``watcher`` from sequence ``after`` on; None = from now on.
+
+    Answers the sequence number from which it watches, or raises InvalidRequest if ``after`` is too long ago.
+    """
+
+    watcher: Watcher
+    after: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unwatch:
+    """The API to a BookActor: stop calling ``watcher``."""
+
+    watcher: Watcher
+
+
+@dataclasses.dataclass(slots=True)
+class _Waiting:
+    """A request that waits at the leader to be put into a record."""
+
+    origin: str
+    request: int
+    commands: tuple[Command, ...]
+
+
+class BookActor(NodeActor):
+    """One market at one node: leads it or follows its leader."""
+
+    tick_ms: ClassVar[int] = 100
+
+    def __init__(
+        self,
+        *,
+        market: str,
+        node: str,
+        rules: MarketRules | None,
+        folder: Path,
+        coordinator: pykka.ActorRef[Any],
+        min_in_sync: int,
+        report: Callable[[ActorFailed], None],
+        clock_ns: Callable[[], int] = time.time_ns,
+    ) -> None:
+        """Open the journal in ``folder`` and recover the book as far as it is known to be committed.
+
+        ``rules`` are proposed as the log's first command if this node is the first to lead; None = take the log's.
+
+        Raises:
+            StorageError: the journal is damaged or cannot be opened.
+        """
+        super().__init__(report=report)
+        self._market = market
+        self._node = node
+        self._own_rules = rules
+        self._coordinator = coordinator
+        self._clock_ns = clock_ns
+        self.book = OrderBook()
+        self.recovered = 0
+        journal = Journal(folder)
+        try:
+            self.replica = self._recover(journal, min_in_sync)
+        except BaseException:
+            journal.close()
+            raise
+        self._journal = JournalActor.start(journal=journal, book=self.actor_ref, report=report)
+        self._links: dict[str, PeerUp] = {}
+        self._waiting: deque[_Waiting] = deque()
+        self._waiting_commands = 0
+        self._writing = False
+        self._outstanding: dict[int, Submit] = {}
+        self._forwarded: set[int] = set()
+        self._next_request = self._clock_ns()
+        self._watchers: list[Watcher] = []
+        self.failure: OpenOutcryError | None = None
+        self.counters = {"commands": 0, "records": 0, "events": 0, "protocol_errors": 0, "swaps": 0}
+
+    def _recover(self, journal: Journal, min_in_sync: int) -> Replica:
+        applied = EMPTY
+        pending = []
+        for record in journal.records():
+            if record.last_sequence <= journal.committed:
+                self.book.apply(record.first_sequence, record.timestamp_ns, record.commands)
+                applied = record.tail
+            else:
+                pending.append(record)
+        self.recovered = applied.sequence
+        replica = Replica(
+            market=self._market,
+            node=self._node,
+            applied=applied,
+            pending=pending,
+            incarnation=self._clock_ns(),
+            min_in_sync=min_in_sync,
+        )
+        if applied.sequence:
+            replica.state_hash = self.book.state_hash()
+            logger.info("market %s: recovered to sequence %d", self._market, applied.sequence)
+        return replica
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def on_start(self) -> None:
+        self._run(self.replica.start())
+
+    def on_stop(self) -> None:
+        error = Closed("the node was closed before the command was answered; its outcome is unknown")
+        self._fail_requests(list(self._outstanding), error)
+        stop_and_join(self._journal, timeout_s=10)
+
+    def on_receive(self, message: Any) -> Any:
+        answer = None
+        if isinstance(message, Submit):
+            self._submit(message)
+        elif isinstance(message, Heard):
+            self._hear(message)
+        elif isinstance(message, Persisted):
+            self._writing = False
+            self._run(self.replica.on_durable(message.generation, message.sequence, time.monotonic_ns()))
+        elif isinstance(message, Query):
+            answer = message.read(self)
+        elif message is TICK:
+            self._tick()
+        else:
+            answer = self._receive_rare(message)
+        if self._waiting and not self._writing:
+            self._propose_waiting()
+        if self.idle:
+            self._run(self.replica.announce_commit())
+        return answer
+
+    def _receive_rare(self, message: Any) -> Any:
+        now_ns = time.monotonic_ns()
+        if isinstance(message, PeerUp):
+            self._links[message.node] = message
+            self._run(self.replica.on_peer_up(message.node))
+        elif isinstance(message, PeerDown):
+            self._links.pop(message.node, None)
+            if message.node == self.replica.leader:
+                self._fail_forwarded("the link to the leader broke")
+            self._run(self.replica.on_peer_down(message.node, now_ns))
+        elif isinstance(message, LogRead):
+            read = message
+            self._run(self.replica.on_log_read(read.node, read.after, read.token, read.chain, read.bodies, now_ns))
+        elif isinstance(message, CoordinatorAnswer):
+            self._hear_coordinator(message, now_ns)
+        elif isinstance(message, JournalFailed):
+            error = message.error
+            assert isinstance(error, StorageError)
+            self._run(self.replica.stop(error))
+        elif isinstance(message, Watch):
+            return self._watch(message)
+        elif isinstance(message, Unwatch):
+            self._watchers = [watcher for watcher in self._watchers if watcher is not message.watcher]
+        else:
+            raise TypeError(f"BookActor does not understand {type(message).__name__}")
+        return None
+
+    def _tick(self) -> None:
+        now_ns = time.monotonic_ns()
+        self._run(self.replica.on_tick(now_ns))
+        late = [number for number, submit in self._outstanding.items() if submit.deadline_ns <= now_ns]
+        if late:
+            self._fail_requests(
+                late,
+                RequestTimeout(
+                    "no answer in time: the outcome is unknown; retry with the same client order id to learn it"
+                ),
+            )
+        expiry_ns = self.book.next_expiry_ns()
+        if expiry_ns is not None and expiry_ns <= self._clock_ns() and self._leads and not self._waiting:
+            self._enqueue(_Waiting("", 0, ((CLOCK, "", ""),)))
+
+    # -- requests -----------------------------------------------------------------------------------------------
+
+    @property
+    def _leads(self) -> bool:
+        return self.replica.may_propose
+
+    def _submit(self, submit: Submit) -> None:
+        replica = self.replica
+        self._next_request += 1
+        request = self._next_request
+        error: OpenOutcryError | None = None
+        if replica.role is Role.LEADING:
+            error = self._refusal(len(submit.commands))
+            if error is None:
+                self._outstanding[request] = submit
+                self._enqueue(_Waiting(self._node, request, submit.commands))
+        elif replica.role is Role.STOPPED:
+            error = self.failure or Unavailable(f"market {self._market} has stopped")
+        elif replica.leader is None or replica.leader not in self._links:
+            error = Unavailable(
+                f"market {self._market}: its leader ({replica.leader or 'not known yet'}) cannot be reached; "
+                "nothing was sent, retry later",
+                code="leader_unreachable",
+            )
+        else:
+            self._outstanding[request] = submit
+            self._forwarded.add(request)
+            self._send((replica.leader,), Forward(self._market, request, submit.commands))
+        if error is not None:
+            _fail(submit.future, error)
+
+    def _refusal(self, commands: int) -> OpenOutcryError | None:
+        """Leader: why no more commands can be taken in now, or None."""
+        replica = self.replica
+        if not replica.may_propose:
+            return Unavailable(
+                f"market {self._market}: {len(replica.in_sync)} replicas are in sync, {replica.min_in_sync} are required; "
+                "nothing was executed, retry when more nodes are back",
+                code="not_enough_in_sync",
+            )
+        if self._waiting_commands + commands > WAITING_MAX:
+            return Overloaded(f"market {self._market}: {WAITING_MAX} commands wait already; nothing was executed, slow down")
+        return None
+
+    def _enqueue(self, waiting: _Waiting) -> None:
+        self._waiting.append(waiting)
+        self._waiting_commands += len(waiting.commands)
+
+    def _propose_waiting(self) -> None:
+        """Put what waits into one record, up to ``BATCH_MAX`` commands."""
+        if not self._leads:
+            return
+        commands: list[Command] = []
+        origins: list[Origin] = []
+        while self._waiting and (not commands or len(commands) + len(self._waiting[0].commands) <= BATCH_MAX):
+            waiting = self._waiting.popleft()
+            commands += waiting.commands
+            if waiting.request:
+                origins.append((waiting.origin, waiting.request, len(waiting.commands)))
+        self._waiting_commands -= len(commands)
+        self._propose(tuple(commands), tuple(origins))
+
+    def _propose(self, commands: tuple[Command, ...], origins: tuple[Origin, ...]) -> None:
+        last_ns = self.replica.pending[-1].timestamp_ns if self.replica.pending else self.book.timestamp_ns
+        timestamp_ns = max(self._clock_ns(), last_ns)
+        self._writing = True
+        self._run(self.replica.propose(commands, origins, timestamp_ns=timestamp_ns, now_ns=time.monotonic_ns()))
+
+    def _fail_requests(self, requests: Iterable[int], error: OpenOutcryError) -> None:
+        for request in requests:
+            self._forwarded.discard(request)
+            submit = self._outstanding.pop(request, None)
+            if submit is not None:
+                _fail(submit.future, error)
+
+    def _fail_forwarded(self, why: str) -> None:
+        if self._forwarded:
+            self._fail_requests(
+                list(self._forwarded),
+                Unavailable(
+                    f"market {self._market}: {why}; the outcome is unknown: retry with the same client order id",
+                    code="leader_lost",
+                ),
+            )
+
+    # -- links --------------------------------------------------------------------------------------------------
+
+    def _hear(self, heard: Heard) -> None:
+        message, sender = heard.message, heard.sender
+        replica = self.replica
+        now_ns = time.monotonic_ns()
+        try:
+            if isinstance(message, Append):
+                self._run(replica.on_append(sender, message))
+            elif isinstance(message, Ack):
+                self._run(replica.on_ack(sender, message, now_ns))
+            elif isinstance(message, Forward):
+                self._take_forward(sender, message)
+            elif isinstance(message, Join):
+                self._run(replica.on_join(sender, message, now_ns))
+            elif isinstance(message, Lead):
+                self._run(replica.on_lead(sender, message))
+            elif isinstance(message, Rewind):
+                self._run(replica.on_rewind(sender, message))
+            elif isinstance(message, Refused):
+                self._fail_requests([message.request], Unavailable(message.reason, code=message.code))
+        except ProtocolError as error:
+            self.counters["protocol_errors"] += 1
+            if (link := self._links.get(sender)) is not None:
+                tell(link.peer, ResetLink(f"market {self._market}: {error.message}"))
+
+    def _take_forward(self, sender: str, message: Forward) -> None:
+        if self.replica.role is not Role.LEADING:
+            error: OpenOutcryError | None = Unavailable(
+                f"market {self._market} is not led by the node that was asked; nothing was executed, retry", code="not_leader"
+            )
+        else:
+            error = self._refusal(len(message.commands))
+        if error is not None:
+            self._send((sender,), Refused(self._market, message.request, error.code, error.message[:500]))
+        else:
+            self._enqueue(_Waiting(sender, message.request, message.commands))
+
+    def _send(self, nodes: Iterable[str], message: Any) -> None:
+        frame = CODEC.encode(message)
+        for node in nodes:
+            if (link := self._links.get(node)) is not None:
+                tell(link.peer, SendFrame(link.session, frame))
+
+    def _hear_coordinator(self, answer: CoordinatorAnswer, now_ns: int) -> None:
+        if answer.error is not None:
+            logger.warning("market %s: the coordinator could not be asked: %s", self._market, answer.error)
+            self._run(self.replica.on_coordinator_unavailable())
+        elif answer.what == "swap":
+            self._run(self.replica.on_swapped(answer.record, now_ns))
+        else:
+            self._run(self.replica.on_record(answer.record, now_ns))
+
+    # -- effects ------------------------------------------------------------------------------------------------
+
+    def _run(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Send):
+                self._send(effect.nodes, effect.message)
+            elif isinstance(effect, PersistRecords):
+                tell(self._journal, Persist(effect.generation, effect.records, self.replica.committed))
+            elif isinstance(effect, ApplyRecords):
+                self._apply(effect.records)
+            else:
+                self._run_rare(effect)
+
+    def _run_rare(self, effect: Effect) -> None:
+        market, node = self._market, self._node
+        if isinstance(effect, ReadJournal):
+            tell(self._journal, ReadLog(effect.node, effect.after, effect.token))
+        elif isinstance(effect, CutJournal):
+            tell(self._journal, CutLog(effect.sequence))
+        elif isinstance(effect, ReadRecord):
+            self._ask_coordinator("read", lambda store: store.read(market))
+        elif isinstance(effect, CreateRecord):
+            if self._own_rules is not None:
+                self._ask_coordinator("create", lambda store: store.create(market, node, (node,)))
+        elif isinstance(effect, SwapRecord):
+            swap = effect
+            self.counters["swaps"] += 1
+            self._ask_coordinator(
+                "swap",
+                lambda store: store.swap(swap.expected, epoch=swap.epoch, leader=swap.leader, in_sync=swap.in_sync),
+            )
+        elif isinstance(effect, LeadershipBegun):
+            logger.info("market %s: leading in epoch %d, in sync: %s", market, self.replica.epoch, self.replica.in_sync)
+            self._writing = False
+            opening: Command = (CLOCK, "", "")
+            if self.replica.tail.sequence == 0 and self._own_rules is not None:
+                opening = (CONFIGURE, "", "", self._own_rules.to_tuple())
+            self._propose((opening,), ())
+        elif isinstance(effect, LeadershipLost):
+            logger.warning("market %s: no longer leading", market)
+            self._refuse_waiting()
+        elif isinstance(effect, Stop):
+            self._stop_replica(effect.error)
+
+    def _ask_coordinator(self, what: str, run: Callable[[Any], Any]) -> None:
+        tell(self._coordinator, CoordinatorCall(self.actor_ref, run, what))
+
+    def _refuse_waiting(self) -> None:
+        while self._waiting:
+            waiting = self._waiting.popleft()
+            error = Unavailable(f"market {self._market} has a new leader; nothing was executed, retry", code="not_leader")
+            if waiting.origin == self._node:
+                self._fail_requests([waiting.request], error)
+            elif waiting.origin:
+                self._send((waiting.origin,), Refused(self._market, waiting.request, error.code, error.message))
+        self._waiting_commands = 0
+
+    def _stop_replica(self, error: OpenOutcryError) -> None:
+        logger.critical("market %s: this replica has stopped: %s", self._market, error)
+        self.failure = error
+        self._refuse_waiting()
+        self._fail_requests(list(self._outstanding), error)
+
+    def _apply(self, records: tuple[Record, ...]) -> None:
+        """Apply committed records, check the hash where the leader told it, answer the requests, tell the watchers."""
+        book = self.book
+        expected = self.replica.expected_hash
+        state_hash = ""
+        all_events: list[Event] = []
+        answers: list[tuple[Submit, int, tuple[Command, ...], list[Event]]] = []
+        for record in records:
+            events = book.apply(record.first_sequence, record.timestamp_ns, record.commands)
+            all_events += events
+            self.counters["commands"] += len(record.commands)
+            if expected is not None and expected[0] == record.last_sequence:
+                state_hash = book.state_hash()
+                if state_hash != expected[1]:
+                    error = StorageError(
+                        f"market {self._market}: at sequence {expected[0]} the state hash is {state_hash}, "
+                        f"the leader's is {expected[1]}: this replica has diverged; wipe its data to rejoin as new",
+                        code="diverged",
+                    )
+                    self._run(self.replica.stop(error))
+                    return
+            at = 0
+            for origin, request, count in record.origins:
+                if origin == self._node and (submit := self._outstanding.pop(request, None)) is not None:
+                    self._forwarded.discard(request)
+                    answers.append((submit, record.first_sequence + at, record.commands[at : at + count], events))
+                at += count
+        self.counters["records"] += len(records)
+        self.counters["events"] += len(all_events)
+        state_hash = book.state_hash()
+        self._run(self.replica.on_applied(book.sequence, state_hash))
+        for submit, first, commands, events in answers:
+            mine = events_between(events, first, first + len(commands) - 1)
+            earlier = {event[2]: tuple(book.events_of(event[2])) for event in mine if event[0] == DUPLICATE}
+            outcome = Outcome(first, commands, tuple(mine), earlier, book.sequence, state_hash, book.rules)
+            _fulfil(submit.future, outcome)
+        if self._watchers:
+            first = records[0].first_sequence
+            stamp = records[-1].timestamp_ns
+            update = Applied(self._market, first, book.sequence, stamp, state_hash, tuple(all_events), book.rules)
+            self._watchers = [watcher for watcher in self._watchers if watcher(update)]
+
+    def _watch(self, message: Watch) -> int:
+        book = self.book
+        after = book.sequence if message.after is None else message.after
+        missed = book.events_after(after)
+        if missed is None or after > book.sequence:
+            raise Unavailable(
+                f"market {self._market}: events after {after} are not held any more (or yet); "
+                f"this node is at {book.sequence}: take the book anew and subscribe from its sequence",
+                code="too_far_behind",
+            )
+        alive = True
+        if after < book.sequence:
+            state_hash = book.state_hash()
+            stamp = book.timestamp_ns
+            alive = message.watcher(
+                Applied(self._market, after + 1, book.sequence, stamp, state_hash, tuple(missed), book.rules)
+            )
+        if alive:
+            self._watchers.append(message.watcher)
+        return after
+
+    # -- queries ------------------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """Return what an operator asks about this replica, as JSON would carry it."""
+        replica = self.replica
+        return {
+            "market": self._market,
+            "role": replica.role.value,
+            "ready": self.ready,
+            "epoch": replica.epoch,
+            "leader": replica.leader,
+            "in_sync": list(replica.in_sync),
+            "min_in_sync": replica.min_in_sync,
+            "appended": replica.tail.sequence,
+            "durable": replica.durable,
+            "committed": replica.committed,
+            "applied": replica.applied,
+            "state_hash": self.book.state_hash(),
+            "followers": replica.followers(),
+            "open_orders": len(self.book),
+            "trades": self.book.trade_count,
+            "waiting": self._waiting_commands,
+            "recovered": self.recovered,
+            "error": str(self.failure) if self.failure else None,
+            "counters": dict(self.counters),
+        }
+
+    @property
+    def ready(self) -> bool:
+        """Whether commands can be sent from here and the market has rules."""
+        replica = self.replica
+        reachable = replica.may_propose or (replica.joined and replica.leader in self._links and replica.matched)
+        return bool(reachable and self.book.configured)
+
+    @property
+    def own_rules(self) -> MarketRules | None:
+        """The rules this node was started with; the log's may differ."""
+        return self._own_rules
+
+
+def _fail(future: Future[Any], error: OpenOutcryError) -> None:
+    try:
+        future.set_exception(error)
+    except InvalidStateError:
+        pass  # the caller has given up
+
+
+def _fulfil(future: Future[Any], outcome: Outcome) -> None:
+    try:
+        future.set_result(outcome)
+    except InvalidStateError:
+        pass  # the caller has given up

@@ -1,0 +1,374 @@
+"""The durable log of one market: segment files, group commit, recovery. Owns its folder; never interprets a command.
+
+A segment is a preallocated file ``<first sequence, 20 digits>.log``: a header (magic, the tail it follows), then entries
+``mark | body length | crc32 | durable | committed | chain | body``. ``durable`` and ``committed`` are the sequence numbers
+known to be so when the entry was written. They tell a torn tail from corruption: one write is synced before the next
+begins, so a bad entry is torn if no later entry claims that it was durable, and corruption if one does.
+
+One thread owns a :class:`Journal`. An error of write or sync is final: nothing is retried, the journal stays failed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+from zlib import crc32
+
+from ...transport.errors import ConfigurationError, ProtocolError, StorageError
+from .record import EMPTY, RECORD_SIZE_MAX, Record, Tail, chain_of
+
+SEGMENT_SIZE: Final = 64 * 1024 * 1024
+"""Size to which a segment is preallocated, in bytes; a new one starts when an entry would not fit."""
+
+_SEGMENT_HEADER: Final = struct.Struct("<8sIQQ32s")  # magic, version, epoch, sequence and chain of the tail before
+_SEGMENT_MAGIC: Final = b"OUTCRYJ\0"
+_SEGMENT_VERSION: Final = 1
+_ENTRY_HEADER: Final = struct.Struct("<4sIIQQ32s")  # mark, body length, crc32, durable, committed, chain
+_ENTRY_MARK: Final = b"\xf5rec"
+_OFFSET_BITS: Final = 40
+
+
+class FolderLock:
+    """Holds a folder for one process; the lock goes with the process, however it ends.
+
+    Raises:
+        ConfigurationError: another process (or another node of this one) holds it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / "lock").open("w")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise ConfigurationError(
+                f"{folder} is in use by another node; give each node a data directory of its own", code="data_dir_in_use"
+            ) from error
+
+    def release(self) -> None:
+        """Give the folder back. Idempotent."""
+        self._file.close()
+
+
+class Journal:
+    """Appends, syncs, reads back and cuts the records of one market's log.
+
+    Invariant: what :meth:`append` returned from is on disk, and :attr:`tail` is its end.
+    """
+
+    def __init__(self, folder: Path, *, segment_size: int = SEGMENT_SIZE) -> None:
+        """Open the log in ``folder``, made if absent; cut a torn tail.
+
+        Raises:
+            StorageError: an entry before the tail is damaged (code ``corrupt``), or the folder cannot be read.
+        """
+        self._folder = folder
+        self._segment_size = segment_size
+        self._failed: str | None = None
+        self.tail = EMPTY
+        self.committed = 0
+        """Highest sequence number that an entry on disk says was committed."""
+        self.cut_bytes = 0
+        """How many bytes of a torn tail were cut on opening."""
+        # For record i: its last sequence number, and where its entry starts (segment number << 40 | offset).
+        self._last = array("Q")
+        self._where = array("Q")
+        self._paths: list[Path] = []
+        self._fd = -1
+        self._end = 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._recover()
+        except OSError as error:
+            raise StorageError(f"cannot open the journal in {folder}: {error}") from error
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def append(self, records: Sequence[Record], *, committed: int) -> None:
+        """Write ``records``, which follow :attr:`tail`, and make them durable: one write and one fdatasync.
+
+        Raises:
+            StorageError: the disk refused, now or before; what is on it is unknown, and the journal stays failed.
+        """
+        self._assert_usable()
+        try:
+            at = 0
+            while at < len(records):
+                at = self._append_to_segment(records, at, committed)
+        except OSError as error:
+            raise self._fail("write", error) from error
+
+    def _append_to_segment(self, records: Sequence[Record], start: int, committed: int) -> int:
+        parts: list[bytes] = []
+        end = self._end
+        at = start
+        durable = self.tail.sequence
+        tail = self.tail
+        while at < len(records):
+            record = records[at]
+            assert record.first_sequence == tail.sequence + 1, "a gap in the journal"
+            size = _ENTRY_HEADER.size + len(record.body)
+            if end + size > self._segment_size and end > _SEGMENT_HEADER.size:
+                break
+            check = crc32(record.body, crc32(record.chain))
+            parts += (
+                _ENTRY_HEADER.pack(_ENTRY_MARK, len(record.body), check, durable, min(committed, durable), record.chain),
+                record.body,
+            )
+            self._last.append(record.last_sequence)
+            self._where.append((len(self._paths) - 1) << _OFFSET_BITS | end)
+            end += size
+            tail = record.tail
+            at += 1
+        if parts:
+            data = b"".join(parts)
+            view = memoryview(data)
+            while view:
+                view = view[os.pwrite(self._fd, view, end - len(view)) :]
+            os.fdatasync(self._fd)
+            self._end = end
+            self.tail = tail
+            self.committed = max(self.committed, min(committed, durable))
+        if at < len(records):
+            self._start_segment()
+        return at
+
+    def cut(self, sequence: int) -> Tail:
+        """Remove every record that ends after ``sequence``, durably, and return the new tail.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        self._assert_usable()
+        keep = bisect_right(self._last, sequence)
+        if keep == len(self._last):
+            return self.tail
+        try:
+            segment, offset = self._place(keep)
+            while len(self._paths) > segment + 1:
+                self._paths.pop().unlink()
+            os.close(self._fd)
+            self._open_segment(self._paths[segment])
+            self._end = offset
+            self._erase_after_end()
+            self._sync_folder()
+            del self._last[keep:]
+            del self._where[keep:]
+            self.tail = self._tail_at(keep)
+        except OSError as error:
+            raise self._fail("cut", error) from error
+        return self.tail
+
+    def close(self) -> None:
+        """Close the files. Idempotent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self._failed = self._failed or "it is closed"
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def tail_at(self, sequence: int) -> Tail | None:
+        """Return the tail of the log up to ``sequence``, or None unless a record ends there."""
+        if sequence == 0:
+            return EMPTY
+        at = bisect_left(self._last, sequence)
+        if at == len(self._last) or self._last[at] != sequence:
+            return None
+        return self._tail_at(at + 1)
+
+    def bodies(self, after: int, *, size_max: int) -> list[bytes]:
+        """Return record bodies after the boundary ``after``, in order: at least one if there is any, up to ``size_max`` bytes."""
+        found: list[bytes] = []
+        size = 0
+        for at in range(bisect_right(self._last, after), len(self._last)):
+            _, body = self._entry(at)
+            size += len(body)
+            if found and size > size_max:
+                break
+            found.append(body)
+        return found
+
+    def records(self, after: Tail = EMPTY) -> Iterator[Record]:
+        """Yield the records after the boundary ``after``, verified against the chain.
+
+        Raises:
+            StorageError: a record does not follow from the one before it (code ``corrupt``).
+        """
+        tail = after
+        for at in range(bisect_right(self._last, after.sequence), len(self._last)):
+            chain, body = self._entry(at)
+            try:
+                record = Record.parse(tail, body)
+            except ProtocolError as error:
+                raise self._corrupt(at, str(error)) from error
+            if record.chain != chain:
+                raise self._corrupt(at, "the chain is broken")
+            tail = record.tail
+            yield record
+
+    # -- recovery -----------------------------------------------------------------------------------------------
+
+    def _recover(self) -> None:
+        self._paths = sorted(self._folder.glob("*.log"))
+        if self._paths and not self._header_of(self._paths[-1]):
+            # The last segment died before its header was synced: nothing in it was ever durable.
+            self._paths.pop().unlink()
+        for number, path in enumerate(self._paths):
+            base = self._header_of(path)
+            if base is None or base.sequence != self.tail.sequence or base.chain != self.tail.chain:
+                raise StorageError(f"{path} does not follow the segment before it", code="corrupt")
+            self._end = self._scan(number, path, is_last=number == len(self._paths) - 1)
+        if not self._paths:
+            self._start_segment()
+            return
+        self._open_segment(self._paths[-1])
+        self._erase_after_end(only_if_dirty=True)
+
+    def _scan(self, number: int, path: Path, *, is_last: bool) -> int:
+        data = path.read_bytes()
+        at = _SEGMENT_HEADER.size
+        while at + _ENTRY_HEADER.size <= len(data):
+            mark, length, check, _, committed, chain = _ENTRY_HEADER.unpack_from(data, at)
+            body = data[at + _ENTRY_HEADER.size : at + _ENTRY_HEADER.size + length]
+            sound = (
+                mark == _ENTRY_MARK
+                and length <= RECORD_SIZE_MAX
+                and len(body) == length
+                and crc32(body, crc32(chain)) == check
+                and chain_of(self.tail.chain, body) == chain
+            )
+            if not sound:
+                break
+            try:
+                tail = Record.parse(self.tail, body).tail
+            except ProtocolError as error:
+                raise StorageError(f"{path} at byte {at}: {error}", code="corrupt") from error
+            self.tail = tail
+            self.committed = max(self.committed, committed)
+            self._last.append(tail.sequence)
+            self._where.append(number << _OFFSET_BITS | at)
+            at += _ENTRY_HEADER.size + length
+        else:
+            return at
+        if not any(data[at : at + _ENTRY_HEADER.size]) and is_last and data.find(_ENTRY_MARK, at) < 0:
+            return at
+        self._refuse_corruption(path, data, at, is_last=is_last)
+        self.cut_bytes += len(data[at:].rstrip(b"\0"))
+        return at
+
+    def _refuse_corruption(self, path: Path, data: bytes, at: int, *, is_last: bool) -> None:
+        """Raise if an entry behind the bad one at ``at`` says that it had been durable."""
+        damaged = self.tail.sequence + 1
+        later = not is_last
+        found = at
+        while not later and (found := data.find(_ENTRY_MARK, found + 1)) >= 0:
+            if found + _ENTRY_HEADER.size > len(data):
+                break
+            _, length, check, durable, _, chain = _ENTRY_HEADER.unpack_from(data, found)
+            body = data[found + _ENTRY_HEADER.size : found + _ENTRY_HEADER.size + length]
+            later = len(body) == length and crc32(body, crc32(chain)) == check and durable >= damaged
+        if later:
+            raise StorageError(
+                f"{path} is damaged at byte {at} (sequence {damaged}), before the end of the log; "
+                "restore this replica from another node",
+                code="corrupt",
+            )
+
+    def _header_of(self, path: Path) -> Tail | None:
+        with path.open("rb") as file:
+            head = file.read(_SEGMENT_HEADER.size)
+        if len(head) < _SEGMENT_HEADER.size or not any(head):
+            return None
+        magic, version, epoch, sequence, chain = _SEGMENT_HEADER.unpack(head)
+        if magic != _SEGMENT_MAGIC or version != _SEGMENT_VERSION:
+            raise StorageError(f"{path} is not a journal segment of a version that this program reads", code="corrupt")
+        return Tail(epoch, sequence, chain)
+
+    # -- files --------------------------------------------------------------------------------------------------
+
+    def _start_segment(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+        tail = self.tail
+        path = self._folder / f"{tail.sequence + 1:020d}.log"
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        self._preallocate()
+        header = _SEGMENT_HEADER.pack(_SEGMENT_MAGIC, _SEGMENT_VERSION, tail.epoch, tail.sequence, tail.chain)
+        os.pwrite(self._fd, header, 0)
+        os.fsync(self._fd)
+        self._paths.append(path)
+        self._end = _SEGMENT_HEADER.size
+        self._sync_folder()
+
+    def _open_segment(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    def _preallocate(self) -> None:
+        # Not every file system can; then a sync also has to write the file's new size, and is slower.
+        try:
+            os.posix_fallocate(self._fd, 0, self._segment_size)
+        except OSError as error:
+            if error.errno not in (95, 22, 38):  # EOPNOTSUPP, EINVAL, ENOSYS
+                raise
+
+    def _erase_after_end(self, *, only_if_dirty: bool = False) -> None:
+        """Zero what lies behind the tail, durably, so that no old entry can ever be read as a new one."""
+        if only_if_dirty and not self.cut_bytes:
+            return
+        os.ftruncate(self._fd, self._end)
+        self._preallocate()
+        os.fsync(self._fd)
+
+    def _sync_folder(self) -> None:
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def _place(self, at: int) -> tuple[int, int]:
+        return self._where[at] >> _OFFSET_BITS, self._where[at] & ((1 << _OFFSET_BITS) - 1)
+
+    def _entry(self, at: int) -> tuple[bytes, bytes]:
+        """Return chain and body of record number ``at``, checked against its checksum."""
+        segment, offset = self._place(at)
+        current = segment == len(self._paths) - 1 and self._fd >= 0
+        fd = self._fd if current else os.open(self._paths[segment], os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _, length, check, _, _, chain = _ENTRY_HEADER.unpack(os.pread(fd, _ENTRY_HEADER.size, offset))
+            body = os.pread(fd, length, offset + _ENTRY_HEADER.size)
+        except (OSError, struct.error) as error:
+            raise StorageError(f"cannot read {self._paths[segment]}: {error}") from error
+        finally:
+            if not current:
+                os.close(fd)
+        if crc32(body, crc32(chain)) != check:
+            raise self._corrupt(at, "the checksum does not match")
+        return chain, body
+
+    def _tail_at(self, count: int) -> Tail:
+        """Return the tail after the first ``count`` records."""
+        if count == 0:
+            return EMPTY
+        chain, body = self._entry(count - 1)
+        return Tail(Record.span_of(body)[0], self._last[count - 1], chain)
+
+    def _corrupt(self, at: int, why: str) -> StorageError:
+        segment, offset = self._place(at)
+        return StorageError(f"{self._paths[segment]} at byte {offset}: {why}", code="corrupt")
+
+    def _assert_usable(self) -> None:
+        if self._failed is not None:
+            raise StorageError(f"the journal in {self._folder} cannot be used: {self._failed}")
+
+    def _fail(self, what: str, error: OSError) -> StorageError:
+        self._failed = f"an earlier {what} failed: {error}"
+        return StorageError(f"{what} to the journal in {self._folder} failed: {error}; the replica stops")

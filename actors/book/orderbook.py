@@ -1,0 +1,870 @@
+"""Price-time matching of one market: commands in, events out. Pure: no I/O, no clock, no threads, no randomness.
+
+The book's state is a function of the log alone: the same commands under the same sequence numbers and timestamps give
+the same state, the same events and the same :meth:`OrderBook.state_hash` on every replica.
+
+How it is laid out (what measured best in pure Python, see ``benchmarks/engine.py``):
+
+- ``id -> Order`` finds an order for cancel and amend; ``price -> Level`` finds a level (in an uncrossed book a price is
+  never bid and ask at once, so one dict serves both sides).
+- Each side keeps one ascending list of *keys* with its best at the end: a bid's key is its price, an ask's key its
+  negated price. So matching reads ``keys[-1]`` on either side, and ``key >= floor`` means "good enough for the taker".
+- A level's queue is a list of orders with the index of its head. A cancelled order stays in it with ``open == 0``, is
+  passed over at the head, and goes when a level holds more dead orders than live ones: constant time per order.
+  (Most levels of a real book hold few orders; a deque would allocate room for 64 at each.)
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from operator import itemgetter
+from typing import Final, NamedTuple
+from zlib import crc32
+
+from ...transport import codec
+from ...transport.errors import ProtocolError
+from .commands import (
+    ACCEPTED,
+    AMEND,
+    AMENDED,
+    CANCEL,
+    CANCEL_ALL,
+    CANCELLED,
+    CLOCK,
+    CONFIGURE,
+    CONFIGURED,
+    DUPLICATE,
+    INT64_MAX,
+    REJECTED,
+    SUBMIT,
+    TRADE,
+    Code,
+    Command,
+    Event,
+    OrderType,
+    Reason,
+    SelfTradePrevention,
+    Side,
+    TimeInForce,
+)
+from .rules import MarketRules
+
+_BUY: Final = int(Side.BUY)
+_SELL: Final = int(Side.SELL)
+_MARKET: Final = int(OrderType.MARKET)
+_POST_ONLY: Final = int(OrderType.POST_ONLY)
+_GTC: Final = int(TimeInForce.GTC)
+_IOC: Final = int(TimeInForce.IOC)
+_FOK: Final = int(TimeInForce.FOK)
+_GTD: Final = int(TimeInForce.GTD)
+_STP_NONE: Final = int(SelfTradePrevention.NONE)
+_STP_CANCEL_NEWEST: Final = int(SelfTradePrevention.CANCEL_NEWEST)
+_STP_CANCEL_OLDEST: Final = int(SelfTradePrevention.CANCEL_OLDEST)
+_STP_CANCEL_BOTH: Final = int(SelfTradePrevention.CANCEL_BOTH)
+
+_ANY_PRICE: Final = -(2**64)
+_HASH_PRIME: Final = 2**61 - 1
+_SNAPSHOT_VERSION: Final = 1
+_CHECKSUM_SIZE: Final = 16
+_DEAD_MAX: Final = 32
+"""A level is compacted when it holds more dead orders than live ones, and more than this."""
+_DIRTY_MAX: Final = 65_536
+_sequence_of: Final = itemgetter(1)
+
+
+class Order:
+    """A resting order. ``quantity = filled + open + cancelled`` (lots); ``priority`` is the sequence at which it queued."""
+
+    __slots__ = (
+        "account",
+        "cancelled",
+        "client_order_id",
+        "digest",
+        "expire_ns",
+        "id",
+        "level",
+        "open",
+        "post_only",
+        "priority",
+        "quantity",
+        "stp",
+    )
+
+    def __init__(
+        self,
+        order_id: int,
+        account: str,
+        client_order_id: str,
+        level: Level,
+        open_lots: int,
+        quantity: int,
+        priority: int,
+        expire_ns: int,
+        stp: int,
+        post_only: bool,
+    ) -> None:
+        self.id = order_id
+        self.account = account
+        self.client_order_id = client_order_id
+        self.level = level
+        self.open = open_lots
+        self.quantity = quantity
+        self.cancelled = 0
+        self.priority = priority
+        self.expire_ns = expire_ns
+        self.stp = stp
+        self.post_only = post_only
+        self.digest = 0
+
+
+class Level:
+    """All orders at one price, in queue order; ``live`` counts those that are open, none of them before ``head``."""
+
+    __slots__ = ("head", "live", "orders", "price", "side")
+
+    def __init__(self, side: int, price: int) -> None:
+        self.side = side
+        self.price = price
+        self.live = 0
+        self.head = 0
+        self.orders: list[Order] = []
+
+    def compact(self) -> None:
+        """Drop the dead orders if they outnumber the live ones."""
+        if len(self.orders) > 2 * self.live + _DEAD_MAX:
+            self.orders = [order for order in self.orders if order.open]
+            self.head = 0
+
+
+class OrderView(NamedTuple):
+    """One open order as it stands. Price in ticks, quantities in lots."""
+
+    order_id: int
+    account: str
+    client_order_id: str
+    side: Side
+    price_ticks: int
+    quantity_lots: int
+    filled_lots: int
+    open_lots: int
+    expire_ns: int
+    post_only: bool
+
+
+class DepthLevel(NamedTuple):
+    """One price of one side: how many lots are open there, in how many orders."""
+
+    price_ticks: int
+    quantity_lots: int
+    orders: int
+
+
+class OrderBook:
+    """One market's book. Every state change goes through :meth:`apply`; everything else reads.
+
+    Invariants (asserted by :meth:`apply` as far as is cheap, by :meth:`check` in full): best bid < best ask; for every
+    order ``0 < open <= quantity``; a level's queue is sorted by priority; sequence numbers have no gap.
+    """
+
+    def __init__(self, rules: MarketRules | None = None) -> None:
+        """Start empty at sequence 0. Without ``rules`` the first command has to be CONFIGURE."""
+        self.sequence = 0
+        self.timestamp_ns = 0
+        self.trade_count = 0
+        self.last_trade: Event | None = None
+        self._orders: dict[int, Order] = {}
+        self._levels: dict[int, Level] = {}
+        self._keys: tuple[list[int], list[int]] = ([], [])
+        self._accounts: dict[str, dict[int, Order]] = {}
+        self._expiries: list[tuple[int, int]] = []
+        # The last commands, those before `_window_start` already forgotten, and the events they caused.
+        self._window: list[Command] = []
+        self._window_start = 1
+        self._events: list[Event] = []
+        self._seen: dict[tuple[str, str], int] = {}
+        self._dirty: list[Order] = []
+        self._digest = 0
+        self._set_rules(rules)
+
+    # -- commands -----------------------------------------------------------------------------------------------
+
+    def apply(self, first_sequence: int, timestamp_ns: int, commands: Sequence[Command]) -> list[Event]:
+        """Execute ``commands`` as sequences ``first_sequence``, ``first_sequence + 1``, … and return their events in order.
+
+        ``timestamp_ns`` is the leader's time of the whole batch; it never runs backwards in a log. How a log is cut
+        into batches does not change the result. A submitted order's id is its sequence number.
+        """
+        assert commands, "an empty batch: time would pass, and orders lapse, at no sequence number"
+        assert first_sequence == self.sequence + 1, f"gap: {first_sequence} after {self.sequence}"
+        assert timestamp_ns >= self.timestamp_ns, f"time ran backwards at {first_sequence}"
+        self.timestamp_ns = timestamp_ns
+        window = self._rules.dedupe_window
+        seen = self._seen
+        events: list[Event] = []
+        self._window.extend(commands)
+        if self._expiries and self._expiries[0][0] <= timestamp_ns:
+            self._expire(first_sequence, timestamp_ns, events)
+        sequence = first_sequence
+        for command in commands:
+            kind = command[0]
+            if client_order_id := command[2]:
+                request = (command[1], client_order_id)
+                first = seen.get(request, 0)
+                if first and first > sequence - window:
+                    self._answer_again(sequence, first, command, events)
+                    sequence += 1
+                    continue
+                seen[request] = sequence
+            if kind == SUBMIT:
+                self._submit(sequence, command, events)
+            elif kind == CANCEL:
+                _, account, client_order_id, order_id = command
+                order = self._orders.get(order_id)
+                if order is None or order.account != account:
+                    events.append((REJECTED, sequence, account, client_order_id, Code.UNKNOWN_ORDER))
+                else:
+                    self._cancel(sequence, order, Reason.REQUESTED, events)
+            elif kind == AMEND:
+                self._amend(sequence, command, events)
+            elif kind == CANCEL_ALL:
+                # By id, not in dict order: a restored book has another insertion order.
+                for _, order in sorted(self._accounts.get(command[1], {}).items()):
+                    self._cancel(sequence, order, Reason.REQUESTED, events)
+            elif kind == CONFIGURE:
+                self._forget(sequence - window)  # to the letter, so that a wider window finds the same on all replicas
+                self._set_rules(MarketRules.from_tuple(command[3]))
+                window = self._rules.dedupe_window
+                events.append((CONFIGURED, sequence, command[3]))
+            else:
+                assert kind == CLOCK, f"unknown command {command!r} passed the border"
+            sequence += 1
+        self.sequence = sequence - 1
+        bids, asks = self._keys
+        assert not bids or not asks or bids[-1] < -asks[-1], f"crossed book at {self.sequence}"
+        self._events += events
+        if len(self._window) > window + (window >> 2) + 64:
+            self._forget(self.sequence - window)
+        if len(self._dirty) > _DIRTY_MAX:
+            self._absorb()
+        if len(self._expiries) > 2 * len(self._orders) + 1024:
+            self._expiries = sorted({(o.expire_ns, o.id) for o in self._orders.values() if o.expire_ns})
+        return events
+
+    def _submit(self, sequence: int, command: Command, events: list[Event]) -> None:
+        _, account, client_order_id, side, order_type, price, quantity, time_in_force, expire_ns, stp = command
+        opposite = self._keys[1 - side]
+        if order_type == _MARKET:
+            floor = self._market_floor(side, price, opposite)
+        else:
+            floor = price if side else -price
+        crosses = bool(opposite) and opposite[-1] >= floor
+        if (
+            not self._quantity_min <= quantity <= self._quantity_max
+            or (price is not None and not self._price_min <= price <= self._price_max)
+            or order_type
+            or time_in_force
+            or expire_ns
+            or self._more_rules
+        ):
+            code = self._refusal(account, side, order_type, price, quantity, time_in_force, expire_ns, crosses)
+            if code is None and time_in_force == _FOK and not self._fillable(side, floor, account, stp, quantity):
+                code = Code.FOK_UNFILLABLE
+            if code is not None:
+                events.append((REJECTED, sequence, account, client_order_id, code))
+                return
+        events.append((ACCEPTED, sequence, sequence, account, client_order_id, side, price, quantity))
+        open_lots, cancelled = quantity, 0
+        if crosses:
+            open_lots, cancelled = self._match(sequence, sequence, account, side, price, floor, quantity, stp, events)
+        if open_lots:
+            if order_type == _MARKET or time_in_force in (_IOC, _FOK):
+                events.append((CANCELLED, sequence, sequence, account, side, price, open_lots, 0, Reason.UNFILLED))
+            else:
+                order = self._rest(sequence, account, client_order_id, side, price, open_lots, quantity, sequence)
+                order.cancelled = cancelled
+                order.stp = stp
+                if order_type:
+                    order.post_only = True
+                if time_in_force == _GTD:
+                    order.expire_ns = expire_ns
+                    heapq.heappush(self._expiries, (expire_ns, sequence))
+
+    def _match(
+        self,
+        sequence: int,
+        taker_id: int,
+        account: str,
+        side: int,
+        limit: int | None,
+        floor: int,
+        open_lots: int,
+        stp: int,
+        events: list[Event],
+    ) -> tuple[int, int]:
+        """Trade ``open_lots`` against the opposite side down to key ``floor``; ``limit`` is the taker's own price.
+
+        Return the taker's lots that are still open, and those that self-trade prevention took from it.
+        """
+        keys = self._keys[1 - side]
+        levels = self._levels
+        dirty = self._dirty
+        taken = 0
+        while open_lots and keys and keys[-1] >= floor:
+            price = keys[-1] if side else -keys[-1]
+            level = levels[price]
+            queue = level.orders
+            while open_lots and level.live:
+                maker = queue[level.head]
+                maker_open = maker.open
+                if not maker_open:
+                    level.head += 1
+                    continue
+                if stp and maker.account == account:
+                    lots = self._prevent_self_trade(
+                        sequence, taker_id, account, side, limit, maker, open_lots, stp, events
+                    )
+                    taken += lots
+                    open_lots -= lots
+                    continue
+                lots = maker_open if maker_open < open_lots else open_lots
+                open_lots -= lots
+                self.trade_count += 1
+                trade = (TRADE, sequence, self.trade_count, price, lots, maker.id, taker_id, maker.account, account, side)
+                events.append(trade)
+                dirty.append(maker)
+                if lots == maker_open:
+                    maker.open = 0
+                    level.head += 1
+                    level.live -= 1
+                    self._remove_from_index(maker)
+                else:
+                    maker.open = maker_open - lots
+                self.last_trade = trade
+            if level.live:
+                level.compact()
+            else:
+                keys.pop()
+                del levels[price]
+                queue.clear()
+        return open_lots, taken
+
+    def _prevent_self_trade(
+        self,
+        sequence: int,
+        taker_id: int,
+        account: str,
+        side: int,
+        limit: int | None,
+        maker: Order,
+        open_lots: int,
+        stp: int,
+        events: list[Event],
+    ) -> int:
+        """Apply mode ``stp`` where a taker met its own resting order; return the taker's lots that it cancels.
+
+        The caller drops a maker whose level stays; levels are removed by the caller's loop, not here.
+        """
+        taken = 0
+        if stp == _STP_CANCEL_OLDEST:
+            given = maker.open
+        elif stp == _STP_CANCEL_NEWEST:
+            given, taken = 0, open_lots
+        elif stp == _STP_CANCEL_BOTH:
+            given, taken = maker.open, open_lots
+        else:
+            given = taken = min(maker.open, open_lots)
+        if given:
+            maker.open -= given
+            maker.cancelled += given
+            self._dirty.append(maker)
+            price = maker.level.price
+            events.append((CANCELLED, sequence, maker.id, account, 1 - side, price, given, maker.open, Reason.SELF_TRADE))
+            if not maker.open:
+                maker.level.live -= 1
+                self._remove_from_index(maker)
+        if taken:
+            left = open_lots - taken
+            events.append((CANCELLED, sequence, taker_id, account, side, limit, taken, left, Reason.SELF_TRADE))
+        return taken
+
+    def _rest(
+        self,
+        order_id: int,
+        account: str,
+        client_order_id: str,
+        side: int,
+        price: int,
+        open_lots: int,
+        quantity: int,
+        priority: int,
+    ) -> Order:
+        level = self._levels.get(price)
+        if level is None:
+            level = self._levels[price] = Level(side, price)
+            insort(self._keys[side], -price if side else price)
+        assert level.side == side, f"order {order_id} would cross the book at {price}"
+        order = Order(order_id, account, client_order_id, level, open_lots, quantity, priority, 0, _STP_NONE, False)
+        level.orders.append(order)
+        level.live += 1
+        self._orders[order_id] = order
+        own = self._accounts.get(account)
+        if own is None:
+            own = self._accounts[account] = {}
+        own[order_id] = order
+        self._dirty.append(order)
+        return order
+
+    def _cancel(self, sequence: int, order: Order, reason: str, events: list[Event]) -> None:
+        level = order.level
+        lots = order.open
+        order.cancelled += lots
+        self._take_out(order)
+        self._remove_from_index(order)
+        events.append((CANCELLED, sequence, order.id, order.account, level.side, level.price, lots, 0, reason))
+
+    def _take_out(self, order: Order) -> None:
+        """Remove ``order`` from its level in constant time: it is dead (open 0) in the queue from now on."""
+        level = order.level
+        order.open = 0
+        self._dirty.append(order)
+        level.live -= 1
+        if not level.live:
+            keys = self._keys[level.side]
+            key = -level.price if level.side else level.price
+            if keys[-1] == key:
+                keys.pop()
+            else:
+                del keys[bisect_left(keys, key)]
+            del self._levels[level.price]
+            level.orders.clear()  # or level and dead orders would wait for the garbage collector
+        else:
+            level.compact()
+
+    def _remove_from_index(self, order: Order) -> None:
+        del self._orders[order.id]
+        own = self._accounts[order.account]
+        del own[order.id]
+        if not own:
+            del self._accounts[order.account]
+
+    def _amend(self, sequence: int, command: Command, events: list[Event]) -> None:
+        """Give an order a new price or a new open quantity.
+
+        At the same price a quantity that does not grow keeps its place in the queue; anything else is cancel and
+        re-entry: the order may trade as a taker, and what is left queues anew under the same id.
+        """
+        _, account, client_order_id, order_id, price, quantity = command
+        order = self._orders.get(order_id)
+        code = None
+        if order is None or order.account != account:
+            code = Code.UNKNOWN_ORDER
+        else:
+            level = order.level
+            side = level.side
+            if price is None:
+                price = level.price
+            if quantity is None:
+                quantity = order.open
+            floor = price if side else -price
+            opposite = self._keys[1 - side]
+            crosses = bool(opposite) and opposite[-1] >= floor
+            # The limits hold for what changes: an order that they have since left behind may still be reduced.
+            code = self._limits(
+                price if price != level.price else None, quantity if quantity != order.open else None
+            )
+            if code is None and order.quantity - order.open + quantity > INT64_MAX:
+                code = Code.QUANTITY_TOO_LARGE  # with what it has filled already: the sum must fit a snapshot
+            if code is None and crosses and order.post_only:
+                code = Code.POST_ONLY_WOULD_TRADE
+        if code is not None or order is None:
+            events.append((REJECTED, sequence, account, client_order_id, code))
+            return
+        filled = order.quantity - order.open - order.cancelled
+        kept = price == level.price and quantity <= order.open and self._rules.amend_keeps_priority
+        events.append((AMENDED, sequence, order_id, account, side, price, quantity, kept))
+        if kept:
+            order.quantity = filled + quantity + order.cancelled
+            order.open = quantity
+            self._dirty.append(order)
+            return
+        self._take_out(order)
+        open_lots, cancelled = quantity, order.cancelled
+        if crosses:
+            open_lots, taken = self._match(sequence, order_id, account, side, price, floor, quantity, order.stp, events)
+            cancelled += taken
+        self._remove_from_index(order)
+        if open_lots:
+            total = filled + quantity + order.cancelled
+            again = self._rest(order_id, account, order.client_order_id, side, price, open_lots, total, sequence)
+            again.cancelled = cancelled
+            again.expire_ns = order.expire_ns
+            again.stp = order.stp
+            again.post_only = order.post_only
+
+    def _expire(self, sequence: int, timestamp_ns: int, events: list[Event]) -> None:
+        heap = self._expiries
+        while heap and heap[0][0] <= timestamp_ns:
+            order = self._orders.get(heapq.heappop(heap)[1])
+            if order is not None:
+                self._cancel(sequence, order, Reason.EXPIRED, events)
+
+    def _answer_again(self, sequence: int, first: int, command: Command, events: list[Event]) -> None:
+        if self._window[first - self._window_start] == command:
+            events.append((DUPLICATE, sequence, first))
+        else:
+            events.append((REJECTED, sequence, command[1], command[2], Code.CLIENT_ORDER_ID_REUSED))
+
+    # -- rules --------------------------------------------------------------------------------------------------
+
+    @property
+    def rules(self) -> MarketRules:
+        """The market's rules as of :attr:`sequence`."""
+        return self._rules
+
+    @property
+    def configured(self) -> bool:
+        """Whether the rules are set: until then every submit is rejected."""
+        return self._configured
+
+    def _set_rules(self, rules: MarketRules | None) -> None:
+        self._configured = rules is not None
+        self._rules = rules = rules or MarketRules()
+        self._quantity_min = rules.quantity_min_lots
+        self._quantity_max = rules.quantity_max_lots
+        self._price_min = rules.price_min_ticks
+        self._price_max = rules.price_max_ticks
+        self._more_rules = bool(not self._configured or rules.price_band_ticks or rules.open_orders_max)
+
+    def _refusal(
+        self,
+        account: str,
+        side: int,
+        order_type: int,
+        price: int | None,
+        quantity: int,
+        time_in_force: int,
+        expire_ns: int,
+        crosses: bool,
+    ) -> str | None:
+        """Return the code under which the rules refuse an order, or None."""
+        del side
+        if not self._configured:
+            return Code.MARKET_NOT_CONFIGURED
+        if (
+            (order_type == _MARKET and time_in_force not in (_IOC, _FOK))
+            or (order_type == _POST_ONLY and time_in_force not in (_GTC, _GTD))
+            or (time_in_force == _GTD) != bool(expire_ns)
+        ):
+            return Code.INVALID_TIME_IN_FORCE
+        if code := self._limits(price, quantity):
+            return code
+        if expire_ns and expire_ns <= self.timestamp_ns:
+            return Code.ALREADY_EXPIRED
+        if order_type == _POST_ONLY and crosses:
+            return Code.POST_ONLY_WOULD_TRADE
+        most = self._rules.open_orders_max
+        if most and time_in_force in (_GTC, _GTD) and len(self._accounts.get(account, ())) >= most:
+            return Code.TOO_MANY_OPEN_ORDERS
+        return None
+
+    def _limits(self, price: int | None, quantity: int | None) -> str | None:
+        if quantity is not None:
+            if quantity < self._quantity_min:
+                return Code.QUANTITY_TOO_SMALL
+            if quantity > self._quantity_max:
+                return Code.QUANTITY_TOO_LARGE
+        if price is not None:
+            if not self._price_min <= price <= self._price_max:
+                return Code.PRICE_OUT_OF_RANGE
+            if self._rules.price_band_ticks:
+                around = self.last_trade[3] if self.last_trade else self._rules.reference_price_ticks or None
+                if around is not None and abs(price - around) > self._rules.price_band_ticks:
+                    return Code.PRICE_OUT_OF_BAND
+        return None
+
+    def _market_floor(self, side: int, bound: int | None, opposite: list[int]) -> int:
+        """Return the worst key at which a market order trades: its own bound and the market's protection."""
+        floor = _ANY_PRICE
+        if bound is not None:
+            floor = bound if side else -bound
+        if self._rules.market_protection_ticks and opposite:
+            floor = max(floor, opposite[-1] - self._rules.market_protection_ticks)
+        return floor
+
+    def _fillable(self, side: int, floor: int, account: str, stp: int, quantity: int) -> bool:
+        """Whether ``quantity`` would trade in full; own orders count, stop or are passed over as ``stp`` has it."""
+        for key in reversed(self._keys[1 - side]):
+            if key < floor:
+                break
+            for maker in self._levels[key if side else -key].orders:
+                if stp and maker.open and maker.account == account:
+                    if stp != _STP_CANCEL_OLDEST:
+                        return False
+                    continue
+                quantity -= maker.open
+                if quantity <= 0:
+                    return True
+        return False
+
+    # -- queries ------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """Return the number of open orders."""
+        return len(self._orders)
+
+    def best(self, side: int) -> int | None:
+        """Return the best price of ``side`` in ticks, or None where it is empty."""
+        keys = self._keys[side]
+        return (-keys[-1] if side else keys[-1]) if keys else None
+
+    def depth(self, side: int, levels: int | None = None) -> list[DepthLevel]:
+        """Return the best ``levels`` prices of ``side`` (all, by default), best first."""
+        keys = self._keys[side]
+        found = []
+        for key in reversed(keys if levels is None else keys[max(0, len(keys) - levels) :]):
+            level = self._levels[-key if side else key]
+            found.append(DepthLevel(level.price, sum([order.open for order in level.orders]), level.live))
+        return found
+
+    def orders(self, side: int) -> Iterator[OrderView]:
+        """Yield the open orders of ``side``, best price first, each level in queue order."""
+        for key in reversed(self._keys[side]):
+            yield from self.orders_at(-key if side else key)
+
+    def orders_at(self, price_ticks: int) -> list[OrderView]:
+        """Return the orders at one price in queue order; empty where there is no such level."""
+        level = self._levels.get(price_ticks)
+        return [_view(order) for order in level.orders if order.open] if level is not None else []
+
+    def order(self, order_id: int) -> OrderView | None:
+        """Return one open order, or None if there is none of that id (filled, cancelled or never there)."""
+        order = self._orders.get(order_id)
+        return _view(order) if order is not None else None
+
+    def open_orders(self, account: str) -> list[OrderView]:
+        """Return an account's open orders, oldest first."""
+        return [_view(order) for _, order in sorted(self._accounts.get(account, {}).items())]
+
+    def events_of(self, sequence: int) -> list[Event]:
+        """Return the events that ``sequence`` caused; empty once it has left the dedupe window."""
+        events = self._events
+        if sequence < self._remembered_from():
+            return []
+        first = bisect_left(events, sequence, key=_sequence_of)
+        return events[first : bisect_left(events, sequence + 1, lo=first, key=_sequence_of)]
+
+    def events_after(self, sequence: int) -> list[Event] | None:
+        """Return all events after ``sequence``, or None if the oldest of them have been forgotten."""
+        if sequence < self._remembered_from() - 1:
+            return None
+        return self._events[bisect_left(self._events, sequence + 1, key=_sequence_of) :]
+
+    def trades(self, limit: int) -> list[Event]:
+        """Return the last trades, newest first, at most ``limit`` and as far back as the dedupe window reaches."""
+        oldest = self._remembered_from()
+        found: list[Event] = []
+        for event in reversed(self._events):
+            if len(found) >= limit or event[1] < oldest:
+                break
+            if event[0] == TRADE:
+                found.append(event)
+        return found
+
+    def next_expiry_ns(self) -> int | None:
+        """Return when the next good-till-date order may lapse, or None."""
+        return self._expiries[0][0] if self._expiries else None
+
+    # -- state --------------------------------------------------------------------------------------------------
+
+    def _remembered_from(self) -> int:
+        return max(self._window_start, self.sequence + 1 - self._rules.dedupe_window)
+
+    def _forget(self, through: int) -> None:
+        """Drop commands and events up to sequence ``through``, which have left the dedupe window."""
+        start = self._window_start
+        excess = through + 1 - start
+        if excess <= 0:
+            return
+        for sequence, command in enumerate(self._window[:excess], start):
+            request = (command[1], command[2])
+            if self._seen.get(request) == sequence:
+                del self._seen[request]
+        del self._window[:excess]
+        self._window_start = start + excess
+        del self._events[: bisect_left(self._events, self._window_start, key=_sequence_of)]
+
+    def _absorb(self) -> None:
+        """Bring the order digest up to date with every order touched since it was last asked for."""
+        digest = self._digest
+        for order in self._dirty:
+            if order.open:
+                term = _digest_of(order)
+                digest += term - order.digest
+                order.digest = term
+            elif order.digest:
+                digest -= order.digest
+                order.digest = 0
+        self._digest = digest % _HASH_PRIME
+        self._dirty.clear()
+
+    def state_hash(self) -> str:
+        """Return 32 hexadecimal digits: a digest of the whole state, equal on all replicas at equal sequence numbers.
+
+        It costs in proportion to the orders touched since it was last asked for. Orders enter through a sum of
+        per-order terms modulo a prime, so it finds divergence by fault, not forgery by a node that lies.
+        """
+        self._absorb()
+        state = (
+            self.sequence,
+            self.timestamp_ns,
+            self.trade_count,
+            self.last_trade,
+            len(self._orders),
+            self._digest,
+            self._remembered_from(),
+            self._rules.to_tuple() if self._configured else None,
+        )
+        return blake2b(codec.pack(state), digest_size=16).hexdigest()
+
+    def snapshot(self) -> bytes:
+        """Return the whole state as bytes; equal states give equal bytes."""
+        first = self._remembered_from()
+        window = self._window[first - self._window_start :]
+        events = self._events[bisect_left(self._events, first, key=_sequence_of) :]
+        orders = [
+            (
+                order.id,
+                order.account,
+                order.client_order_id,
+                level.side,
+                level.price,
+                order.open,
+                order.quantity,
+                order.cancelled,
+                order.priority,
+                order.expire_ns,
+                order.stp,
+                order.post_only,
+            )
+            for side in (_BUY, _SELL)
+            for key in reversed(self._keys[side])
+            for level in (self._levels[-key if side else key],)
+            for order in level.orders
+            if order.open
+        ]
+        rules = self._rules.to_tuple() if self._configured else None
+        head = (_SNAPSHOT_VERSION, self.sequence, self.timestamp_ns, self.trade_count, self.last_trade, rules, first)
+        body = codec.pack((head, orders, window, events, self.state_hash()))
+        return body + blake2b(body, digest_size=_CHECKSUM_SIZE).digest()
+
+    @classmethod
+    def restore(cls, snapshot: bytes) -> OrderBook:
+        """Return the book whose :meth:`snapshot` this is.
+
+        Raises:
+            ProtocolError: the bytes are not a snapshot, or do not add up to the checksum or state hash they carry.
+        """
+        body, checksum = snapshot[:-_CHECKSUM_SIZE], snapshot[-_CHECKSUM_SIZE:]
+        if blake2b(body, digest_size=_CHECKSUM_SIZE).digest() != checksum:
+            raise ProtocolError("the snapshot does not add up to the checksum it carries")
+        values = codec.unpack_trusted(body)
+        try:
+            head, orders, window, events, expected = values
+            version, sequence, timestamp_ns, trade_count, last_trade, rules, window_start = head
+            if version != _SNAPSHOT_VERSION:
+                raise ProtocolError(f"snapshot version {version} is not supported")
+            book = cls(MarketRules.from_tuple(rules) if rules is not None else None)
+            book.sequence = sequence
+            book.timestamp_ns = timestamp_ns
+            book.trade_count = trade_count
+            book.last_trade = last_trade
+            for values in orders:
+                order_id, account, client_order_id, side, price, open_lots, quantity, cancelled, priority = values[:9]
+                order = book._rest(order_id, account, client_order_id, side, price, open_lots, quantity, priority)
+                order.cancelled = cancelled
+                order.expire_ns, order.stp, order.post_only = values[9:]
+                if order.expire_ns:
+                    book._expiries.append((order.expire_ns, order_id))
+            heapq.heapify(book._expiries)
+            book._window = list(window)
+            book._window_start = window_start
+            book._events = list(events)
+            repeats = {e[1] for e in events if e[0] == DUPLICATE or e[-1] == Code.CLIENT_ORDER_ID_REUSED}
+            for at, command in enumerate(window, window_start):
+                if command[2] and at not in repeats:
+                    book._seen[command[1], command[2]] = at
+            book.check()
+            found = book.state_hash()
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ProtocolError(f"the snapshot does not hold together: {error}") from error
+        if found != expected:
+            raise ProtocolError("the snapshot does not add up to the state hash it carries")
+        return book
+
+    def check(self) -> None:
+        """Assert every invariant of the state from scratch; costs in proportion to the whole book."""
+        bids, asks = self._keys
+        assert not bids or not asks or bids[-1] < -asks[-1], "crossed book"
+        found: dict[int, Order] = {}
+        for side, keys in enumerate(self._keys):
+            assert keys == sorted(set(keys)), "a side's prices are out of order"
+            for key in keys:
+                level = self._levels[-key if side else key]
+                live = [order for order in level.orders if order.open]
+                assert level.side == side, "a level is on the wrong side"
+                assert level.live == len(live) > 0, "a level's count is wrong"
+                priorities = [order.priority for order in live]
+                assert priorities == sorted(set(priorities)), "a level is not in time priority"
+                for order in live:
+                    assert order.level is level, "an order does not know its level"
+                    assert 0 < order.open <= order.quantity - order.cancelled, "an order's quantities do not add up"
+                    found[order.id] = order
+        assert found == self._orders, "the order index and the levels disagree"
+        assert len(self._levels) == len(bids) + len(asks), "a level belongs to no side"
+        by_account = {o.id: o for own in self._accounts.values() for o in own.values()}
+        assert by_account == found, "the account index and the levels disagree"
+        self._absorb()
+        assert self._digest == sum([_digest_of(o) for o in found.values()]) % _HASH_PRIME, "the digest drifted"
+        assert len(self._window) == self.sequence + 1 - self._window_start, "the dedupe window has a gap"
+        waiting = set(self._expiries)
+        assert all((o.expire_ns, o.id) in waiting for o in found.values() if o.expire_ns), "an expiry is missing"
+
+
+def events_between(events: list[Event], first: int, last: int) -> list[Event]:
+    """Return those of ``events``, in order of sequence, that sequences ``first`` to ``last`` caused."""
+    start = bisect_left(events, first, key=_sequence_of)
+    return events[start : bisect_left(events, last + 1, lo=start, key=_sequence_of)]
+
+
+def _digest_of(order: Order) -> int:
+    level = order.level
+    named = f"{order.account}\n{order.client_order_id}\n{order.expire_ns},{order.stp},{order.post_only:d},{level.side}"
+    salt = (order.id << 32) + crc32(named.encode())
+    shape = order.open * 0x9E3779B97F4A7C15 + order.quantity * 0xC2B2AE3D27D4EB4F + order.cancelled * 0x165667B19E3779F9
+    place = level.price * 0xD6E8FEB86659FD93 + order.priority * 0xA0761D6478BD642F
+    return (salt * 0xE7037ED1A0B428DB + 1) * (shape + place) % _HASH_PRIME
+
+
+def _view(order: Order) -> OrderView:
+    level = order.level
+    filled = order.quantity - order.open - order.cancelled
+    return OrderView(
+        order.id,
+        order.account,
+        order.client_order_id,
+        Side(level.side),
+        level.price,
+        order.quantity,
+        filled,
+        order.open,
+        order.expire_ns,
+        order.post_only,
+    )
+
+
+__all__ = ["DepthLevel", "Order", "OrderBook", "OrderView"]
+
+

@@ -1,0 +1,646 @@
+"""The replication protocol of one market at one node. Pure: messages, durable marks and time in, effects out.
+
+Primary-backup with a reconfigurable in-sync set and an external coordinator: PacificA (Lin, Yang, Zhang, Zhou,
+MSR-TR-2008-25), the scheme of Kafka's in-sync replicas. The rules it rests on:
+
+- An entry is committed when it is durable on every member of the in-sync set; only committed entries are applied.
+- Only a compare-and-swap on the coordinator changes ``(epoch, leader, in-sync set)``. While one that adds a member is under
+  way its ack is needed already; one that removes a member takes effect only once it has succeeded.
+- Every message carries its epoch. A replica refuses older epochs; a newer one makes a leader step down.
+
+The shell (``actor.py``) calls one method per input, in any order, and carries out the returned effects in order.
+
+=================  =================================================================================
+state              meaning
+=================  =================================================================================
+FOLLOWING          no leader's log is being received yet, or it is: see ``joined``
+CLAIMING           the coordinator names this node as leader; a swap to the next epoch is under way
+LEADING            orders commands
+STOPPED            an invariant broke or the disk failed; does nothing more
+=================  =================================================================================
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from ...transport.coordinator import MarketRecord
+from ...transport.errors import OpenOutcryError, ProtocolError, StorageError
+from ..messages import Ack, Append, Join, Lead, MarketMessage, Rewind
+from .commands import Command
+from .record import EMPTY, Origin, Record, Tail
+
+IN_FLIGHT_MAX: Final = 65_536
+"""Commands a follower may have unacknowledged before the leader stops streaming and lets it read at its own pace."""
+_ASK_NS: Final = 300_000_000
+"""How often a follower without a leader's log asks the coordinator, and the leader it names."""
+_REJOIN_NS: Final = 1_000_000_000
+"""How long appends may not fit a follower's tail before it joins again."""
+
+
+class Role(enum.Enum):
+    """What this replica does; see the table in the module's docstring."""
+
+    FOLLOWING = "following"
+    CLAIMING = "claiming"
+    LEADING = "leading"
+    STOPPED = "stopped"
+
+
+# -- effects --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PersistRecords:
+    """Append to the journal and sync; then call ``on_durable(generation, last sequence)``."""
+
+    generation: int
+    records: tuple[Record, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CutJournal:
+    """Remove from the journal what follows ``sequence``."""
+
+    sequence: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReadJournal:
+    """Read what follows ``after``; then call ``on_log_read`` with the same node and token."""
+
+    node: str
+    after: int
+    token: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ApplyRecords:
+    """Apply to the book, in order, and answer who waits; then call ``on_applied``."""
+
+    records: tuple[Record, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Send:
+    """Send ``message`` to each of ``nodes``."""
+
+    nodes: tuple[str, ...]
+    message: MarketMessage
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReadRecord:
+    """Read the market's record from the coordinator; then call ``on_record``."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CreateRecord:
+    """Create the market's record with this node as leader; then call ``on_record`` with what is there."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SwapRecord:
+    """Compare-and-swap the market's record; then call ``on_swapped``."""
+
+    expected: MarketRecord
+    epoch: int
+    leader: str
+    in_sync: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LeadershipBegun:
+    """This replica leads from now on; the first record of the epoch is the shell's to propose."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LeadershipLost:
+    """Another replica leads, or none: commands that wait here have to be refused."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stop:
+    """The replica has stopped for good because of ``error``."""
+
+    error: OpenOutcryError
+
+
+Effect = (
+    PersistRecords
+    | CutJournal
+    | ReadJournal
+    | ApplyRecords
+    | Send
+    | ReadRecord
+    | CreateRecord
+    | SwapRecord
+    | LeadershipBegun
+    | LeadershipLost
+    | Stop
+)
+
+
+@dataclasses.dataclass(slots=True)
+class _Follower:
+    """What the leader knows of one replica that has joined its log."""
+
+    token: int
+    join: int
+    probe: Tail
+    """The tail that the follower asked to join at."""
+    matched: bool = False
+    """Its log is known to be a prefix of ours up to ``sent``."""
+    streaming: bool = False
+    """It has been sent everything: new records go to it as they are made."""
+    sent: int = 0
+    acked: int = 0
+    applied: int = 0
+    """How far its book was when it last acknowledged."""
+    told: int = -1
+    behind_since_ns: int = 0
+
+
+class Replica:
+    """One market's replica at one node.
+
+    Invariants: ``applied <= committed <= tail.sequence``; ``durable <= tail.sequence``; ``pending`` holds exactly the
+    records after ``committed``; ``epoch`` never shrinks.
+    """
+
+    def __init__(
+        self,
+        *,
+        market: str,
+        node: str,
+        applied: Tail,
+        pending: Iterable[Record] = (),
+        incarnation: int,
+        min_in_sync: int = 1,
+        absent_ms_max: int = 3000,
+        lag_ms_max: int = 5000,
+    ) -> None:
+        """Start from what the disk holds: ``applied`` is known to be committed, ``pending`` follows it.
+
+        ``incarnation``: a positive number larger than that of any earlier start (a clock will do).
+        ``min_in_sync``: below it nothing commits and proposals are refused. ``absent_ms_max``: how long a new leader
+        waits for a member that it has no link to; ``lag_ms_max``: how long a member may not acknowledge anything.
+        """
+        self.market = market
+        self.node = node
+        self.min_in_sync = min_in_sync
+        self._absent_ns_max = absent_ms_max * 1_000_000
+        self._lag_ns_max = lag_ms_max * 1_000_000
+        self.role = Role.FOLLOWING
+        self.record: MarketRecord | None = None
+        self.in_sync: tuple[str, ...] = ()
+        self.leader: str | None = None
+        self.joined = False
+        """Follower: the leader's log is being received, from our tail on."""
+        self._base = applied
+        self.pending = deque(pending)
+        self.tail = self.pending[-1].tail if self.pending else applied
+        self.epoch = self.tail.epoch
+        self.durable = self.tail.sequence
+        self.committed = applied.sequence
+        self.applied = applied.sequence
+        self.state_hash = ""
+        self.expected_hash: tuple[int, str] | None = None
+        self._generation = 0
+        self._links: set[str] = set()
+        self._followers: dict[str, _Follower] = {}
+        self._missing_since_ns: dict[str, int] = {}
+        self._swap: SwapRecord | None = None
+        self._swap_lost = False
+        self._tokens = 0
+        self._join_number = incarnation
+        self._known_committed = applied.sequence
+        self._fitted = False
+        self._mismatched = False
+        self._mismatched_since_ns = 0
+        self._asked_ns = 0
+
+    # -- the coordinator ----------------------------------------------------------------------------------------
+
+    def start(self) -> list[Effect]:
+        """Begin: find out who leads."""
+        return [ReadRecord()]
+
+    def on_record(self, record: MarketRecord | None, now_ns: int) -> list[Effect]:
+        """The coordinator answered a read or a create."""
+        if self.role is Role.STOPPED:
+            return []
+        if record is None:
+            return [CreateRecord()]
+        if record.epoch < self.epoch and self.role is Role.FOLLOWING:
+            # Cannot be: epochs in logs and messages come from swaps of the coordinator's record.
+            return self._stop(
+                StorageError(
+                    f"market {self.market}: this log has reached epoch {self.epoch}, the coordinator {record.epoch}: "
+                    "the coordinator's store was lost or belongs to another exchange",
+                    code="coordinator_behind",
+                )
+            )
+        self.record = record
+        if record.leader != self.node:
+            effects = self._step_down() if self.role is not Role.FOLLOWING else []
+            if record.epoch > self.epoch or self.leader is None:
+                self._follow(record.leader, record.epoch)
+            self.in_sync = record.in_sync
+            return effects
+        if self.role is Role.FOLLOWING:
+            self.role = Role.CLAIMING
+            return self._start_swap(record.epoch + 1, record.in_sync)
+        if self._swap is not None and self._swap_lost:
+            self._swap_lost = False
+            if record.version == self._swap.expected.version:
+                return [self._swap]  # again: whichever attempt comes second fails, and says so
+            self._swap = None
+            self.in_sync = record.in_sync
+            return [*self._advance(), *self._reconsider(now_ns)]
+        return []
+
+    def on_swapped(self, record: MarketRecord | None, now_ns: int) -> list[Effect]:
+        """The coordinator carried out our swap, or (None) holds something else."""
+        if self.role is Role.STOPPED or self._swap is None:
+            return []
+        if record is None:
+            if self.role is Role.CLAIMING:
+                self.role = Role.FOLLOWING
+                self._swap = None
+            self._swap_lost = self._swap is not None
+            return [ReadRecord()]
+        self._swap = None
+        self.record = record
+        self.in_sync = record.in_sync
+        effects: list[Effect] = []
+        if self.role is Role.CLAIMING:
+            self.role = Role.LEADING
+            self.epoch = record.epoch
+            self.leader = self.node
+            self.joined = False
+            self._followers.clear()
+            self._missing_since_ns = {member: now_ns for member in record.in_sync if member != self.node}
+            effects.append(LeadershipBegun())
+        if self.role is Role.LEADING:
+            effects.append(Send(tuple(sorted(self._links)), Lead(self.market, self.epoch, self.in_sync)))
+            effects += self._advance()
+            effects += self._reconsider(now_ns)
+        return effects
+
+    def on_coordinator_unavailable(self) -> list[Effect]:
+        """The coordinator did not answer: whether a swap happened is unknown until the record is read on a later tick.
+
+        Until then a member that the swap would add stays required, and one that it would remove too.
+        """
+        if self.role is Role.CLAIMING:
+            self.role = Role.FOLLOWING
+            self._swap = None
+        self._swap_lost = self._swap is not None
+        return []
+
+    def _start_swap(self, epoch: int, in_sync: tuple[str, ...]) -> list[Effect]:
+        assert self._swap is None, "one swap at a time"
+        assert self.record is not None, "a swap needs the record it replaces"
+        self._swap_lost = False
+        self._swap = SwapRecord(self.record, epoch, self.node, tuple(sorted(in_sync)))
+        return [self._swap]
+
+    # -- links and time -----------------------------------------------------------------------------------------
+
+    def on_peer_up(self, node: str) -> list[Effect]:
+        """A link to ``node`` came up."""
+        self._links.add(node)
+        if self.role is Role.LEADING:
+            return [Send((node,), Lead(self.market, self.epoch, self.in_sync))]
+        if self.role is Role.FOLLOWING and node == self.leader:
+            return self._join()
+        return []
+
+    def on_peer_down(self, node: str, now_ns: int) -> list[Effect]:
+        """The link to ``node`` ended: a dead follower is removed by a swap, a dead leader is waited for."""
+        self._links.discard(node)
+        self._followers.pop(node, None)
+        if node == self.leader:
+            self.joined = False
+        if self.role is Role.LEADING and node in self.in_sync:
+            self._missing_since_ns[node] = now_ns - self._absent_ns_max
+            return self._reconsider(now_ns)
+        return []
+
+    def on_tick(self, now_ns: int) -> list[Effect]:
+        """Time has passed; ``now_ns`` is monotonic."""
+        if self.role is Role.LEADING:
+            return [ReadRecord()] if self._swap_lost else self._reconsider(now_ns)
+        if self.role is not Role.FOLLOWING:
+            return []
+        if self.joined:
+            if not self._mismatched:
+                self._mismatched_since_ns = now_ns
+            elif now_ns - self._mismatched_since_ns > _REJOIN_NS:
+                self._mismatched = False
+                return self._join()
+            return []
+        if now_ns - self._asked_ns < _ASK_NS:
+            return []
+        self._asked_ns = now_ns
+        return [ReadRecord(), *(self._join() if self.leader in self._links else [])]
+
+    def _reconsider(self, now_ns: int) -> list[Effect]:
+        """Leader: start a swap if a member is gone or too slow, or a follower has caught up."""
+        if self._swap is not None or self.role is not Role.LEADING:
+            return []
+        members = {self.node}
+        for member in self.in_sync:
+            follower = self._followers.get(member)
+            if member == self.node:
+                continue
+            if follower is None:
+                since = self._missing_since_ns.setdefault(member, now_ns)
+                if now_ns - since < self._absent_ns_max:
+                    members.add(member)
+            else:
+                if follower.acked >= self.tail.sequence:
+                    follower.behind_since_ns = now_ns
+                if now_ns - follower.behind_since_ns < self._lag_ns_max:
+                    members.add(member)
+        for name, follower in self._followers.items():
+            if name not in self.in_sync and follower.streaming and follower.acked >= self.committed:
+                members.add(name)
+        if members == set(self.in_sync):
+            return []
+        return self._start_swap(self.epoch, tuple(members))
+
+    # -- leading ------------------------------------------------------------------------------------------------
+
+    @property
+    def may_propose(self) -> bool:
+        """Whether this replica leads and its in-sync set is large enough to commit."""
+        return self.role is Role.LEADING and len(self.in_sync) >= self.min_in_sync
+
+    @property
+    def matched(self) -> bool:
+        """Follower: whether the leader's log has been received from our tail on since we joined."""
+        return self.joined and self._fitted
+
+    def followers(self) -> dict[str, dict[str, object]]:
+        """Leader: how far each replica that follows is, as JSON would carry it."""
+        return {
+            name: {"durable": f.acked, "applied": f.applied, "streaming": f.streaming, "in_sync": name in self.in_sync}
+            for name, f in sorted(self._followers.items())
+        }
+
+    def propose(
+        self, commands: tuple[Command, ...], origins: tuple[Origin, ...], *, timestamp_ns: int, now_ns: int
+    ) -> list[Effect]:
+        """Leader: append ``commands`` to the log as one record.
+
+        Raises:
+            ProtocolError: they do not fit into one record; nothing was done.
+        """
+        assert self.role is Role.LEADING, "only a leader proposes"
+        record = Record.make(self.tail, epoch=self.epoch, timestamp_ns=timestamp_ns, commands=commands, origins=origins)
+        previous = self.tail
+        self.pending.append(record)
+        self.tail = record.tail
+        effects: list[Effect] = []
+        streams = []
+        for name, follower in self._followers.items():
+            if not follower.streaming:
+                continue
+            if follower.acked >= previous.sequence:
+                follower.behind_since_ns = now_ns
+            if record.last_sequence - follower.acked > IN_FLIGHT_MAX:
+                follower.streaming = False
+                continue
+            follower.sent = record.last_sequence
+            follower.told = self.committed
+            streams.append(name)
+        if streams:
+            effects.append(Send(tuple(streams), self._append(previous, (record.body,))))
+        effects.append(PersistRecords(self._generation, (record,)))
+        return effects
+
+    def announce_commit(self) -> list[Effect]:
+        """Leader: tell the commit index to the followers that no record has told it to. Call when nothing else is to send."""
+        if self.role is not Role.LEADING:
+            return []
+        news = tuple([n for n, f in self._followers.items() if f.streaming and f.told < self.committed])
+        if not news:
+            return []
+        for name in news:
+            self._followers[name].told = self.committed
+        return [Send(news, self._append(self.tail, ()))]
+
+    def _append(self, previous: Tail, bodies: tuple[bytes, ...]) -> Append:
+        return Append(
+            self.market,
+            self.epoch,
+            previous.sequence,
+            previous.chain,
+            bodies,
+            self.committed,
+            self.applied if self.state_hash else 0,
+            self.state_hash,
+        )
+
+    def on_join(self, sender: str, message: Join, now_ns: int) -> list[Effect]:
+        """Leader: a replica wants our log from its tail on."""
+        if self.role is not Role.LEADING or sender not in self._links:
+            return []
+        if message.epoch != self.epoch:
+            return [Send((sender,), Lead(self.market, self.epoch, self.in_sync))]
+        self._tokens += 1
+        probe = Tail(message.tail_epoch, message.tail_sequence, message.tail_chain)
+        self._followers[sender] = _Follower(self._tokens, message.join, probe, acked=message.durable, behind_since_ns=now_ns)
+        if probe.sequence > self.tail.sequence:
+            return [Send((sender,), Rewind(self.market, self.epoch, self.tail.sequence))]
+        return [ReadJournal(sender, probe.sequence, self._tokens)]
+
+    def on_log_read(
+        self, node: str, after: int, token: int, chain: bytes | None, bodies: Sequence[bytes], now_ns: int
+    ) -> list[Effect]:
+        """Leader: the journal answered a :class:`ReadJournal`."""
+        follower = self._followers.get(node)
+        if self.role is not Role.LEADING or follower is None or follower.token != token:
+            return []
+        if not follower.matched:
+            if chain != follower.probe.chain:
+                return [Send((node,), Rewind(self.market, self.epoch, max(after - 1, 0)))]
+            follower.matched = True
+            follower.sent = after
+        assert follower.sent == after, "one read of the journal a follower at a time"
+        assert chain is not None, "the leader's own log has a boundary at what it sent"
+        if bodies:
+            follower.sent = Record.span_of(bodies[-1])[1]
+        follower.streaming = follower.sent == self.tail.sequence
+        follower.told = self.committed
+        return [Send((node,), self._append(Tail(0, after, chain), tuple(bodies))), *self._reconsider(now_ns)]
+
+    def on_ack(self, sender: str, message: Ack, now_ns: int) -> list[Effect]:
+        """Leader: a follower is durable further."""
+        follower = self._followers.get(sender)
+        if self.role is not Role.LEADING or follower is None or not follower.matched:
+            return []
+        if message.epoch != self.epoch or message.join != follower.join:
+            return []
+        if not follower.acked <= message.durable <= follower.sent:
+            raise ProtocolError(f"{sender} acknowledges {message.durable}, outside {follower.acked} to {follower.sent}")
+        if message.durable > follower.acked:
+            follower.behind_since_ns = now_ns
+        follower.acked = message.durable
+        follower.applied = message.applied
+        effects = self._advance()
+        if not follower.streaming and follower.acked == follower.sent:
+            effects.append(ReadJournal(sender, follower.sent, follower.token))
+        if sender not in self.in_sync:
+            effects += self._reconsider(now_ns)
+        return effects
+
+    def _advance(self) -> list[Effect]:
+        """Leader: commit and apply what every required replica holds."""
+        if len(self.in_sync) < self.min_in_sync:
+            return []
+        required = set(self.in_sync)
+        if self._swap is not None:
+            required.update(self._swap.in_sync)
+        reached = self.durable
+        for member in required - {self.node}:
+            follower = self._followers.get(member)
+            reached = min(reached, follower.acked if follower is not None else 0)
+        return self._commit(reached)
+
+    def _commit(self, sequence: int) -> list[Effect]:
+        ready: list[Record] = []
+        while self.pending and self.pending[0].last_sequence <= sequence:
+            ready.append(self.pending.popleft())
+        if not ready:
+            return []
+        self._base = ready[-1].tail
+        self.committed = self._base.sequence
+        return [ApplyRecords(tuple(ready))]
+
+    # -- following ----------------------------------------------------------------------------------------------
+
+    def on_lead(self, sender: str, message: Lead) -> list[Effect]:
+        """Somebody says that it leads."""
+        if self.role is Role.STOPPED or message.epoch < self.epoch or sender == self.node:
+            return []
+        if message.epoch == self.epoch and self.leader not in (None, sender):
+            return self._stop(StorageError(f"two leaders in epoch {self.epoch}: {self.leader} and {sender}", code="two_leaders"))
+        effects = self._step_down() if self.role in (Role.LEADING, Role.CLAIMING) else []
+        if message.epoch > self.epoch or self.leader != sender:
+            self._follow(sender, message.epoch)
+        self.in_sync = message.in_sync
+        if not self.joined:
+            effects += self._join()
+        return effects
+
+    def _follow(self, leader: str, epoch: int) -> None:
+        self.leader = leader
+        self.epoch = max(self.epoch, epoch)
+        self.joined = False
+        self.expected_hash = None
+
+    def _step_down(self) -> list[Effect]:
+        was_leading = self.role is Role.LEADING
+        self.role = Role.FOLLOWING
+        self.leader = None
+        self._followers.clear()
+        self._swap = None
+        return [LeadershipLost()] if was_leading else []
+
+    def _join(self) -> list[Effect]:
+        assert self.leader is not None
+        self.joined = True
+        tail = self.tail
+        self._fitted = False
+        self._join_number += 1
+        number = self._join_number
+        join = Join(self.market, self.epoch, number, tail.epoch, tail.sequence, tail.chain, self.durable)
+        return [Send((self.leader,), join)]
+
+    def on_rewind(self, sender: str, message: Rewind) -> list[Effect]:
+        """Follower: our tail is not the leader's; cut it and ask again."""
+        if self.role is not Role.FOLLOWING or sender != self.leader or message.epoch != self.epoch:
+            return []
+        if message.sequence < self.committed:
+            return self._stop(
+                StorageError(
+                    f"market {self.market}: the leader does not have this replica's committed entry {self.committed}: "
+                    "the logs have diverged; wipe this replica's data directory to rejoin as new",
+                    code="diverged",
+                )
+            )
+        while self.pending and self.pending[-1].last_sequence > message.sequence:
+            self.pending.pop()
+        self.tail = self.pending[-1].tail if self.pending else self._base
+        self.durable = min(self.durable, self.tail.sequence)
+        self._generation += 1
+        return [CutJournal(self.tail.sequence), *self._join()]
+
+    def on_append(self, sender: str, message: Append) -> list[Effect]:
+        """Follower: the leader's log goes on."""
+        if self.role is not Role.FOLLOWING or message.epoch < self.epoch:
+            return []
+        if message.epoch > self.epoch or sender != self.leader:
+            return []  # its Lead has to come first
+        if message.previous_sequence != self.tail.sequence or message.previous_chain != self.tail.chain:
+            # Sent before the leader knew of our Join: what follows from our own tail is on its way.
+            self._mismatched = True
+            return []
+        self._mismatched = False
+        self._fitted = True
+        tail = self.tail
+        records = []
+        for body in message.bodies:
+            record = Record.parse(tail, body)
+            records.append(record)
+            tail = record.tail
+        self.pending.extend(records)
+        self.tail = tail
+        if message.state_sequence > self.applied:
+            self.expected_hash = (message.state_sequence, message.state_hash)
+        self._known_committed = max(self._known_committed, message.committed)
+        effects = self._commit(min(self._known_committed, self.durable))
+        if records:
+            effects.insert(0, PersistRecords(self._generation, tuple(records)))
+        return effects
+
+    # -- the disk and the book ----------------------------------------------------------------------------------
+
+    def on_durable(self, generation: int, sequence: int, now_ns: int) -> list[Effect]:
+        """The journal is durable up to ``sequence``."""
+        del now_ns
+        if generation != self._generation or self.role is Role.STOPPED:
+            return []
+        assert self.durable <= sequence <= self.tail.sequence, "the journal is ahead of the log"
+        self.durable = sequence
+        if self.role is Role.LEADING:
+            return self._advance()
+        if self.role is Role.FOLLOWING and self.joined and self.leader is not None:
+            ack = Ack(self.market, self.epoch, self._join_number, self.durable, self.applied)
+            return [Send((self.leader,), ack), *self._commit(min(self._known_committed, self.durable))]
+        return []
+
+    def on_applied(self, sequence: int, state_hash: str) -> list[Effect]:
+        """The book has applied everything up to ``sequence``; ``state_hash`` may be empty where it was not computed."""
+        assert sequence == self.committed, "the book and the log disagree on what is committed"
+        self.applied = sequence
+        self.state_hash = state_hash
+        return []
+
+    def stop(self, error: OpenOutcryError) -> list[Effect]:
+        """The shell cannot go on (the disk failed, the book broke an invariant)."""
+        return self._stop(error) if self.role is not Role.STOPPED else []
+
+    def _stop(self, error: OpenOutcryError) -> list[Effect]:
+        self.role = Role.STOPPED
+        self.leader = None
+        self.joined = False
+        self._followers.clear()
+        return [Stop(error)]

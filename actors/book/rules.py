@@ -1,0 +1,159 @@
+"""A market's rules, and the only place where decimal strings become ticks and lots. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from decimal import Context, Decimal, InvalidOperation
+from typing import Any, Final
+
+from ...transport.errors import ConfigurationError, InvalidRequest, ProtocolError
+
+_INT64_MAX: Final = 2**63 - 1
+_EXACT: Final = Context(prec=200)
+"""Wide enough that no division of two numbers of forty digits is rounded."""
+
+DecimalLike = str | int | Decimal
+"""A price or a quantity as a user writes it; never a float."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MarketRules:
+    """What a market allows. Part of the log and of the state: the same on every node.
+
+    ``tick_size`` and ``lot_size`` are decimal strings (price and quantity units a tick and a lot stand for); all
+    else is in ticks, lots and counts. 0 switches an optional limit off.
+
+    Raises:
+        ConfigurationError: a value is of the wrong type or out of range.
+    """
+
+    tick_size: str = "0.01"
+    lot_size: str = "1"
+    quantity_min_lots: int = 1
+    quantity_max_lots: int = _INT64_MAX
+    price_min_ticks: int = 1
+    """Lowest price; below 1 where negative prices make sense, as for energy."""
+    price_max_ticks: int = _INT64_MAX
+    price_band_ticks: int = 0
+    """Largest distance of an order's price from the last trade (before one: from ``reference_price_ticks``)."""
+    reference_price_ticks: int = 0
+    market_protection_ticks: int = 0
+    """How far beyond the best opposite price a market order without a bound of its own may trade; 0 = anywhere."""
+    open_orders_max: int = 0
+    """Most open orders of one account."""
+    dedupe_window: int = 65_536
+    """For how many commands of this market a ``(account, client_order_id)`` is remembered."""
+    amend_keeps_priority: bool = True
+    """False: every amend goes to the back of its level, even one that only lowers the quantity."""
+
+    def __post_init__(self) -> None:
+        for name in ("tick_size", "lot_size"):
+            value = getattr(self, name)
+            try:
+                unit = Decimal(value) if type(value) is str else None
+            except InvalidOperation:
+                unit = None
+            if unit is None or not unit.is_finite() or unit <= 0 or len(value) > 40 or abs(unit.adjusted()) > 40:
+                raise ConfigurationError(f'{name} must be a positive decimal string such as "0.01", not {_shown(value)}')
+        for name, low in (
+            ("quantity_min_lots", 1),
+            ("quantity_max_lots", 1),
+            ("price_min_ticks", -_INT64_MAX),
+            ("price_max_ticks", -_INT64_MAX),
+            ("price_band_ticks", 0),
+            ("reference_price_ticks", -_INT64_MAX),
+            ("market_protection_ticks", 0),
+            ("open_orders_max", 0),
+            ("dedupe_window", 1),
+        ):
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= _INT64_MAX:
+                raise ConfigurationError(f"{name} must be an integer of at least {low}, not {_shown(value)}")
+        if type(self.amend_keeps_priority) is not bool:
+            raise ConfigurationError("amend_keeps_priority must be true or false")
+        if self.quantity_min_lots > self.quantity_max_lots:
+            raise ConfigurationError("quantity_min_lots exceeds quantity_max_lots: no order would be allowed")
+        if self.price_min_ticks > self.price_max_ticks:
+            raise ConfigurationError("price_min_ticks exceeds price_max_ticks: no order would be allowed")
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """Return the rules as msgpack carries them: the fields' values in order."""
+        return tuple([getattr(self, field.name) for field in dataclasses.fields(self)])
+
+    @classmethod
+    def from_tuple(cls, values: Any) -> MarketRules:
+        """Return the rules that :meth:`to_tuple` gave.
+
+        Raises:
+            ProtocolError: the values are not those of any rules.
+        """
+        fields = dataclasses.fields(cls)
+        if type(values) is not tuple or len(values) != len(fields):
+            raise ProtocolError(f"market rules: expected an array of {len(fields)} items")
+        try:
+            return cls(**{field.name: value for field, value in zip(fields, values, strict=True)})
+        except ConfigurationError as error:
+            raise ProtocolError(f"market rules: {error}") from error
+
+    def price_to_ticks(self, price: DecimalLike) -> int:
+        """Return ``price`` as a number of ticks.
+
+        Raises:
+            InvalidRequest: a float (code ``float_refused``), not a number (``invalid_price``), or not a whole
+                number of ticks (``price_off_tick``).
+        """
+        return _to_units(price, self.tick_size, "price", "tick")
+
+    def quantity_to_lots(self, quantity: DecimalLike) -> int:
+        """Return ``quantity`` as a number of lots.
+
+        Raises:
+            InvalidRequest: a float (code ``float_refused``), not a positive number (``invalid_quantity``), or
+                not a whole number of lots (``quantity_off_lot``).
+        """
+        lots = _to_units(quantity, self.lot_size, "quantity", "lot")
+        if lots < 1:
+            raise InvalidRequest(f"the quantity must be positive, not {quantity!s:.40}", code="invalid_quantity")
+        return lots
+
+    def ticks_to_price(self, ticks: int) -> Decimal:
+        """Return the price that ``ticks`` ticks are, with the decimals of the tick size."""
+        return _EXACT.multiply(Decimal(ticks), Decimal(self.tick_size))
+
+    def lots_to_quantity(self, lots: int) -> Decimal:
+        """Return the quantity that ``lots`` lots are, with the decimals of the lot size."""
+        return _EXACT.multiply(Decimal(lots), Decimal(self.lot_size))
+
+
+def _shown(value: object) -> str:
+    try:
+        return f"{value!r:.60}"
+    except ValueError:  # Python writes no int of more than 4,300 digits
+        return f"a huge {type(value).__name__}"
+
+
+def _to_units(value: DecimalLike, unit: str, what: str, unit_name: str) -> int:
+    if isinstance(value, float):
+        raise InvalidRequest(
+            f'a {what} is a str, int or Decimal, never a float: {value!r} is not exact in binary; write "{value!r}" in quotes',
+            code="float_refused",
+        )
+    if type(value) is bool or not isinstance(value, (str, int, Decimal)):
+        raise InvalidRequest(f"a {what} is a str, int or Decimal, not {type(value).__name__}", code=f"invalid_{what}")
+    if (isinstance(value, str) and len(value) > 40) or (isinstance(value, int) and abs(value) >= 10**40):
+        raise InvalidRequest(f"a {what} has at most 40 digits", code=f"invalid_{what}")
+    try:
+        number = Decimal(value)
+    except InvalidOperation:
+        number = Decimal("nan")
+    if not number.is_finite() or abs(number.adjusted()) > 40:
+        raise InvalidRequest(f"{value!s:.40} is not a {what}", code=f"invalid_{what}")
+    units, rest = _EXACT.divmod(number, Decimal(unit))
+    if abs(units) > _INT64_MAX:
+        raise InvalidRequest(f"the {what} {value!s:.40} is too large to represent", code=f"invalid_{what}")
+    if rest:
+        raise InvalidRequest(
+            f"the {what} {value!s:.40} is not a whole number of {unit_name}s of {unit}",
+            code=f"{what}_off_{unit_name}",
+        )
+    return int(units)

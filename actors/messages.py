@@ -1,0 +1,327 @@
+"""Every message between nodes (typed, checked at decode) and between the actors of one node. Values only.
+
+Between nodes a message is a frame of :data:`CODEC`. Life of a link: each side dials the other's inbox and sends
+:class:`Hello` again and again; the link is up when each has echoed the other's session. All else is dropped before that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from ..transport import codec
+from ..transport.errors import ProtocolError
+from .book.commands import Command, checked_commands
+from .book.record import CHAIN_START, COMMANDS_MAX, RECORD_SIZE_MAX
+
+if TYPE_CHECKING:
+    from pykka import ActorRef
+
+    from ..transport.coordinator import MarketRecord
+
+NodeId = Annotated[str, codec.Str(80, 1)]
+MarketName = Annotated[str, codec.Str(64, 1)]
+Epoch = Annotated[int, codec.Int(0)]
+Sequence = Annotated[int, codec.Int(0)]
+Chain = Annotated[bytes, codec.Bytes(len(CHAIN_START), len(CHAIN_START))]
+Request = Annotated[int, codec.Int(1)]
+
+
+def _commands(value: Any, _name: str) -> tuple[Command, ...]:
+    commands = checked_commands(value)
+    if not 1 <= len(commands) <= COMMANDS_MAX:
+        raise ProtocolError(f"commands: expected 1 to {COMMANDS_MAX}, got {len(commands)}")
+    return commands
+
+
+# -- between nodes --------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Hello:
+    """Who sends on this link. Repeated as the link's heartbeat.
+
+    ``session`` numbers the sender's life of the link; ``echo`` is the receiver's session as the sender last heard it, 0
+    before. ``coordinator`` is the id of the sender's coordinator: nodes that do not share it must not share a market.
+    """
+
+    node: NodeId
+    name: Annotated[str, codec.Str(64, 1)]
+    address: Annotated[str, codec.Str(255, 1)]
+    coordinator: Annotated[str, codec.Str(80, 1)]
+    session: Annotated[int, codec.Int(1)]
+    echo: Annotated[int, codec.Int(0)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lead:
+    """Leader to all: I lead ``market`` in ``epoch``, and these hold every committed entry. Who is not joined, join."""
+
+    market: MarketName
+    epoch: Epoch
+    in_sync: Annotated[tuple[str, ...], codec.Array(codec.Str(80, 1), 64)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Join:
+    """Follower to leader: my log ends here; send me what follows, or tell me where to cut.
+
+    ``join`` numbers the follower's attempts; its acks carry the same number, so that none of an earlier life counts.
+    """
+
+    market: MarketName
+    epoch: Epoch
+    join: Annotated[int, codec.Int(1)]
+    tail_epoch: Epoch
+    tail_sequence: Sequence
+    tail_chain: Chain
+    durable: Sequence
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rewind:
+    """Leader to follower: your tail is not in my log; cut to at most ``sequence`` and join again."""
+
+    market: MarketName
+    epoch: Epoch
+    sequence: Sequence
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Append:
+    """Leader to follower: the records that follow ``previous``, and how far the log is committed.
+
+    ``bodies`` may be empty: then only the commit index moves. ``state_hash`` is the leader's book at
+    ``state_sequence``; a follower that reaches that sequence with another hash has diverged, and stops.
+    """
+
+    market: MarketName
+    epoch: Epoch
+    previous_sequence: Sequence
+    previous_chain: Chain
+    bodies: Annotated[tuple[bytes, ...], codec.Array(codec.Bytes(RECORD_SIZE_MAX, 1), 65_536)]
+    committed: Sequence
+    state_sequence: Sequence
+    state_hash: Annotated[str, codec.Str(64)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ack:
+    """Follower to leader: durable here up to ``durable``, applied up to ``applied``."""
+
+    market: MarketName
+    epoch: Epoch
+    join: Annotated[int, codec.Int(1)]
+    durable: Sequence
+    applied: Sequence
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Forward:
+    """Any node to the leader: order these commands for me. The answer is the log itself: a record names its origins."""
+
+    market: MarketName
+    request: Request
+    commands: Annotated[tuple[Command, ...], _commands]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Refused:
+    """Leader to origin: the request was not put into the log, and why; nothing of it was executed."""
+
+    market: MarketName
+    request: Request
+    code: Annotated[str, codec.Str(64, 1)]
+    reason: Annotated[str, codec.Str(500)]
+
+
+MarketMessage = Lead | Join | Rewind | Append | Ack | Forward | Refused
+Message = Hello | MarketMessage
+
+CODEC: Final[codec.Codec[Any]] = codec.Codec(
+    {1: Hello, 2: Lead, 3: Join, 4: Rewind, 5: Append, 6: Ack, 7: Forward, 8: Refused}
+)
+
+
+# -- between the actors of one node ---------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Heard:
+    """The inbox's reader to a BookActor: a market message from the node ``sender`` over a link that is up."""
+
+    sender: str
+    message: MarketMessage
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HelloHeard:
+    """The inbox's reader to a PeerActor: its peer said hello over pipe ``pipe_id``."""
+
+    hello: Hello
+    pipe_id: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PipeRemoved:
+    """nng to a PeerActor: the pipe that the peer sends over is gone."""
+
+    pipe_id: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OutletConnected:
+    """nng to a PeerActor: the pipe of session ``session``, over which it sends, has come up."""
+
+    session: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OutletBroken:
+    """nng to a PeerActor: the pipe of session ``session``, over which it sends, is gone."""
+
+    session: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SendFrame:
+    """Any actor to a PeerActor: send this frame if the link is still the one of ``session``; else drop it."""
+
+    session: int
+    frame: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ResetLink:
+    """Any actor to a PeerActor: the peer broke the protocol; end the link and begin anew."""
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PeerUp:
+    """PeerActor to every BookActor: the link to ``node`` is up; tell ``peer`` to send over it."""
+
+    node: str
+    name: str
+    session: int
+    peer: ActorRef[Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PeerDown:
+    """PeerActor to every BookActor: the link to ``node`` has ended."""
+
+    node: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PeerFound:
+    """DiscoveryActor to the node: another node is announced at ``address``."""
+
+    node: str
+    name: str
+    address: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PeerLost:
+    """DiscoveryActor to the node: the announcement of ``node`` has gone."""
+
+    node: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Submit:
+    """The API to a BookActor: have these commands executed; ``future`` gets their :class:`Outcome` or an error."""
+
+    commands: tuple[Command, ...]
+    future: Future[Any]
+    deadline_ns: int
+    """On the monotonic clock; after it the future has failed by :class:`RequestTimeout`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Persisted:
+    """JournalActor to its BookActor: durable up to ``sequence``, in the log's ``generation`` (it grows by each cut)."""
+
+    generation: int
+    sequence: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Persist:
+    """BookActor to its JournalActor: append these records and make them durable."""
+
+    generation: int
+    records: tuple[Any, ...]
+    committed: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CutLog:
+    """BookActor to its JournalActor: remove what follows ``sequence``."""
+
+    sequence: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReadLog:
+    """BookActor to its JournalActor: read what follows ``after`` for the follower ``node``."""
+
+    node: str
+    after: int
+    token: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LogRead:
+    """JournalActor to its BookActor: the answer to :class:`ReadLog`. ``chain`` is None if no record ends at ``after``."""
+
+    node: str
+    after: int
+    token: int
+    chain: bytes | None
+    bodies: tuple[bytes, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class JournalFailed:
+    """JournalActor to its BookActor: the disk cannot be trusted any more."""
+
+    error: Exception
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CoordinatorCall:
+    """BookActor to the CoordinatorActor: call ``run(coordinator)`` and tell me the answer as CoordinatorAnswer."""
+
+    reply_to: ActorRef[Any]
+    run: Callable[[Any], Any]
+    what: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CoordinatorAnswer:
+    """CoordinatorActor to BookActor: what the store said; ``error`` if it could not be reached."""
+
+    what: str
+    record: MarketRecord | None
+    error: Exception | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Query:
+    """The API to a BookActor (ask): run ``read(actor)`` on its thread and return the result; it must not change anything."""
+
+    read: Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ActorFailed:
+    """Any actor to the node: ``who`` has failed by ``error`` and is gone."""
+
+    who: str
+    error: BaseException

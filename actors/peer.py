@@ -1,0 +1,191 @@
+"""PeerActor: one remote node: its link, its frames, its health. Knows nothing of markets.
+
+A link is two one-way streams: our outlet into the peer's inbox, and the peer's into ours. Each side numbers its own life of
+the link (``session``) and repeats :class:`~.messages.Hello` with the other's number as ``echo``.
+
+========  ===========================================  ==============================================
+state     input                                        then
+========  ===========================================  ==============================================
+DIALLING  our outlet connected                         say hello
+DIALLING  hello that echoes our session                say hello; UP; tell ``PeerUp``
+UP        hello with another session of the peer       DOWN as below, then treat as in DIALLING
+UP        outlet broken, peer's pipe gone, silence,    tell ``PeerDown``; new session, new outlet: DIALLING
+          no frame taken for too long
+any       hello of a foreign coordinator or address    stay or go DIALLING; the error is logged once
+========  ===========================================  ==============================================
+
+Messages: HelloHeard, PipeRemoved, OutletConnected, OutletBroken, SendFrame, ResetLink.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar, Final
+
+from ..transport.errors import TransportError, WouldBlock
+from ..transport.sockets import Outlet
+from ._base import TICK, NodeActor, tell
+from .messages import (
+    CODEC,
+    ActorFailed,
+    Hello,
+    HelloHeard,
+    OutletBroken,
+    OutletConnected,
+    PeerDown,
+    PeerUp,
+    PipeRemoved,
+    ResetLink,
+    SendFrame,
+)
+
+logger = logging.getLogger(__name__)
+
+SILENCE_MS_MAX: Final = 2000
+"""After this long without a hello from the peer the link is down."""
+
+
+class LinkState(enum.Enum):
+    """See the table in the module's docstring."""
+
+    DIALLING = "dialling"
+    UP = "up"
+
+
+class PeerActor(NodeActor):
+    """Owns the outlet to one remote node and the state of the link to it."""
+
+    tick_ms: ClassVar[int] = 200
+
+    def __init__(
+        self,
+        *,
+        me: Hello,
+        node: str,
+        name: str,
+        address: str,
+        tell_all: Callable[[PeerUp | PeerDown], None],
+        report: Callable[[ActorFailed], None],
+    ) -> None:
+        """``me``: how this node introduces itself; ``tell_all``: reaches every actor that cares for links."""
+        super().__init__(report=report)
+        self._me = me
+        self._node = node
+        self._name = name
+        self._address = address
+        self._tell_all = tell_all
+        self._state = LinkState.DIALLING
+        self._session = time.time_ns()
+        self._their_session = 0
+        self._their_pipe = 0
+        self._heard_s = time.monotonic()
+        self._connected = False
+        self._outlet: Outlet | None = None
+        self._complained = False
+        self.frames_dropped = 0
+
+    def on_start(self) -> None:
+        self._open()
+
+    def on_stop(self) -> None:
+        if self._outlet is not None:
+            self._outlet.close()
+        if self._state is LinkState.UP:
+            self._tell_all(PeerDown(self._node))
+
+    def on_receive(self, message: Any) -> Any:
+        if isinstance(message, SendFrame):
+            if message.session == self._session and self._state is LinkState.UP:
+                self._send(message.frame)
+            else:
+                self.frames_dropped += 1
+        elif message is TICK:
+            self._tick()
+        elif isinstance(message, HelloHeard):
+            self._hear(message)
+        elif isinstance(message, OutletConnected):
+            if message.session == self._session:
+                self._connected = True
+                self._say_hello()
+        elif isinstance(message, OutletBroken):
+            if message.session == self._session:
+                self._reset("the connection broke")
+        elif isinstance(message, PipeRemoved):
+            if message.pipe_id == self._their_pipe:
+                self._their_pipe = 0
+                self._reset("the peer's connection broke")
+        elif isinstance(message, ResetLink):
+            logger.warning("ending the link to %s: %s", self._name, message.reason)
+            self._reset(message.reason)
+        return None
+
+    def _hear(self, message: HelloHeard) -> None:
+        hello = message.hello
+        if hello.coordinator != self._me.coordinator:
+            if not self._complained:
+                self._complained = True
+                logger.error(
+                    "%s uses another coordinator; nodes that share markets have to share it: no link is made", hello.name
+                )
+            return
+        if hello.address != self._address:
+            # The node came back somewhere else.
+            self._address = hello.address
+            self._reset("the peer moved")
+        self._heard_s = time.monotonic()
+        self._their_pipe = message.pipe_id
+        if hello.session != self._their_session:
+            if self._state is LinkState.UP:
+                self._reset("the peer began the link anew")
+            self._their_session = hello.session
+            self._say_hello()
+        if hello.echo == self._session and self._state is LinkState.DIALLING:
+            self._state = LinkState.UP
+            self._say_hello()
+            logger.info("link to %s (%s) is up", self._name, self._address)
+            self._tell_all(PeerUp(self._node, self._name, self._session, self.actor_ref))
+
+    def _tick(self) -> None:
+        if self._state is LinkState.UP and time.monotonic() - self._heard_s > SILENCE_MS_MAX / 1000:
+            self._reset(f"nothing heard for {SILENCE_MS_MAX} ms")
+        self._say_hello()
+
+    def _say_hello(self) -> None:
+        if self._connected:
+            me = self._me
+            hello = Hello(me.node, me.name, me.address, me.coordinator, self._session, self._their_session)
+            self._send(CODEC.encode(hello))
+
+    def _send(self, frame: bytes) -> None:
+        """Send one frame; a peer that takes nothing for ``SILENCE_MS_MAX`` loses its link rather than block this actor."""
+        if self._outlet is None:
+            return
+        try:
+            self._outlet.send(frame, timeout_ms=SILENCE_MS_MAX)
+        except WouldBlock:
+            self._reset(f"the peer took no frame for {SILENCE_MS_MAX} ms")
+        except TransportError as error:
+            self._reset(error.message)
+
+    def _reset(self, why: str) -> None:
+        was_up = self._state is LinkState.UP
+        self._state = LinkState.DIALLING
+        if self._outlet is not None:
+            self._outlet.close()
+        self._session = max(time.time_ns(), self._session + 1)
+        self._connected = False
+        self._open()
+        if was_up:
+            logger.info("link to %s is down: %s", self._name, why)
+            self._tell_all(PeerDown(self._node))
+
+    def _open(self) -> None:
+        session, ref = self._session, self.actor_ref
+        self._outlet = Outlet(
+            self._address,
+            on_connected=lambda: tell(ref, OutletConnected(session)),
+            on_broken=lambda: tell(ref, OutletBroken(session)),
+        )

@@ -1,0 +1,469 @@
+"""The test kit for programs built on Open Outcry: :class:`ActorProbe`, :class:`Exchange` and their pytest fixtures.
+
+Owns what it starts (probes; nodes, their rendezvous and their files) and stops exactly that. Never touches another
+actor, never calls ``ActorRegistry.stop_all()``, and imports neither Pykka nor nng before a test asks for them: pytest
+loads this module as the plugin ``openoutcry`` in every run.
+
+On slow machines set ``OPENOUTCRY_TEST_TIME_FACTOR`` (say, to 5): it multiplies every wait for something to happen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import math
+import os
+import queue
+import threading
+import time
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
+
+import pytest
+
+if TYPE_CHECKING:
+    import pykka
+
+    from .book.rules import MarketRules
+    from .node import ExchangeNode
+
+TIME_FACTOR_VARIABLE: Final = "OPENOUTCRY_TEST_TIME_FACTOR"
+
+_LISTED_MAX = 50
+_REPR_LENGTH_MAX = 200
+_STOP_S = 3.0
+_START_S = 15.0
+_POLL_S = 0.005
+
+_T = TypeVar("_T")
+
+
+def _scaled(within: float) -> float:
+    """Return ``within`` (seconds) times the time factor of this machine."""
+    text = os.environ.get(TIME_FACTOR_VARIABLE, "1")
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = math.nan
+    if not 0 < factor < math.inf:
+        raise ValueError(f"{TIME_FACTOR_VARIABLE}={text!r}: expected a number greater than 0")
+    return within * factor
+
+
+class _Received(NamedTuple):
+    after_s: float
+    message: Any
+    asked: bool
+
+
+class _Inbox(queue.SimpleQueue[Any]):
+    """A mailbox that knows whether the envelope last taken out of it waits for a reply."""
+
+    asked = False
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        envelope = super().get(block, timeout)
+        self.asked = envelope.reply_to is not None
+        return envelope
+
+
+@functools.cache
+def _actor_class() -> type[pykka.ThreadingActor]:
+    import pykka  # noqa: PLC0415 (no cost to a run that uses no probe)
+
+    class ProbeActor(pykka.ThreadingActor):
+        use_daemon_thread = True
+
+        def __init__(self, receive: Callable[[Any, bool], Any], stopped: Callable[[], None]) -> None:
+            super().__init__()
+            self._receive = receive
+            self._stopped = stopped
+
+        @staticmethod
+        def _create_actor_inbox() -> _Inbox:
+            return _Inbox()
+
+        def on_receive(self, message: Any) -> Any:
+            assert isinstance(self.actor_inbox, _Inbox)
+            return self._receive(message, self.actor_inbox.asked)
+
+        def on_stop(self) -> None:
+            self._stopped()
+
+    return ProbeActor
+
+
+class ActorProbe:
+    """A real actor that keeps every message it is told or asked, and the object by which a test looks at them.
+
+    1. Hand :attr:`ref` to the code under test.
+    2. Read the conversation in order: :meth:`expect` takes the next message, :meth:`fish` skips to one,
+       :meth:`expect_none` checks that there is none. Each takes a ``within`` in seconds; a failure is an
+       ``AssertionError`` that lists all that did arrive, and leaves unread messages unread.
+    3. Stop it: the fixture ``actor_probe`` does; otherwise call :meth:`stop` or use it in a ``with`` statement.
+
+    What to expect is a class (or a union of classes), a predicate, or a value that the message must equal.
+    One thread reads a probe; any number may send to it. Messages are kept, not copied. Calls through
+    ``ref.proxy()`` are not messages: give the code under test an actor of your own for those.
+    """
+
+    def __init__(self) -> None:
+        self._arrival = threading.Condition()
+        self._received: list[_Received] = []
+        self._read = 0
+        self._reply: Any = None
+        self._watched: set[str] = set()
+        self._others: list[ActorProbe] = []
+        self._started_s = time.monotonic()
+        self.ref: pykka.ActorRef[Any] = _actor_class().start(self._receive, self._notify)
+        """The probe's address, for the code under test."""
+
+    def __enter__(self) -> ActorProbe:
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.stop()
+
+    @property
+    def messages(self) -> tuple[Any, ...]:
+        """Every message received so far, read or not, in order of arrival."""
+        with self._arrival:
+            return tuple(received.message for received in self._received)
+
+    @property
+    def last(self) -> Any:
+        """The message received last, read or not; None if there was none."""
+        with self._arrival:
+            return self._received[-1].message if self._received else None
+
+    def another(self) -> ActorProbe:
+        """Start one more probe; it is stopped together with this one."""
+        other = ActorProbe()
+        self._others.append(other)
+        return other
+
+    def reply_with(self, reply: Any) -> None:
+        """Answer every ask from now on with ``reply``, or with what it returns if it is callable.
+
+        A callable gets the message, runs on the probe's thread and is called for asks only; an exception that it
+        raises is raised where the ask was made. Without a call of this method asks are answered with None.
+        """
+        self._reply = reply
+
+    @overload
+    def expect(self, wanted: type[_T], *, within: float = 3.0) -> _T: ...
+    @overload
+    def expect(self, wanted: object, *, within: float = 3.0) -> Any: ...
+    def expect(self, wanted: object, *, within: float = 3.0) -> Any:
+        """Return the next unread message, which must come ``within`` seconds and be what is ``wanted``.
+
+        Raises:
+            AssertionError: no message in time, or another one; an unexpected message stays unread.
+        """
+        __tracebackhide__ = True
+        matches = _predicate(wanted)
+        if not self._wait_for_message(self._read, time.monotonic() + _scaled(within)):
+            self._fail(f"expected {_name_of(wanted)}, but nothing came within {_scaled(within):g} s")
+        message = self._received[self._read].message
+        if not matches(message):
+            self._fail(f"expected {_name_of(wanted)}, but the next message is {_shown(message)}")
+        self._read += 1
+        return message
+
+    @overload
+    def fish(self, wanted: type[_T], *, within: float = 3.0) -> _T: ...
+    @overload
+    def fish(self, wanted: object, *, within: float = 3.0) -> Any: ...
+    def fish(self, wanted: object, *, within: float = 3.0) -> Any:
+        """Return the first unread message that is ``wanted``, waiting ``within`` seconds for it; skip those before it.
+
+        Raises:
+            AssertionError: no such message in time; nothing is skipped then.
+        """
+        __tracebackhide__ = True
+        matches = _predicate(wanted)
+        deadline_s = time.monotonic() + _scaled(within)
+        for index in itertools.count(self._read):
+            if not self._wait_for_message(index, deadline_s):
+                break
+            message = self._received[index].message
+            if matches(message):
+                self._read = index + 1
+                return message
+        return self._fail(f"fished for {_name_of(wanted)}, but it did not come within {_scaled(within):g} s")
+
+    def expect_none(self, within: float = 0.1) -> None:
+        """Check that no message is unread and that none comes ``within`` seconds (not scaled by the time factor).
+
+        Raises:
+            AssertionError: there is a message; it stays unread.
+        """
+        __tracebackhide__ = True
+        if self._wait_for_message(self._read, time.monotonic() + within, until_stopped=False):
+            self._fail(f"expected no message for {within:g} s, but got {_shown(self._received[self._read].message)}")
+
+    def watch(self, ref: pykka.ActorRef[Any]) -> None:
+        """Remember the living actor ``ref`` for :meth:`expect_stopped`: watch first, then do what should stop it.
+
+        Raises:
+            AssertionError: it is already stopped, so that a later check of its stop would prove nothing.
+        """
+        __tracebackhide__ = True
+        if not ref.is_alive():
+            raise AssertionError(f"cannot watch {ref}: it has already stopped")
+        self._watched.add(ref.actor_urn)
+
+    def expect_stopped(self, ref: pykka.ActorRef[Any], *, within: float = 3.0) -> None:
+        """Wait up to ``within`` seconds until the watched actor ``ref`` has stopped or failed.
+
+        Pykka counts an actor as stopped before its ``on_stop`` runs: that may still be under way.
+
+        Raises:
+            AssertionError: it is still alive.
+            ValueError: :meth:`watch` was not called for it.
+        """
+        __tracebackhide__ = True
+        if ref.actor_urn not in self._watched:
+            raise ValueError(f"{ref} is not watched: call watch(ref) before the step that should stop it")
+        if not ref.actor_stopped.wait(_scaled(within)):
+            self._fail(f"expected {ref} to stop, but it is alive after {_scaled(within):g} s")
+        self._watched.discard(ref.actor_urn)
+
+    def stop(self) -> None:
+        """Stop the probe, and those made by :meth:`another`, once they have handled what was sent before. Idempotent.
+
+        Raises:
+            AssertionError: a probe is stuck in a callable given to :meth:`reply_with`.
+        """
+        for probe in (*self._others, self):
+            if probe.ref.is_alive():
+                probe.ref.stop(block=False)
+        for probe in (*self._others, self):
+            if not probe.ref.actor_stopped.wait(_scaled(_STOP_S)):
+                raise AssertionError(f"{probe.ref} did not stop: is it stuck in what was given to reply_with()?")
+
+    def _receive(self, message: Any, asked: bool) -> Any:
+        with self._arrival:
+            self._received.append(_Received(time.monotonic() - self._started_s, message, asked))
+            self._arrival.notify_all()
+        reply = self._reply
+        if not asked or not callable(reply):
+            return reply
+        try:
+            return reply(message)
+        except Exception:
+            raise
+        except BaseException as error:  # as of pytest.fail(): Pykka would stop every actor of the process
+            raise AssertionError(f"what was given to reply_with() raised {error!r}") from error
+
+    def _notify(self) -> None:
+        with self._arrival:
+            self._arrival.notify_all()
+
+    def _wait_for_message(self, index: int, deadline_s: float, *, until_stopped: bool = True) -> bool:
+        """Return whether message ``index`` has come by ``deadline_s``; a stopped probe does not wait."""
+        with self._arrival:
+            self._arrival.wait_for(
+                lambda: len(self._received) > index or (until_stopped and not self.ref.is_alive()),
+                timeout=max(0.0, deadline_s - time.monotonic()),
+            )
+            return len(self._received) > index
+
+    def _fail(self, what: str) -> Any:
+        __tracebackhide__ = True
+        with self._arrival:
+            received = list(self._received)
+        lines = [
+            what if self.ref.is_alive() else f"{what} (the probe has been stopped)",
+            f"{len(received)} received, of which unread (from >): {len(received) - self._read}",
+        ]
+        first = max(0, len(received) - _LISTED_MAX)
+        if first:
+            lines.append(f"    … {first} earlier")
+        for index, (after_s, message, asked) in enumerate(received[first:], first):
+            marker = ">" if index == self._read else " "
+            lines.append(f"  {marker} {after_s:8.3f} s  {'ask ' if asked else 'tell'}  {_shown(message)}")
+        raise AssertionError("\n".join(lines))
+
+
+def _predicate(wanted: object) -> Callable[[Any], object]:
+    if isinstance(wanted, (type, types.UnionType)):
+        return lambda message: isinstance(message, wanted)
+    if callable(wanted):
+        return wanted
+    return lambda message: message == wanted
+
+
+def _name_of(wanted: object) -> str:
+    if isinstance(wanted, type):
+        return f"a {wanted.__qualname__}"
+    if isinstance(wanted, types.FunctionType):
+        code = wanted.__code__
+        return f"a message that passes {wanted.__name__} ({Path(code.co_filename).name}:{code.co_firstlineno})"
+    return _shown(wanted)
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"<{type(value).__qualname__}, whose repr raised {error!r}>"
+    return text if len(text) <= _REPR_LENGTH_MAX else f"{text[:_REPR_LENGTH_MAX]}… ({len(text)} characters)"
+
+
+class Exchange:
+    """Nodes of one exchange in this process, started, ready and in sync, with all that they share.
+
+    Each node has its own data folder below ``folder``; they share one SQLite coordinator file there, and one
+    rendezvous on a free port of this host. ``node_options`` go to every :class:`~openoutcry.actors.node.ExchangeNode`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        nodes: int = 2,
+        markets: Mapping[str, MarketRules] | Sequence[str] = ("BTC-USD",),
+        **node_options: Any,
+    ) -> None:
+        from ..transport.rendezvous import Rendezvous  # noqa: PLC0415 (no cost to a run that starts no exchange)
+
+        assert nodes >= 1, "an exchange has at least one node"
+        self._folder = folder
+        self._markets = markets
+        self._node_options = node_options
+        self.nodes: list[ExchangeNode] = []
+        """The nodes, in order; :meth:`restart` replaces one in place."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._rendezvous = Rendezvous("tcp://127.0.0.1:0")
+        try:
+            self._rendezvous.start()
+            for index in range(nodes):
+                self.nodes.append(self._start_node(index))
+            self._wait_in_sync()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Exchange:
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.close()
+
+    def __getitem__(self, index: int) -> ExchangeNode:
+        return self.nodes[index]
+
+    def __iter__(self) -> Iterator[ExchangeNode]:
+        return iter(self.nodes)
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def wait_same_sequence(self, market: str, *, timeout: float = 10.0) -> int:
+        """Wait until all nodes have applied the same sequence number of ``market``, and return it.
+
+        Call it when the orders of the test have been answered: while more are under way, "the same" does not last.
+        ``timeout`` is in seconds.
+
+        Raises:
+            AssertionError: they did not; the message shows where each node is.
+        """
+        __tracebackhide__ = True
+        deadline_s = time.monotonic() + _scaled(timeout)
+        while True:
+            sequences = [_outcome(node.sequence, market) for node in self.nodes]
+            if isinstance(sequences[0], int) and all(sequence == sequences[0] for sequence in sequences):
+                return sequences[0]
+            if time.monotonic() >= deadline_s:
+                self._fail(f"{market}: no common sequence number within {_scaled(timeout):g} s", sequences)
+            time.sleep(_POLL_S)
+
+    def assert_same_hash(self, market: str, *, timeout: float = 10.0) -> str:
+        """Wait as :meth:`wait_same_sequence` does, check that all books are equal, and return their state hash.
+
+        Raises:
+            AssertionError: the books differ at the same sequence number, or there is none in time.
+        """
+        __tracebackhide__ = True
+        sequence = self.wait_same_sequence(market, timeout=timeout)
+        hashes = [_outcome(node.state_hash, market) for node in self.nodes]
+        if not isinstance(hashes[0], str) or any(state_hash != hashes[0] for state_hash in hashes):
+            self._fail(f"{market}: state hashes differ at sequence {sequence}", hashes)
+        return hashes[0]
+
+    def restart(self, index: int) -> ExchangeNode:
+        """Close node ``index``, start it again on its data folder, and return the new node once all are in sync."""
+        self.nodes[index].close()
+        self.nodes[index] = self._start_node(index)
+        self._wait_in_sync()
+        return self.nodes[index]
+
+    def close(self) -> None:
+        """Close all nodes, the last one first, then the rendezvous, whatever fails on the way. Idempotent."""
+        with contextlib.ExitStack() as closing:
+            closing.callback(self._rendezvous.close)
+            for node in self.nodes:
+                closing.callback(node.close)
+
+    def _start_node(self, index: int) -> ExchangeNode:
+        from .node import ExchangeNode  # noqa: PLC0415 (no cost to a run that starts no exchange)
+
+        name = f"node-{index}"
+        options = {
+            "markets": self._markets,
+            "data_dir": self._folder / name,
+            "directory": [self._rendezvous.address],
+            "coordinator": self._folder / "coordinator.sqlite",
+            **self._node_options,
+        }
+        return ExchangeNode(name, **options)
+
+    def _wait_in_sync(self) -> None:
+        for node in self.nodes:
+            node.wait_ready(timeout=_scaled(_START_S))
+        for market in self._markets:
+            for node in self.nodes:
+                node.wait_in_sync(market, len(self.nodes), _scaled(_START_S))
+
+    def _fail(self, what: str, found: Sequence[object]) -> None:
+        __tracebackhide__ = True
+        raise AssertionError("\n".join([what, *(f"    node-{index}  {value}" for index, value in enumerate(found))]))
+
+
+def _outcome(call: Callable[[str], _T], market: str) -> _T | Exception:
+    """Return what ``call`` returns or raises: a node that is not ready raises, and a failure should list that."""
+    from ..transport.errors import OpenOutcryError  # noqa: PLC0415 (see the module's docstring)
+
+    try:
+        return call(market)
+    except OpenOutcryError as error:
+        return error
+
+
+@pytest.fixture
+def actor_probe() -> Iterator[ActorProbe]:
+    """A started :class:`ActorProbe`; ``actor_probe.another()`` makes more. All are stopped after the test."""
+    with ActorProbe() as probe:
+        yield probe
+
+
+@pytest.fixture
+def exchange(tmp_path: Path) -> Iterator[Callable[..., Exchange]]:
+    """A factory of exchanges: ``exchange(nodes=3, markets=["BTC-USD"], **node_options)`` returns an :class:`Exchange`.
+
+    Each call makes an exchange of its own, with its files below ``tmp_path``; all are closed after the test.
+    """
+    numbers = itertools.count()
+    with contextlib.ExitStack() as started:
+
+        def start(
+            nodes: int = 2, markets: Mapping[str, MarketRules] | Sequence[str] = ("BTC-USD",), **node_options: Any
+        ) -> Exchange:
+            folder = tmp_path / f"exchange-{next(numbers)}"
+            return started.enter_context(Exchange(folder, nodes=nodes, markets=markets, **node_options))
+
+        yield start

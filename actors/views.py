@@ -1,0 +1,377 @@
+"""What users of a node get to see: results, events, orders and books in decimals. Values only; made when looked at.
+
+The core speaks ticks, lots and tuples; a view keeps those and converts on access, so that a batch of a thousand answers
+costs nothing until somebody reads one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any, ClassVar
+
+from ..transport.errors import OpenOutcryError
+from .book.commands import (
+    ACCEPTED,
+    AMENDED,
+    CANCELLED,
+    CONFIGURED,
+    DUPLICATE,
+    MESSAGES,
+    REJECTED,
+    TRADE,
+    Event,
+    Side,
+)
+from .book.orderbook import DepthLevel, OrderView
+from .book.rules import MarketRules
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Accepted:
+    """The order was taken in. What it traded and what became of the rest follows in other events."""
+
+    kind: ClassVar[str] = "accepted"
+    sequence: int
+    order_id: int
+    account: str
+    client_order_id: str
+    side: str
+    price: Decimal | None
+    quantity: Decimal
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rejected:
+    """The command was refused and changed nothing; ``code`` is stable, ``message`` says what to do."""
+
+    kind: ClassVar[str] = "rejected"
+    sequence: int
+    account: str
+    client_order_id: str
+    code: str
+    message: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Trade:
+    """A fill at the maker's price. ``side`` is the taker's."""
+
+    kind: ClassVar[str] = "trade"
+    sequence: int
+    trade_id: int
+    price: Decimal
+    quantity: Decimal
+    maker_order_id: int
+    taker_order_id: int
+    maker_account: str
+    taker_account: str
+    side: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cancelled:
+    """``quantity`` of an order was taken out, ``open_quantity`` is left.
+
+    ``reason``: requested, unfilled, expired, self_trade.
+    """
+
+    kind: ClassVar[str] = "cancelled"
+    sequence: int
+    order_id: int
+    account: str
+    side: str
+    price: Decimal | None
+    quantity: Decimal
+    open_quantity: Decimal
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Amended:
+    """The order has a new price or open quantity; ``priority_kept`` says whether it kept its place in the queue."""
+
+    kind: ClassVar[str] = "amended"
+    sequence: int
+    order_id: int
+    account: str
+    side: str
+    price: Decimal
+    open_quantity: Decimal
+    priority_kept: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Duplicate:
+    """The same request was executed before, at ``first_sequence``; that answer stands."""
+
+    kind: ClassVar[str] = "duplicate"
+    sequence: int
+    first_sequence: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Configured:
+    """The market's rules were set."""
+
+    kind: ClassVar[str] = "configured"
+    sequence: int
+    rules: MarketRules
+
+
+MarketEvent = Accepted | Rejected | Trade | Cancelled | Amended | Duplicate | Configured
+
+
+def to_event(event: Event, rules: MarketRules) -> MarketEvent:
+    """Return the core's event tuple as a value in decimals."""
+    price_of, quantity_of = rules.ticks_to_price, rules.lots_to_quantity
+    kind = event[0]
+    if kind == TRADE:
+        _, sequence, trade_id, price, lots, maker, taker, maker_account, taker_account, side = event
+        return Trade(
+            sequence,
+            trade_id,
+            price_of(price),
+            quantity_of(lots),
+            maker,
+            taker,
+            maker_account,
+            taker_account,
+            side_name(side),
+        )
+    if kind == ACCEPTED:
+        _, sequence, order_id, account, client_order_id, side, price, lots = event
+        limit = price_of(price) if price is not None else None
+        return Accepted(sequence, order_id, account, client_order_id, side_name(side), limit, quantity_of(lots))
+    if kind == REJECTED:
+        _, sequence, account, client_order_id, code = event
+        return Rejected(sequence, account, client_order_id, code, MESSAGES[code])
+    if kind == CANCELLED:
+        _, sequence, order_id, account, side, price, lots, open_lots, reason = event
+        limit = price_of(price) if price is not None else None
+        lots_out, lots_open = quantity_of(lots), quantity_of(open_lots)
+        return Cancelled(sequence, order_id, account, side_name(side), limit, lots_out, lots_open, reason)
+    if kind == AMENDED:
+        _, sequence, order_id, account, side, price, open_lots, kept = event
+        return Amended(sequence, order_id, account, side_name(side), price_of(price), quantity_of(open_lots), kept)
+    if kind == DUPLICATE:
+        return Duplicate(event[1], event[2])
+    assert kind == CONFIGURED, f"unknown event {event!r}"
+    return Configured(event[1], MarketRules.from_tuple(event[2]))
+
+
+def side_name(side: int) -> str:
+    """Return ``"buy"`` or ``"sell"``."""
+    return Side(side).name.lower()
+
+
+class OrderResult:
+    """The exchange's answer to one command. ``status`` is one of
+
+    ``resting`` (all or part of it is in the book), ``filled``, ``cancelled`` (nothing of it is left), ``amended``,
+    ``accepted`` (a cancel-all, or a kept amend), ``rejected``.
+    """
+
+    __slots__ = ("_events", "_rules", "duplicate", "market", "sequence", "state_hash", "state_sequence")
+
+    def __init__(
+        self,
+        market: str,
+        sequence: int,
+        events: Sequence[Event],
+        *,
+        duplicate: bool,
+        state_sequence: int,
+        state_hash: str,
+        rules: MarketRules,
+    ) -> None:
+        self.market = market
+        self.sequence = sequence
+        """The command's place in the market's total order."""
+        self.duplicate = duplicate
+        """The command was a retry: this is the first answer, at the first's sequence."""
+        self.state_sequence = state_sequence
+        """The sequence number at which :attr:`state_hash` was taken: that of the batch the command travelled in."""
+        self.state_hash = state_hash
+        self._events = events
+        self._rules = rules
+
+    @property
+    def events(self) -> tuple[MarketEvent, ...]:
+        """All that the command caused, in order."""
+        return tuple([to_event(event, self._rules) for event in self._events])
+
+    @property
+    def raw_events(self) -> Sequence[Event]:
+        """The same as the core's tuples; see :mod:`openoutcry.actors.book.commands`."""
+        return self._events
+
+    @property
+    def trades(self) -> tuple[Trade, ...]:
+        """The fills that the command caused as taker."""
+        return tuple([event for event in self.events if isinstance(event, Trade)])
+
+    @property
+    def code(self) -> str | None:
+        """Why the command was rejected, or None."""
+        for event in self._events:
+            if event[0] == REJECTED and event[1] == self.sequence:
+                return str(event[4])
+        return None
+
+    @property
+    def message(self) -> str | None:
+        """The rejection in words, or None."""
+        code = self.code
+        return MESSAGES[code] if code is not None else None
+
+    @property
+    def order_id(self) -> int | None:
+        """The order that the command entered, amended or cancelled; None for a rejection or a cancel-all."""
+        for event in self._events:
+            if event[0] in (ACCEPTED, AMENDED) or (event[0] == CANCELLED and event[8] == "requested"):
+                return int(event[2])
+        return None
+
+    @property
+    def filled_quantity(self) -> Decimal:
+        """How much the command traded as taker."""
+        return self._rules.lots_to_quantity(sum([event[4] for event in self._events if event[0] == TRADE]))
+
+    @property
+    def status(self) -> str:
+        """See the class."""
+        if self.code is not None:
+            return "rejected"
+        order_id = self.order_id
+        for event in self._events:
+            if event[0] in (ACCEPTED, AMENDED):
+                size = event[7] if event[0] == ACCEPTED else event[6]
+                gone = sum([e[4] for e in self._events if e[0] == TRADE and e[6] == order_id])
+                taken = sum([e[6] for e in self._events if e[0] == CANCELLED and e[2] == order_id])
+                if gone + taken < size:
+                    return "amended" if event[0] == AMENDED else "resting"
+                return "filled" if gone == size else "cancelled"
+        return "cancelled" if any([event[0] == CANCELLED for event in self._events]) else "accepted"
+
+    def __repr__(self) -> str:
+        return (
+            f"<OrderResult {self.market} {self.status} order={self.order_id} sequence={self.sequence}"
+            f"{f' code={self.code}' if self.code else ''}{' duplicate' if self.duplicate else ''}>"
+        )
+
+
+class OrderRejected(OpenOutcryError):
+    """The book refused the command. ``code`` says why; ``result`` is the whole answer, with its sequence number."""
+
+    def __init__(self, result: OrderResult) -> None:
+        assert result.code is not None, "only a rejected result is an error"
+        super().__init__(f"{result.market}: {result.message}", code=result.code)
+        self.result = result
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PriceLevel:
+    """One price of one side: the open quantity and in how many orders."""
+
+    price: Decimal
+    quantity: Decimal
+    orders: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenOrder:
+    """One order in the book, true at sequence ``sequence``."""
+
+    market: str
+    sequence: int
+    order_id: int
+    account: str
+    client_order_id: str
+    side: str
+    price: Decimal
+    quantity: Decimal
+    filled_quantity: Decimal
+    open_quantity: Decimal
+    expire_ns: int
+    post_only: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BookView:
+    """One market's book, true at sequence ``sequence`` with state hash ``state_hash``. Best prices first."""
+
+    market: str
+    sequence: int
+    state_hash: str
+    bids: tuple[PriceLevel, ...]
+    asks: tuple[PriceLevel, ...]
+    last_trade: Trade | None
+
+    @property
+    def best_bid(self) -> PriceLevel | None:
+        """The highest bid, or None."""
+        return self.bids[0] if self.bids else None
+
+    @property
+    def best_ask(self) -> PriceLevel | None:
+        """The lowest ask, or None."""
+        return self.asks[0] if self.asks else None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MarketUpdate:
+    """What a subscriber gets: everything that sequences ``first_sequence`` to ``sequence`` caused, in order."""
+
+    market: str
+    first_sequence: int
+    sequence: int
+    timestamp_ns: int
+    state_hash: str
+    events: tuple[MarketEvent, ...]
+
+
+def to_level(level: DepthLevel, rules: MarketRules) -> PriceLevel:
+    """Return a depth level in decimals."""
+    price = rules.ticks_to_price(level.price_ticks)
+    return PriceLevel(price, rules.lots_to_quantity(level.quantity_lots), level.orders)
+
+
+def to_open_order(market: str, sequence: int, order: OrderView, rules: MarketRules) -> OpenOrder:
+    """Return an open order in decimals."""
+    return OpenOrder(
+        market,
+        sequence,
+        order.order_id,
+        order.account,
+        order.client_order_id,
+        side_name(order.side),
+        rules.ticks_to_price(order.price_ticks),
+        rules.lots_to_quantity(order.quantity_lots),
+        rules.lots_to_quantity(order.filled_lots),
+        rules.lots_to_quantity(order.open_lots),
+        order.expire_ns,
+        order.post_only,
+    )
+
+
+def as_json(value: Any) -> Any:
+    """Return a view as plain JSON values: decimals as strings, tuples as lists."""
+    if isinstance(value, OrderResult):
+        plain = {
+            name: getattr(value, name)
+            for name in ("market", "status", "order_id", "sequence", "duplicate", "code", "message", "filled_quantity")
+        }
+        return as_json({**plain, "state_sequence": value.state_sequence, "state_hash": value.state_hash, "events": value.events})
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        named = {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        kind = getattr(type(value), "kind", None)
+        return {"kind": kind, **named} if kind else named
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(item) for item in value]
+    return value

@@ -1,0 +1,108 @@
+"""The coordinator: the small linearizable store of each market's ``(epoch, leader, in-sync set)``.
+
+Owns the record, the rules of its changes and the protocol that every store implements (:mod:`.sqlite`: all nodes on one
+machine; etcd: many machines). Never decides who should lead, never keeps time, and is never on the path of an order.
+
+Leases, which say when a leader may be taken for dead, will be kept in the same store beside the records. Safety does
+not rest on them, so nothing here knows them: a leader that was deposed finds its next swap refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+NAME_LENGTH_MAX: Final = 255
+"""Most characters of the name of a market or a node."""
+
+UNAVAILABLE_CODE: Final = "coordinator_unavailable"
+"""Code of the :class:`~openoutcry.transport.errors.Unavailable` that stores raise."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MarketRecord:
+    """What the coordinator holds of one market; a value, checked when it is made."""
+
+    market: str
+    """The market's name, e.g. ``BTC-USD``."""
+    version: int
+    """1 when created; one more with every swap of this market."""
+    epoch: int
+    """The fencing token: 1 when created; grows whenever the leader changes or starts again."""
+    leader: str
+    """Name of the node that orders commands in this epoch; always in sync."""
+    in_sync: tuple[str, ...]
+    """Names of the nodes that hold every committed command: sorted, distinct, never empty."""
+
+    def __post_init__(self) -> None:
+        for name in (self.market, *self.in_sync):
+            assert 0 < len(name) <= NAME_LENGTH_MAX, f"a name has 1 to {NAME_LENGTH_MAX} characters, not {len(name)}"
+        assert self.version >= 1, f"version {self.version} is below 1"
+        assert self.epoch >= 1, f"epoch {self.epoch} is below 1"
+        assert self.in_sync == tuple(sorted(set(self.in_sync))), f"in_sync {self.in_sync} is not sorted and distinct"
+        assert self.leader in self.in_sync, f"leader {self.leader} is not in sync: {self.in_sync}"
+
+
+class Coordinator(Protocol):
+    """A linearizable store of market records: an operation takes effect at one moment between its call and its return.
+
+    Many processes share one store. One coordinator object is used by one thread at a time (any thread; a store asserts
+    it). An operation blocks for a few seconds at most.
+
+    Every operation raises:
+
+    - ``Unavailable`` (code ``coordinator_unavailable``): the store cannot be reached, or others kept it locked for too
+      long. **The outcome of a create or swap that raised is unknown**: read before deciding what it was.
+    - ``StorageError``: what the store holds cannot be trusted.
+    - ``Closed``: after :meth:`close`.
+    """
+
+    @property
+    def coordinator_id(self) -> str:
+        """A uuid made when the store was created. Nodes that share a market must find the same one."""
+
+    def read(self, market: str) -> MarketRecord | None:
+        """Return the record of ``market``, None if it was never created."""
+
+    def read_all(self) -> tuple[MarketRecord, ...]:
+        """Return all records as of one moment, sorted by market."""
+
+    def create(self, market: str, leader: str, in_sync: Iterable[str]) -> MarketRecord:
+        """Create ``market`` at epoch 1, version 1, unless it is there; return the record that is there afterwards.
+
+        Of many that race exactly one wins: see whose ``leader`` the returned record names.
+        """
+
+    def swap(
+        self, expected: MarketRecord, *, epoch: int, leader: str, in_sync: Iterable[str]
+    ) -> MarketRecord | None:
+        """Replace ``expected``, if the store holds exactly that, by its :func:`successor`; return the new record.
+
+        None, and nothing is changed, if the store holds anything else: another version, other content, no record.
+        """
+
+    def close(self) -> None:
+        """Give up the connection; the store stays. Idempotent."""
+
+
+def first_record(market: str, leader: str, in_sync: Iterable[str]) -> MarketRecord:
+    """Return the record with which ``market`` is created."""
+    return MarketRecord(market, 1, 1, leader, tuple(sorted(set(in_sync))))
+
+
+def successor(expected: MarketRecord, *, epoch: int, leader: str, in_sync: Iterable[str]) -> MarketRecord:
+    """Return the record that may follow ``expected``; asserts the rules of a swap, the same for every store.
+
+    1. The epoch never falls, and grows when the leader changes. (It may grow for the same leader: one that restarted
+       fences off what it sent before.)
+    2. A new leader comes from the in-sync set: nobody else is known to hold every committed command.
+    3. The leader is in the new in-sync set, which is therefore never empty.
+    """
+    record = MarketRecord(expected.market, expected.version + 1, epoch, leader, tuple(sorted(set(in_sync))))
+    assert epoch >= expected.epoch, f"{expected.market}: epoch {epoch} is older than {expected.epoch}"
+    assert leader == expected.leader or epoch > expected.epoch, (
+        f"{expected.market}: leader {leader} replaces {expected.leader} in the same epoch {epoch}"
+    )
+    assert leader in expected.in_sync, f"{expected.market}: new leader {leader} was not in sync: {expected.in_sync}"
+    return record

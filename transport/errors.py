@@ -1,0 +1,102 @@
+"""The exceptions of Open Outcry: one base, one stable ``code`` each, the same codes on the wire.
+
+.. code-block:: text
+
+    OpenOutcryError
+    ├── InvalidRequest        what you asked for is malformed; nothing was sent
+    ├── OrderRejected         the book refused the command; it carries the result
+    ├── Unavailable           the market or its leader cannot be used now; a retry is safe
+    │   ├── Overloaded        a bound was hit: slow down, then retry
+    │   └── RequestTimeout    no answer in time: the outcome is unknown; retry with the same client order id
+    ├── ConfigurationError    the node cannot start, or stopped, because of how it is set up
+    ├── StorageError          the disk or the journal on it cannot be trusted; the replica has stopped
+    └── TransportError        something that crosses a process boundary
+        ├── Closed            closed by this side
+        ├── LinkBroken        broken by the other side, or by the network between
+        ├── WouldBlock        the peer is not keeping up; nothing was sent
+        └── ProtocolError     the peer sent what the protocol does not allow
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class OpenOutcryError(Exception):
+    """Base of every exception this library raises on purpose.
+
+    ``code`` is stable and fit for programs; ``message`` says what was wrong and what to do.
+    """
+
+    default_code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+
+
+class InvalidRequest(OpenOutcryError, ValueError):
+    """The request is malformed (a float for a price, an unknown side, …); it was not sent anywhere."""
+
+    default_code = "invalid_request"
+
+
+class Unavailable(OpenOutcryError):
+    """The market, its leader or this node cannot serve now; retrying with the same client order id is safe."""
+
+    default_code = "unavailable"
+
+
+class Overloaded(Unavailable):
+    """A bound was reached (commands in flight); wait for answers, or retry later."""
+
+    default_code = "overloaded"
+
+
+class RequestTimeout(Unavailable, TimeoutError):
+    """No answer within the deadline. The command may still be executed: retry with the same client order id."""
+
+    default_code = "timeout"
+
+
+class ConfigurationError(OpenOutcryError):
+    """The node's settings contradict each other, its disk, or the market they name."""
+
+    default_code = "configuration"
+
+
+class StorageError(OpenOutcryError):
+    """The journal could not be written, synced or read back; the replica stops rather than guess."""
+
+    default_code = "storage"
+
+
+class TransportError(OpenOutcryError):
+    """Base of the errors of sockets and frames."""
+
+    default_code = "transport"
+
+
+class Closed(TransportError):
+    """This side has closed the socket, actor or node."""
+
+    default_code = "closed"
+
+
+class LinkBroken(TransportError):
+    """The other side, or the network, broke the link. What was sent may not have arrived."""
+
+    default_code = "link_broken"
+
+
+class WouldBlock(TransportError):
+    """The peer does not keep up and the buffers are full; nothing was sent."""
+
+    default_code = "would_block"
+
+
+class ProtocolError(TransportError):
+    """A frame that the protocol does not allow: bad version, kind, type, range, length or order."""
+
+    default_code = "protocol"

@@ -1,0 +1,222 @@
+"""nng sockets as this project uses them: options that are read back, ordered closing, our errors.
+
+Owns every pynng socket of the stream links between nodes: one :class:`Inbox` (``Pull0``) a node and one
+:class:`Outlet` (``Push0``) a remote peer. Never decodes a frame and never decides what a frame means.
+
+Rules that keep nng safe (each was a crash or a hang once): a socket has short time-outs; the one thread that
+receives is stopped by a flag and joined before the socket is closed; callbacks run on nng's threads and only
+hand over; ``recv_max_size`` is set before dial or listen, and read back.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import pynng
+
+from .errors import Closed, ConfigurationError, LinkBroken, TransportError, WouldBlock
+
+logger = logging.getLogger(__name__)
+
+FRAME_SIZE_MAX: Final = 4 * 1024 * 1024
+"""Largest frame, in bytes, that any socket of this project accepts."""
+
+_HEADER_ALLOWANCE = 64
+_POLL_MS = 100
+
+_SocketT = TypeVar("_SocketT", bound=pynng.Socket)
+
+
+def open_socket(
+    kind: type[_SocketT],
+    *,
+    recv_timeout_ms: int = _POLL_MS,
+    send_timeout_ms: int = _POLL_MS,
+    frame_size_max: int = FRAME_SIZE_MAX,
+    reconnect_ms: tuple[int, int] = (10, 500),
+) -> _SocketT:
+    """Return a new socket of ``kind`` with every option set and read back.
+
+    Raises:
+        TransportError: an option did not take (pynng swallows some failures).
+    """
+    socket = kind()
+    try:
+        wanted = {
+            "recv_timeout": recv_timeout_ms,
+            "send_timeout": send_timeout_ms,
+            "recv_max_size": frame_size_max + _HEADER_ALLOWANCE,
+            "reconnect_time_min": reconnect_ms[0],
+            "reconnect_time_max": reconnect_ms[1],
+        }
+        for option, value in wanted.items():
+            setattr(socket, option, value)
+            if (got := getattr(socket, option)) != value:
+                raise TransportError(f"nng did not accept {option}={value} on {kind.__name__}: it reads back {got}")
+    except BaseException:
+        socket.close()
+        raise
+    return socket
+
+
+def listen(socket: pynng.Socket, address: str) -> str:
+    """Listen at ``address`` and return it with the port filled in where the caller asked for port 0.
+
+    Raises:
+        ConfigurationError: the address is malformed, in use, or is an ``ipc`` path that holds an ordinary
+            file (nng would delete it).
+    """
+    if address.startswith("ipc://"):
+        path = address.removeprefix("ipc://")
+        if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise ConfigurationError(f"cannot listen at {address}: {path} exists and is not a socket; choose another path")
+    try:
+        listener = socket.listen(address)
+    except (pynng.NNGException, ValueError) as error:
+        raise ConfigurationError(f"cannot listen at {address}: {error}; is the address right, and free?") from error
+    return str(listener.url)
+
+
+def dial(socket: pynng.Socket, address: str) -> None:
+    """Connect to ``address`` in the background, again and again, until the socket is closed.
+
+    Raises:
+        ConfigurationError: the address is malformed.
+    """
+    try:
+        socket.dial(address, block=False)
+    except (pynng.NNGException, ValueError) as error:
+        raise ConfigurationError(f"cannot dial {address}: {error}; expected tcp://HOST:PORT or ipc:///PATH") from error
+
+
+class Inbox:
+    """A listening ``Pull0`` with one reader thread: every frame that peers send to this node.
+
+    ``on_frame(pipe_id, frame)`` runs on the reader thread, in order of arrival for each pipe; if it raises
+    :class:`~openoutcry.transport.errors.TransportError` the pipe is closed and the error is counted and
+    logged. ``on_pipe_removed(pipe_id)`` runs on one of nng's threads and may only hand over.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        on_frame: Callable[[int, bytes], None],
+        on_pipe_removed: Callable[[int], None],
+        name: str = "inbox",
+    ) -> None:
+        self._on_frame = on_frame
+        self._on_pipe_removed = on_pipe_removed
+        self._stopping = threading.Event()
+        self._socket = open_socket(pynng.Pull0)
+        self.frames_refused = 0
+        """Frames that cost their sender the link, since the start."""
+        self._socket.add_post_pipe_remove_cb(self._pipe_removed)
+        try:
+            self.address = listen(self._socket, address)
+        except BaseException:
+            self._socket.close()
+            raise
+        self._thread = threading.Thread(target=self._read, name=f"{name}-reader", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read. Frames that arrived since construction wait in nng's buffers."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop the reader, join it, then close the socket. Idempotent."""
+        self._stopping.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join()
+        self._socket.close()
+
+    def _pipe_removed(self, pipe: Any) -> None:
+        self._on_pipe_removed(pipe.id)
+
+    def _read(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                message = self._socket.recv_msg()
+            except pynng.Timeout:
+                continue
+            except pynng.Closed:
+                return
+            except pynng.NNGException:
+                logger.exception("inbox %s: receive failed", self.address)
+                self._stopping.wait(_POLL_MS / 1000)
+                continue
+            pipe = message.pipe
+            if pipe is None:
+                continue  # the pipe is already gone: its removal has been, or will be, reported
+            try:
+                self._on_frame(pipe.id, message.bytes)
+            except TransportError as error:
+                self.frames_refused += 1
+                logger.warning("inbox %s: closing the link of pipe %d: %s (%s)", self.address, pipe.id, error, error.code)
+                pipe.close()
+            except Exception:
+                logger.exception("inbox %s: the frame handler failed", self.address)
+
+
+class Outlet:
+    """A ``Push0`` that is dialled to one remote :class:`Inbox` and carries one session of one link.
+
+    Frames arrive in order or not at all; there is no lingering and no silent loss while the session lives:
+    when the pipe goes (``on_broken``), the owner closes this outlet and opens another. Both callbacks run on nng's
+    threads and may only hand over.
+    """
+
+    def __init__(self, address: str, *, on_connected: Callable[[], None], on_broken: Callable[[], None]) -> None:
+        self._on_connected = on_connected
+        self._on_broken = on_broken
+        self._socket = open_socket(pynng.Push0)
+        self._socket.send_buffer_size = 8
+        self._socket.add_post_pipe_connect_cb(self._pipe_connected)
+        self._socket.add_post_pipe_remove_cb(self._pipe_removed)
+        self._closed = False
+        try:
+            dial(self._socket, address)
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _pipe_connected(self, _pipe: Any) -> None:
+        self._on_connected()
+
+    def _pipe_removed(self, _pipe: Any) -> None:
+        self._on_broken()
+
+    def send(self, frame: bytes, *, timeout_ms: int) -> None:
+        """Hand ``frame`` to nng, waiting up to ``timeout_ms`` while the peer is slow.
+
+        Raises:
+            Closed: :meth:`close` was called.
+            WouldBlock: the peer took nothing for ``timeout_ms``; the frame was not sent.
+            LinkBroken: nng reports the link as unusable.
+        """
+        if self._closed:
+            raise Closed("the outlet is closed")
+        if len(frame) > FRAME_SIZE_MAX:
+            raise TransportError(f"a frame of {len(frame)} bytes exceeds the limit of {FRAME_SIZE_MAX}", code="frame_too_large")
+        deadline = time.monotonic() + timeout_ms / 1000
+        while True:
+            try:
+                self._socket.send(frame)
+            except pynng.Timeout:
+                if time.monotonic() >= deadline:
+                    raise WouldBlock(f"the peer took no frame for {timeout_ms} ms") from None
+            except pynng.NNGException as error:
+                raise LinkBroken(f"the link cannot send: {error}") from error
+            else:
+                return
+
+    def close(self) -> None:
+        """Close the socket; only the thread that sends may call it. Idempotent."""
+        self._closed = True
+        self._socket.close()

@@ -1,0 +1,265 @@
+"""The coordinator as a SQLite file: for nodes that all run on one machine, with nothing to install.
+
+Owns the file: its schema, its settings and its locks. Never opens it other than through SQLite (closing any other
+descriptor of it would drop the locks of this whole process) and never carries a connection across a ``fork``.
+
+Why these settings:
+
+- **No WAL.** Before 3.51.3 SQLite can corrupt a database in WAL mode when two processes write at once (its "WAL-reset
+  bug"), and what WAL speeds up does not matter to a store of a few records.
+- **synchronous=EXTRA**: FULL, and a sync of the folder after the rollback journal is unlinked. With FULL alone a power
+  cut can bring the journal back and undo a swap that was reported as done: a follower that had been dropped would
+  again count as one that holds every committed command.
+- **BEGIN IMMEDIATE** for every write and a bounded busy time-out: writers wait for each other at the start, instead of
+  meeting in a deadlock half-way.
+
+A process killed in the middle of a swap leaves a journal, which the next one to open the file rolls back. The file must
+be on a local disk: the locks of network file systems are not to be trusted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import threading
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from .coordinator import UNAVAILABLE_CODE, MarketRecord, first_record, successor
+from .errors import Closed, ConfigurationError, OpenOutcryError, StorageError, Unavailable
+
+APPLICATION_ID: Final = int.from_bytes(b"OOut")
+"""SQLite's ``application_id`` of our files: what tells them from those of other programs."""
+
+SCHEMA_VERSION: Final = 1
+"""SQLite's ``user_version`` of our files. Leases will make it 2."""
+
+BUSY_MS: Final = 1_500
+"""How long one step of an operation (open, begin, commit) waits for the locks of other processes, in milliseconds."""
+
+_SCHEMA: Final = (
+    """CREATE TABLE store (
+        coordinator_id TEXT NOT NULL CHECK (typeof(coordinator_id) = 'text')
+    )""",
+    """CREATE TABLE market (
+        market  TEXT NOT NULL PRIMARY KEY CHECK (typeof(market) = 'text'),
+        version INTEGER NOT NULL CHECK (typeof(version) = 'integer' AND version >= 1),
+        epoch   INTEGER NOT NULL CHECK (typeof(epoch) = 'integer' AND epoch >= 1),
+        leader  TEXT NOT NULL CHECK (typeof(leader) = 'text'),
+        in_sync TEXT NOT NULL CHECK (typeof(in_sync) = 'text') -- a JSON array of names, sorted
+    )""",
+    f"PRAGMA application_id = {APPLICATION_ID}",
+    f"PRAGMA user_version = {SCHEMA_VERSION}",
+)
+_SELECT: Final = "SELECT market, version, epoch, leader, in_sync FROM market"
+_INSERT: Final = "INSERT INTO market (version, epoch, leader, in_sync, market) VALUES (?, ?, ?, ?, ?)"
+_UPDATE: Final = "UPDATE market SET version = ?, epoch = ?, leader = ?, in_sync = ? WHERE market = ?"
+
+_CANNOT_OPEN: Final = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY})
+_TRANSIENT: Final = _CANNOT_OPEN | {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_PROTOCOL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_NOMEM,
+}
+
+
+class SqliteCoordinator:
+    """The :class:`~openoutcry.transport.coordinator.Coordinator` in the SQLite file at ``path``, created if absent.
+
+    1. Construction opens the file, creates its schema or checks it, and reads :attr:`coordinator_id`.
+    2. Each operation is one transaction. Whatever fails, the connection is closed, which undoes the transaction and
+       drops every lock; the next operation opens the file anew.
+    3. A file that was deleted or replaced under a running process is refused: two nodes must never use two stores.
+
+    An operation lasts no more than a few times ``BUSY_MS``, however long others keep the file locked.
+
+    Raises:
+        ConfigurationError: ``path`` cannot be opened, or is not a coordinator file of the version known here.
+        Unavailable: others kept the file locked for too long.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path).absolute()
+        self._in_use = threading.Lock()
+        self._closed = False
+        self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        self._id: str | None = None
+        with self._transaction("BEGIN"):
+            assert self._id is not None
+
+    @property
+    def coordinator_id(self) -> str:
+        assert self._id is not None
+        return self._id
+
+    def read(self, market: str) -> MarketRecord | None:
+        with self._transaction("BEGIN") as connection:
+            return self._select(connection, market)
+
+    def read_all(self) -> tuple[MarketRecord, ...]:
+        with self._transaction("BEGIN") as connection:
+            return tuple(self._record(row) for row in connection.execute(f"{_SELECT} ORDER BY market"))
+
+    def create(self, market: str, leader: str, in_sync: Iterable[str]) -> MarketRecord:
+        record = first_record(market, leader, in_sync)
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            existing = self._select(connection, market)
+            if existing is None:
+                connection.execute(_INSERT, _values(record))
+        return existing or record
+
+    def swap(
+        self, expected: MarketRecord, *, epoch: int, leader: str, in_sync: Iterable[str]
+    ) -> MarketRecord | None:
+        record = successor(expected, epoch=epoch, leader=leader, in_sync=in_sync)
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            if self._select(connection, expected.market) != expected:
+                return None
+            connection.execute(_UPDATE, _values(record))
+        return record
+
+    def close(self) -> None:
+        with self._owned():
+            self._closed = True
+            self._disconnect()
+
+    @contextlib.contextmanager
+    def _owned(self) -> Iterator[None]:
+        acquired = self._in_use.acquire(blocking=False)
+        assert acquired, "a coordinator is used by one thread at a time"
+        try:
+            yield
+        finally:
+            self._in_use.release()
+
+    @contextlib.contextmanager
+    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        """Run the body in one transaction and commit it; after a failure nothing stays open or locked."""
+        with self._owned():
+            if self._closed:
+                raise Closed(f"the coordinator {self._path} is closed")
+            try:
+                connection = self._connected()
+                connection.execute(begin)
+                yield connection
+                connection.execute("COMMIT")
+            except sqlite3.Error as error:
+                self._disconnect()
+                raise self._translated(error) from error
+            except BaseException:
+                self._disconnect()
+                raise
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._file is not None and self._file != self._file_now():
+            raise StorageError(
+                f"the coordinator file {self._path} was replaced while in use: stop all nodes that use it, decide "
+                f"which file is right, and start them again"
+            )
+        if self._connection is None:
+            mode = "rwc" if self._file is None else "rw"
+            self._connection = sqlite3.connect(
+                f"{self._path.as_uri()}?mode={mode}",
+                uri=True,
+                timeout=BUSY_MS / 1000,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+            self._prepare(self._connection)
+            self._file = self._file_now()
+        return self._connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        """Set what a connection forgets; create the schema in an empty file, or check that the file is ours."""
+        connection.execute("PRAGMA synchronous = EXTRA")
+        (synchronous,) = connection.execute("PRAGMA synchronous").fetchone()
+        assert synchronous == 3, f"SQLite did not accept synchronous=EXTRA: it reads back {synchronous}"
+        connection.execute("BEGIN")
+        if _is_empty(connection) and self._id is None:
+            connection.execute("COMMIT")
+            connection.execute("BEGIN IMMEDIATE")
+            if _is_empty(connection):  # no other process was faster
+                for statement in _SCHEMA:
+                    connection.execute(statement)
+                connection.execute("INSERT INTO store (coordinator_id) VALUES (?)", (str(uuid.uuid4()),))
+        (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+        (schema_version,) = connection.execute("PRAGMA user_version").fetchone()
+        if application_id != APPLICATION_ID:
+            raise ConfigurationError(
+                f"{self._path} is a SQLite database of another program; give the coordinator a file of its own"
+            )
+        if schema_version != SCHEMA_VERSION:
+            raise ConfigurationError(
+                f"{self._path} has version {schema_version} of the coordinator's schema; this openoutcry knows only "
+                f"version {SCHEMA_VERSION}: use the one that made the file, or another file"
+            )
+        ids = connection.execute("SELECT coordinator_id FROM store").fetchall()
+        connection.execute("COMMIT")
+        (journal_mode,) = connection.execute("PRAGMA journal_mode = DELETE").fetchone()
+        if journal_mode != "delete":
+            raise ConfigurationError(
+                f"{self._path} is in journal mode {journal_mode}: stop what uses it and run PRAGMA journal_mode=DELETE"
+            )
+        if len(ids) != 1 or self._id not in (None, ids[0][0]):
+            raise StorageError(f"the coordinator file {self._path} has the ids {ids}; expected {self._id or 'one'}")
+        self._id = ids[0][0]
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _file_now(self) -> tuple[int, int]:
+        try:
+            status = os.stat(self._path)
+        except OSError as error:
+            raise Unavailable(
+                f"the coordinator file is gone: {error}; put it back, or stop all nodes that use it",
+                code=UNAVAILABLE_CODE,
+            ) from error
+        return status.st_dev, status.st_ino
+
+    def _select(self, connection: sqlite3.Connection, market: str) -> MarketRecord | None:
+        row = connection.execute(f"{_SELECT} WHERE market = ?", (market,)).fetchone()
+        return None if row is None else self._record(row)
+
+    def _record(self, row: Any) -> MarketRecord:
+        market, version, epoch, leader, in_sync = row
+        try:
+            return MarketRecord(market, version, epoch, leader, tuple(json.loads(in_sync)))
+        except (ValueError, TypeError, AssertionError) as error:
+            raise StorageError(f"the coordinator file {self._path} holds a wrong record {row}: {error}") from error
+
+    def _translated(self, error: sqlite3.Error) -> OpenOutcryError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if self._id is None and code in _CANNOT_OPEN:
+            return ConfigurationError(
+                f"cannot open the coordinator file {self._path} for writing: {error}; does its folder exist, and may "
+                f"this user write there?"
+            )
+        if self._id is None and code == sqlite3.SQLITE_NOTADB:
+            return ConfigurationError(f"{self._path} is not a SQLite database; give the coordinator a file of its own")
+        if code in _TRANSIENT:
+            return Unavailable(
+                f"the coordinator file {self._path} cannot be used now: {error}; retry", code=UNAVAILABLE_CODE
+            )
+        return StorageError(f"the coordinator file {self._path} cannot be trusted: {error}")
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    """Return whether nothing was ever written to the file, by us or by others; call it inside a transaction."""
+    query = "SELECT * FROM pragma_application_id, pragma_user_version, (SELECT count(*) FROM sqlite_master)"
+    return bool(connection.execute(query).fetchone() == (0, 0, 0))
+
+
+def _values(record: MarketRecord) -> tuple[int, int, str, str, str]:
+    in_sync = json.dumps(record.in_sync, ensure_ascii=False, separators=(",", ":"))
+    return record.version, record.epoch, record.leader, in_sync, record.market
