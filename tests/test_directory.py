@@ -30,7 +30,6 @@ from openoutcry.transport.rendezvous import LeaseTable, Rendezvous
 from openoutcry.transport.survey import (
     ANSWERS,
     REQUESTS,
-    SURVEY_FRAME_SIZE_MAX,
     Acknowledge,
     Announce,
     Changes,
@@ -475,7 +474,7 @@ class TestMalformedFrames:
         "answer",
         [
             b"junk",
-            bytes(SURVEY_FRAME_SIZE_MAX + 1),
+            ANSWERS.encode(Found(1, 1, tuple(("book", f"{n:04}", "a" * 255, ()) for n in range(1024)), False, ())),
             ANSWERS.encode(Acknowledge(1, 0, "", ())),
             ANSWERS.encode(Unchanged(1)),
             ANSWERS.encode(Found(1, 1, (), True, ())),

@@ -246,7 +246,7 @@ class _PipeEvents:
                 self.came_up = True
 
     def close(self) -> None:
-        """Wake nobody and call nobody from now on. To be called before the socket is closed; once."""
+        """Wake nobody from now on, and begin no call. To be called once, before the socket is closed."""
         with self._lock:
             self._open = False
             os.close(self.wake_fd)
@@ -375,6 +375,8 @@ class Directory:
         self._poller = select.poll()
         self._poller.register(self._recv_fd, select.POLLIN)
         self._poller.register(self._events.wake_fd, select.POLLIN)
+        self._waker = select.poll()
+        self._waker.register(self._events.wake_fd, select.POLLIN)
 
     def __enter__(self) -> Directory:
         return self
@@ -477,7 +479,7 @@ class Directory:
                     code="directory_unavailable",
                 )
             if not self._events.connected:
-                select.select([self._events.wake_fd], [], [], remaining_s)
+                self._waker.poll(math.ceil(min(remaining_s, self._survey_s) * 1000))
 
     def poll(self, service: str) -> Changes:
         """Return how ``service`` has changed since the last poll; the first one returns all there is as added.

@@ -1,4 +1,4 @@
-"""Where the shared data lies, and how hard Hypothesis looks."""
+"""How hard Hypothesis looks, and what happens where there is no recorded order flow."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-
-BESIDE_THE_REPOSITORY = Path(__file__).resolve().parents[3] / "shared"
+from recorded import DATA
 
 # CI runs the same examples every time. OPENOUTCRY_EXAMPLES=20000 looks further, at other ones each time.
 _examples = os.environ.get("OPENOUTCRY_EXAMPLES")
@@ -25,7 +24,6 @@ settings.load_profile("book")
 @pytest.fixture(scope="session")
 def data() -> Path:
     """The folder of recorded and published order flow; tests that need it are skipped where it is absent."""
-    folder = Path(os.environ.get("OPENOUTCRY_SHARED", BESIDE_THE_REPOSITORY)) / "data"
-    if not folder.is_dir():
-        pytest.skip(f"no recorded order flow at {folder}; set OPENOUTCRY_SHARED to the folder that holds data/")
-    return folder
+    if not DATA.is_dir():
+        pytest.skip(f"no recorded order flow at {DATA}; set OPENOUTCRY_SHARED to the folder that holds data/")
+    return DATA

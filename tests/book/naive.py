@@ -96,15 +96,15 @@ class NaiveBook:
                 CANCEL: self.cancel,
                 CANCEL_ALL: self.cancel_all,
                 AMEND: self.amend,
-                CLOCK: lambda command: None,
+                CLOCK: self.clock,
                 CONFIGURE: self.configure,
             }[kind](command, *details)
         self.forget(self.sequence - self.limits.dedupe_window)  # again: the window may be narrower now
         return self.events[answered:]
 
-    # -- the commands ------------------------------------------------------------------------------------------------
+    # -- the commands ------------------------------------------------------------------------------------------
 
-    def submit(
+    def submit(  # noqa: PLR0917 - the command's own layout
         self,
         command: Command,
         side: int,
@@ -118,10 +118,8 @@ class NaiveBook:
         account, client_order_id = command[1:3]
         post_only = order_type == OrderType.POST_ONLY
         stays = time_in_force in (TimeInForce.GTC, TimeInForce.GTD)
-        if order_type == OrderType.MARKET:
-            worst = self.worst_price_of_a_market_order(side, price)
-        else:
-            worst = price
+        is_market = order_type == OrderType.MARKET
+        worst = self.worst_price_of_a_market_order(side, price) if is_market else price
         order = NaiveOrder(
             id=self.sequence,
             account=account,
@@ -138,7 +136,7 @@ class NaiveBook:
         # The first that applies.
         refusals = {
             Code.MARKET_NOT_CONFIGURED: self.rules is None,
-            Code.INVALID_TIME_IN_FORCE: (order_type == OrderType.MARKET and stays)
+            Code.INVALID_TIME_IN_FORCE: (is_market and stays)
             or (post_only and not stays)
             or (time_in_force == TimeInForce.GTD and not expire_ns)
             or (time_in_force != TimeInForce.GTD and expire_ns),
@@ -205,11 +203,14 @@ class NaiveBook:
             if order.open:
                 self.resting.append(order)
 
-    def configure(self, command: Command, rules: tuple[object, ...]) -> None:
+    def clock(self, _: Command) -> None:
+        """Time has passed, and orders have lapsed, before this was called."""
+
+    def configure(self, _: Command, rules: tuple[object, ...]) -> None:
         self.rules = MarketRules.from_tuple(rules)
         self.tell(CONFIGURED, rules)
 
-    # -- matching ----------------------------------------------------------------------------------------------------
+    # -- matching ----------------------------------------------------------------------------------------------
 
     def match(self, taker: NaiveOrder, worst: int | None) -> None:
         while taker.open and (makers := self.makers_for(taker.side, worst)):
@@ -276,7 +277,7 @@ class NaiveBook:
         self.tell(CANCELLED, order.id, order.account, order.side, order.price, lots, order.open, reason)
         self.resting = [order for order in self.resting if order.open]
 
-    # -- rules, time and memory --------------------------------------------------------------------------------------
+    # -- rules, time and memory --------------------------------------------------------------------------------
 
     @property
     def limits(self) -> MarketRules:
@@ -309,7 +310,7 @@ class NaiveBook:
     def reject(self, command: Command, code: str) -> None:
         self.tell(REJECTED, command[1], command[2], code)
 
-    # -- what can be seen --------------------------------------------------------------------------------------------
+    # -- what can be seen --------------------------------------------------------------------------------------
 
     def queue(self, side: int) -> list[NaiveOrder]:
         """The open orders of one side, best price first, oldest first at a price."""

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from openoutcry.actors.book.commands import Command, Event
 from openoutcry.actors.book.orderbook import OrderBook
 from openoutcry.actors.book.rules import MarketRules
@@ -63,7 +62,7 @@ def test_book_that_forgot_priority_at_every_amend_would_be_found_out(rows: list[
     assert not final_book_hash(final).startswith("76dba82ff7162031")
 
 
-# -- the reading and the comparing, on flows small enough to see through ------------------------------------------------
+# -- the reading and the comparing, on flows small enough to see through ---------------------------------------
 
 
 @pytest.fixture
@@ -99,7 +98,7 @@ def test_flow_becomes_commands_that_name_orders_by_the_sequence_of_their_submit(
 
 def test_every_kind_of_wrong_answer_is_a_difference(flow_of) -> None:
     rows = flow_of(SMALL)
-    book, flow, events = replayed(rows)
+    _, flow, events = replayed(rows)
     ids = flow.flow_ids
     assert list(differences(rows, events, first_sequence=1, flow_ids=ids)) == []
     assert list(differences(rows[3:], [e for e in events if e[1] > 3], first_sequence=4, flow_ids=ids)) == []

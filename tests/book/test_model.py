@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from naive import NaiveBook, NaiveOrder, bought_and_sold
-
 from openoutcry.actors.book import orderbook
 from openoutcry.actors.book.commands import (
     AMEND,
@@ -42,7 +41,7 @@ Batch = tuple[int, tuple[Command, ...]]
 Log = list[Batch]
 
 
-# -- logs that hurt: few accounts, prices and lots, so that orders meet, and their own accounts ---------------------------
+# -- logs that hurt: few accounts, prices and lots, so that orders meet, and their own accounts ----------------
 
 PRICES = st.integers(-3, 6)
 LOTS = st.integers(1, 9)
@@ -220,7 +219,7 @@ def eager_housekeeping() -> Iterator[None]:
         yield
 
 
-# -- what is compared ------------------------------------------------------------------------------------------------------
+# -- what is compared ------------------------------------------------------------------------------------------
 
 
 def as_view(order: NaiveOrder) -> OrderView:
@@ -272,7 +271,7 @@ def run_beside_the_naive_book(log: Iterable[Batch]) -> None:
         assert_adds_up(naive)
 
 
-# -- the promises ----------------------------------------------------------------------------------------------------------
+# -- the promises ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("eager_housekeeping")
@@ -316,19 +315,6 @@ def test_how_the_log_is_cut_into_batches_changes_nothing(log: Log) -> None:
         events = [event for now_ns, commands in cut for event in book.apply(book.sequence + 1, now_ns, commands)]
         outcomes.append((book.state_hash(), book.snapshot(), events))
     assert outcomes[0] == outcomes[1] == outcomes[2]
-
-
-@pytest.mark.usefixtures("eager_housekeeping")
-@given(logs(), logs())
-def test_books_that_show_different_orders_have_different_hashes(one: Log, other: Log) -> None:
-    hashes = {}
-    for log in (one, other):
-        book = OrderBook()
-        for now_ns, commands in log:
-            book.apply(book.sequence + 1, now_ns, commands)
-            seen = (book.sequence, book.timestamp_ns, book.trade_count, book.last_trade, book.rules, book.configured)
-            orders = tuple(order for side in (0, 1) for order in book.orders(side))
-            assert hashes.setdefault(book.state_hash(), (seen, orders)) == (seen, orders)
 
 
 def test_book_of_hundreds_of_orders_does_what_the_naive_book_does() -> None:

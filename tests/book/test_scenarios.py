@@ -2,9 +2,9 @@
 
 What the scenarios call things, and what they are here:
 
-- Their order id is the submitter's; ours is the sequence number. So an id of theirs becomes a client order id. A live id
-  used again is then a client order id used again, which is refused; an id used again after its order is gone is a *new*
-  client order id here, because ``(account, client_order_id)`` stays taken for the whole dedupe window.
+- Their order id is the submitter's; ours is the sequence number. So an id of theirs becomes a client order id. A live
+  id used again is then a client order id used again, which is refused; an id used again after its order is gone is a
+  *new* client order id here, because ``(account, client_order_id)`` stays taken for the whole dedupe window.
 - Self-trade prevention is the market's there and the order's here. An order without an owner has it off.
 - ``cancel_taker``, ``cancel_maker``, ``cancel_both`` are CANCEL_NEWEST, CANCEL_OLDEST, CANCEL_BOTH.
 - Prices and quantities are in units there: ``tick: 5`` is a tick size of "5" here. A string is not a price on the
@@ -18,13 +18,11 @@ loses it) are what we do. No case differs.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
 from openoutcry.actors.book.commands import (
     ACCEPTED,
     AMEND,
@@ -46,6 +44,7 @@ from openoutcry.actors.book.commands import (
 from openoutcry.actors.book.orderbook import OrderBook
 from openoutcry.actors.book.rules import MarketRules
 from openoutcry.transport.errors import InvalidRequest, ProtocolError
+from recorded import DATA
 
 SIDES = {"buy": 0, "sell": 1}
 ORDERS = {
@@ -101,7 +100,6 @@ class Market:
             return [], error.code
         sequence = self.book.sequence + 1
         events = self.book.apply(sequence, 0, (command,))
-        self.book.check()
         if events[0][0] == ACCEPTED:
             self.order_ids[step["id"]] = sequence
             self.their_ids[sequence] = step["id"]
@@ -157,10 +155,9 @@ class Market:
 
 
 def all_scenarios() -> list[Any]:
-    shared = Path(os.environ.get("OPENOUTCRY_SHARED", Path(__file__).resolve().parents[3] / "shared"))
     return [
         pytest.param(scenario, id=f"{path.stem}-{scenario['id']}")
-        for path in sorted((shared / "data" / "scenarios").glob("*.json"))
+        for path in sorted((DATA / "scenarios").glob("*.json"))
         for scenario in json.loads(path.read_text())["scenarios"]
     ]
 
@@ -206,4 +203,5 @@ def test_scenario(scenario: dict[str, Any]) -> None:
             assert (left.open_lots * market.lot if left else 0) == expect["rest"], where
         if "totals" in expect:
             assert market.totals() == expect["totals"], where
+    market.book.check()
     assert {"bids": market.queues(0), "asks": market.queues(1)} == scenario["final_book"]

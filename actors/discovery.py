@@ -1,0 +1,128 @@
+"""DiscoveryActor: announces this node, looks services up, and watches who else is there. Makes no link itself.
+
+Owns the :class:`~openoutcry.transport.survey.Directory` of its node. Every tick it polls for nodes and tells the node what
+changed; every third of the TTL, and at once when a rendezvous comes (back), it announces all of its own entries again.
+
+Messages: DirectoryChanged (from nng's threads); Announce, Unannounce, Find (ask, from the API).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Final
+
+from ..transport.errors import TransportError, Unavailable
+from ..transport.survey import Directory, ServiceEntry
+from ._base import TICK, NodeActor, tell
+from .messages import ActorFailed, PeerFound, PeerLost
+
+logger = logging.getLogger(__name__)
+
+NODE_SERVICE: Final = "openoutcry.node"
+"""The service under which every node announces its inbox."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DirectoryChanged:
+    """A rendezvous has connected or gone."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Announce:
+    """Announce ``entry`` until it is unannounced or the node ends; answers how many rendezvous took it."""
+
+    entry: ServiceEntry
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Unannounce:
+    """Take ``entry`` back; answers how many rendezvous acknowledged."""
+
+    entry: ServiceEntry
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Find:
+    """Look ``service`` up; answers a :class:`~openoutcry.transport.survey.Lookup` within ``timeout_s``."""
+
+    service: str
+    timeout_s: float
+
+
+class DiscoveryActor(NodeActor):
+    """Keeps one node known to others, and others known to it."""
+
+    tick_ms: ClassVar[int] = 100
+
+    def __init__(
+        self,
+        *,
+        rendezvous: Sequence[str],
+        entry: ServiceEntry,
+        ttl_ms: int,
+        tell_node: Callable[[PeerFound | PeerLost], None],
+        report: Callable[[ActorFailed], None],
+    ) -> None:
+        super().__init__(report=report)
+        self._rendezvous = tuple(rendezvous)
+        self._entry = entry
+        self._ttl_ms = ttl_ms
+        self._tell_node = tell_node
+        self._refresh_at_s = 0.0
+        self._directory: Directory | None = None
+        self._connected = True
+
+    def on_start(self) -> None:
+        ref = self.actor_ref
+        self._directory = Directory(
+            self._rendezvous, ttl_ms=self._ttl_ms, on_change=lambda: _hand_over(ref)
+        )
+        self._directory.announce(self._entry)
+
+    def on_stop(self) -> None:
+        if self._directory is not None:
+            try:
+                self._directory.unannounce(self._entry)
+            except TransportError as error:
+                logger.debug("no goodbye: %s", error)
+            self._directory.close()
+
+    def on_receive(self, message: Any) -> Any:
+        directory = self._directory
+        assert directory is not None, "a message before on_start"
+        if message is TICK or isinstance(message, DirectoryChanged):
+            if directory.reconnected() or time.monotonic() >= self._refresh_at_s:
+                self._refresh_at_s = time.monotonic() + self._ttl_ms / 3000
+                directory.refresh()
+            self._poll(directory)
+        elif isinstance(message, Announce):
+            return directory.announce(message.entry)
+        elif isinstance(message, Unannounce):
+            return directory.unannounce(message.entry)
+        elif isinstance(message, Find):
+            return directory.lookup(message.service, deadline=time.monotonic() + message.timeout_s)
+        return None
+
+    def _poll(self, directory: Directory) -> None:
+        try:
+            changes = directory.poll(NODE_SERVICE)
+        except Unavailable as error:
+            if self._connected:
+                logger.warning("no rendezvous answers: %s", error)
+            self._connected = False
+            return
+        self._connected = True
+        added = {entry.node for entry in changes.added}
+        for entry in changes.removed:
+            if entry.node not in added and entry.node != self._entry.node:
+                self._tell_node(PeerLost(entry.node))
+        for entry in changes.added:
+            if entry.node != self._entry.node:
+                self._tell_node(PeerFound(entry.node, dict(entry.metadata).get("name", entry.node), entry.address))
+
+
+def _hand_over(ref: Any) -> None:
+    tell(ref, DirectoryChanged())

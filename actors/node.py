@@ -1,0 +1,1008 @@
+"""ExchangeNode: starts, supervises and stops one node's group of actors; the API that programs embed.
+
+Start: data directory locked, coordinator opened, a BookActor for each market recovered from disk, the inbox opened, the
+node announced. :meth:`ExchangeNode.close` undoes that in the opposite order, and leaves no thread, socket or file behind.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, TypeVar, cast
+from urllib.parse import quote
+
+import pykka
+
+from ..transport.coordinator import Coordinator
+from ..transport.errors import (
+    Closed,
+    ConfigurationError,
+    InvalidRequest,
+    OpenOutcryError,
+    Overloaded,
+    ProtocolError,
+    RequestTimeout,
+    StorageError,
+    Unavailable,
+)
+from ..transport.rendezvous import Rendezvous
+from ..transport.sockets import Inbox
+from ..transport.sqlite import SqliteCoordinator
+from ..transport.survey import Lookup, ServiceEntry
+from ._base import NodeActor, stop_and_join, tell
+from .book.actor import BookActor, Outcome, Unwatch, Watch
+from .book.commands import (
+    AMEND,
+    CANCEL,
+    CANCEL_ALL,
+    NAME_LENGTH_MAX,
+    SUBMIT,
+    Command,
+    OrderType,
+    SelfTradePrevention,
+    Side,
+    TimeInForce,
+)
+from .book.journal import FolderLock
+from .book.record import COMMANDS_MAX
+from .book.rules import DecimalLike, MarketRules
+from .coordination import CoordinatorActor
+from .discovery import NODE_SERVICE, Announce, DiscoveryActor, Find, Unannounce
+from .messages import (
+    CODEC,
+    ActorFailed,
+    Heard,
+    Hello,
+    HelloHeard,
+    PeerDown,
+    PeerFound,
+    PeerLost,
+    PeerUp,
+    PipeRemoved,
+    Query,
+    Submit,
+)
+from .peer import PeerActor
+from .subscription import Subscription
+from .views import (
+    BookView,
+    MarketUpdate,
+    OpenOrder,
+    OrderRejected,
+    OrderResult,
+    Trade,
+    to_event,
+    to_level,
+    to_open_order,
+)
+
+logger = logging.getLogger(__name__)
+
+IN_FLIGHT_MAX: Final = 65_536
+"""Most commands of one market that a node may have unanswered; a submitter beyond waits, then gets Overloaded."""
+
+_T = TypeVar("_T")
+_open_nodes: weakref.WeakSet[ExchangeNode] = weakref.WeakSet()
+
+
+class _Gate:
+    """Bounds the commands of one market in flight at this node: callers beyond the bound are slowed, then refused."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._in_flight = 0
+        self._condition = threading.Condition()
+
+    def enter(self, count: int, *, timeout_s: float) -> None:
+        with self._condition:
+            if not self._condition.wait_for(lambda: self._in_flight + count <= self._limit, timeout_s):
+                raise Overloaded(f"{self._in_flight} commands are unanswered already; nothing was sent, wait for answers")
+            self._in_flight += count
+
+    def leave(self, count: int) -> None:
+        with self._condition:
+            self._in_flight -= count
+            self._condition.notify_all()
+
+
+class _Supervisor(NodeActor):
+    """Makes PeerActors for the nodes that are found, and restarts or gives up what fails. One a node.
+
+    A BookActor that fails is not restarted in place: what it knew is suspect, so its market is stopped and says so;
+    restarting the node recovers it from disk. Discovery and links hold nothing of worth and are restarted.
+    """
+
+    def __init__(self, node: ExchangeNode) -> None:
+        super().__init__(report=lambda failed: logger.critical("the supervisor failed: %s", failed.error))
+        self._node = node
+
+    def on_receive(self, message: Any) -> None:
+        node = self._node
+        if isinstance(message, PeerFound):
+            node._meet(message)
+        elif isinstance(message, PeerLost):
+            node._forget(message.node)
+        elif isinstance(message, HelloHeard):
+            hello = message.hello
+            peer = node._meet(PeerFound(hello.node, hello.name, hello.address))
+            if peer is not None:
+                tell(peer, message)
+        elif isinstance(message, ActorFailed):
+            node._handle_failure(message)
+
+
+class ExchangeNode:
+    """One node of the exchange.
+
+    >>> with ExchangeNode("alice", markets={"BTC-USD": MarketRules(tick_size="0.01")}) as node:  # doctest: +SKIP
+    ...     node.wait_ready()
+    ...     result = node.submit_order("BTC-USD", "buy", "100.25", "3")
+
+    All methods may be called from any thread. Methods that ask the exchange block for at most their ``timeout`` (seconds).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        markets: Mapping[str, MarketRules | None] | Sequence[str] = (),
+        directory: str | Sequence[str] = (),
+        data_dir: str | Path | None = None,
+        coordinator: str | Path | Coordinator | None = None,
+        listen: str = "tcp://127.0.0.1:0",
+        advertise: str | None = None,
+        serve_directory: str | None = None,
+        ttl_ms: int = 2000,
+        min_in_sync: int = 1,
+        timeout: float = 5.0,
+    ) -> None:
+        """Start the node; it is announced and recovering when this returns, :meth:`wait_ready` tells when it can trade.
+
+        Args:
+            name: what people call the node; also the default account of its orders.
+            markets: the markets to join, with the rules to open each with if nobody has (None, or a plain list
+                of names: join only a market that somebody else opens).
+            directory: addresses of the rendezvous (``tcp://HOST:PORT``) through which nodes find each other.
+            data_dir: where journals live. None: a temporary directory, gone when the node is closed.
+            coordinator: the store that nodes which share markets have to share: a path of an SQLite file or an
+                object. None: ``coordinator.sqlite`` in ``data_dir``, for a node that stands alone.
+            listen: where other nodes reach this one; port 0 = any free port.
+            advertise: the address to announce where it differs from ``listen`` (behind NAT, or 0.0.0.0).
+            serve_directory: also be a rendezvous, at this address.
+            ttl_ms: how long the directory remembers this node when it falls silent.
+            min_in_sync: how many replicas have to hold a command durably before it is answered.
+            timeout: the default bound of every call, in seconds.
+
+        Raises:
+            ConfigurationError: an address is in use or malformed, the data directory is another node's, …
+            StorageError: a journal is damaged (code ``corrupt``).
+            Unavailable: the coordinator cannot be reached.
+        """
+        if not name or len(name) > NAME_LENGTH_MAX:
+            raise ConfigurationError(f"a node's name has 1 to {NAME_LENGTH_MAX} characters")
+        if min_in_sync < 1:
+            raise ConfigurationError("min_in_sync is at least 1: the leader itself")
+        self.name = name
+        self.timeout = timeout
+        self._ttl_ms = ttl_ms
+        self._closing = threading.Lock()
+        self._closed = False
+        self._books: dict[str, pykka.ActorRef[BookActor]] = {}
+        self._gates: dict[str, _Gate] = {}
+        self._rules: dict[str, MarketRules] = {}
+        self._subscriptions: list[Subscription] = []
+        self._peers: dict[str, pykka.ActorRef[PeerActor]] = {}
+        self._peer_names: dict[str, str] = {}
+        self._links: dict[str, PeerUp] = {}
+        self._pipes: dict[int, str] = {}
+        self._lock = threading.RLock()
+        self._failures: list[str] = []
+        self._undo = contextlib.ExitStack()
+        wanted = dict(markets) if isinstance(markets, Mapping) else dict.fromkeys(markets)
+        for market in wanted:
+            if not market or len(market) > NAME_LENGTH_MAX:
+                raise ConfigurationError(f"a market's name has 1 to {NAME_LENGTH_MAX} characters, not {market!r:.80}")
+        rendezvous = [directory] if isinstance(directory, str) else list(directory)
+        try:
+            self._start(wanted, rendezvous, data_dir, coordinator, listen, advertise, serve_directory, min_in_sync)
+        except BaseException:
+            self._closed = True
+            self._undo.close()
+            raise
+        _open_nodes.add(self)
+
+    def _start(
+        self,
+        markets: Mapping[str, MarketRules | None],
+        rendezvous: list[str],
+        data_dir: str | Path | None,
+        coordinator: str | Path | Coordinator | None,
+        listen: str,
+        advertise: str | None,
+        serve_directory: str | None,
+        min_in_sync: int,
+    ) -> None:
+        undo = self._undo
+        if data_dir is None:
+            data_dir = tempfile.mkdtemp(prefix="openoutcry-")
+            undo.callback(shutil.rmtree, data_dir, ignore_errors=True)
+        self.data_dir = Path(data_dir)
+        lock = FolderLock(self.data_dir)
+        undo.callback(lock.release)
+        self.node_id = _node_id(self.data_dir, self.name)
+        if coordinator is None or isinstance(coordinator, (str, Path)):
+            coordinator = SqliteCoordinator(Path(coordinator or self.data_dir / "coordinator.sqlite"))
+        try:
+            self._coordinator_id = coordinator.coordinator_id
+        except BaseException:
+            coordinator.close()
+            raise
+        keeper = CoordinatorActor.start(coordinator=coordinator, report=self._report)
+        undo.callback(stop_and_join, keeper, timeout_s=10)
+        self._supervisor = _Supervisor.start(self)
+        undo.callback(stop_and_join, self._supervisor, timeout_s=10)
+        if serve_directory is not None:
+            server = Rendezvous(serve_directory, peers=rendezvous)
+            server.start()
+            undo.callback(server.close)
+            self.directory_address: str | None = server.address
+            rendezvous = [server.address, *rendezvous]
+        else:
+            self.directory_address = None
+        self._inbox = Inbox(listen, on_frame=self._hear, on_pipe_removed=self._pipe_removed, name=self.name)
+        undo.callback(self._inbox.close)
+        self.address = advertise or self._inbox.address
+        self._me = Hello(self.node_id, self.name, self.address, self._coordinator_id, 1, 0)
+        for market, rules in markets.items():
+            self._gates[market] = _Gate(IN_FLIGHT_MAX)
+            book = BookActor.start(
+                market=market,
+                node=self.node_id,
+                rules=rules,
+                folder=self.data_dir / "markets" / quote(market, safe=""),
+                coordinator=keeper,
+                min_in_sync=min_in_sync,
+                report=self._report,
+            )
+            self._books[market] = book
+            undo.callback(stop_and_join, book, timeout_s=30)
+        undo.callback(self._close_subscriptions)
+        undo.callback(self._stop_peers)
+        self._inbox.start()
+        self._rendezvous = tuple(dict.fromkeys(rendezvous))
+        self._discovery: pykka.ActorRef[DiscoveryActor] | None = None
+        undo.callback(self._stop_discovery)
+        self._start_discovery()
+
+    # -- life ---------------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> ExchangeNode:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<ExchangeNode {self.name} at {self.address}{' (closed)' if self._closed else ''}>"
+
+    def close(self) -> None:
+        """Stop the node in order; commands without an answer fail with Closed. Idempotent, callable from any thread."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            _open_nodes.discard(self)
+            self._undo.close()
+
+    def wait_ready(self, timeout: float = 30.0) -> None:
+        """Wait until commands of every market can be sent from this node.
+
+        Raises:
+            RequestTimeout: some market has no leader that can be reached, or too few replicas; it says which.
+            ConfigurationError: a market exists with other rules than this node was given (code ``rules_mismatch``).
+            StorageError: a market's replica has stopped.
+        """
+        deadline = time.monotonic() + timeout
+        for market, book in self._books.items():
+            while True:
+                ready, failure, own, rules = self._ask(
+                    book, lambda actor: (actor.ready, actor.failure, actor.own_rules, actor.book.rules), timeout
+                )
+                if failure is not None:
+                    raise failure
+                if ready:
+                    break
+                if time.monotonic() > deadline:
+                    status = self._ask(book, lambda actor: actor.status(), timeout)
+                    raise RequestTimeout(
+                        f"market {market} is not ready after {timeout:g} s: role {status['role']}, leader {status['leader']}, "
+                        f"in sync {status['in_sync']}; is the leader's node running?",
+                        code="not_ready",
+                    )
+                time.sleep(0.005)
+            if own is not None and own != rules:
+                raise ConfigurationError(
+                    f"market {market} exists with other rules than this node was given: {rules} instead of {own}",
+                    code="rules_mismatch",
+                )
+            self._rules[market] = rules
+
+    # -- commands -----------------------------------------------------------------------------------------------
+
+    def submit_order(
+        self,
+        market: str,
+        side: str | Side,
+        price: DecimalLike | None,
+        quantity: DecimalLike,
+        *,
+        order_type: str | OrderType = OrderType.LIMIT,
+        time_in_force: str | TimeInForce | None = None,
+        expire_ns: int = 0,
+        self_trade_prevention: str | SelfTradePrevention = SelfTradePrevention.NONE,
+        account: str | None = None,
+        client_order_id: str | None = None,
+        timeout: float | None = None,
+    ) -> OrderResult:
+        """Submit an order and wait until it is durable on every in-sync replica and executed.
+
+        Args:
+            market: the market's name.
+            side: ``"buy"`` or ``"sell"``.
+            price: the limit as str, int or Decimal; for a market order its protection bound, or None.
+            quantity: how much, as str, int or Decimal.
+            order_type: ``"limit"``, ``"market"`` or ``"post_only"``.
+            time_in_force: ``"gtc"``, ``"ioc"``, ``"fok"`` or ``"gtd"``; default gtc, for a market order ioc.
+            expire_ns: for gtd: when the order lapses, nanoseconds since the Unix epoch.
+            self_trade_prevention: ``"none"``, ``"cancel_newest"``, ``"cancel_oldest"``, ``"cancel_both"``,
+                ``"decrement_and_cancel"``; what happens on meeting an order of the same account.
+            account: on whose behalf; default the node's name.
+            client_order_id: names the request, for ever within the dedupe window: a retry gets the first answer
+                back. Default: a fresh one.
+            timeout: seconds to wait; default the node's.
+
+        Raises:
+            InvalidRequest: an argument is malformed; nothing was sent.
+            OrderRejected: the book refused the order; ``code`` says why.
+            Unavailable: the market cannot be used now; ``RequestTimeout`` and ``Overloaded`` are kinds of it.
+        """
+        command = self.order(
+            market,
+            side,
+            price,
+            quantity,
+            order_type=order_type,
+            time_in_force=time_in_force,
+            expire_ns=expire_ns,
+            self_trade_prevention=self_trade_prevention,
+            account=account,
+            client_order_id=client_order_id,
+        )
+        return self._one(market, command, timeout)
+
+    def cancel_order(
+        self,
+        market: str,
+        order_id: int,
+        *,
+        account: str | None = None,
+        client_order_id: str | None = None,
+        timeout: float | None = None,
+    ) -> OrderResult:
+        """Cancel what is left of an order. Raises as :meth:`submit_order` does; code ``unknown_order`` if it is not open."""
+        return self._one(market, self.cancel(order_id, account=account, client_order_id=client_order_id), timeout)
+
+    def cancel_all(
+        self,
+        market: str,
+        *,
+        account: str | None = None,
+        client_order_id: str | None = None,
+        timeout: float | None = None,
+    ) -> OrderResult:
+        """Cancel every open order of an account in a market."""
+        command = (CANCEL_ALL, self._account(account), self._request_name(client_order_id))
+        return self._one(market, command, timeout)
+
+    def amend_order(
+        self,
+        market: str,
+        order_id: int,
+        *,
+        price: DecimalLike | None = None,
+        quantity: DecimalLike | None = None,
+        account: str | None = None,
+        client_order_id: str | None = None,
+        timeout: float | None = None,
+    ) -> OrderResult:
+        """Give an order a new price, a new open quantity, or both. It keeps its place only at the same price with a
+        quantity that does not grow; otherwise it queues anew, and may trade at once.
+        """
+        command = self.amend(
+            market, order_id, price=price, quantity=quantity, account=account, client_order_id=client_order_id
+        )
+        return self._one(market, command, timeout)
+
+    def submit_many(
+        self, market: str, commands: Iterable[Command], *, timeout: float | None = None
+    ) -> list[OrderResult]:
+        """Send commands made by :meth:`order`, :meth:`cancel` and :meth:`amend` as one batch, and wait for all answers.
+
+        Rejections are results (``status == "rejected"``), not exceptions. The commands keep their order; commands of
+        others may come between chunks of ``COMMANDS_MAX``.
+        """
+        return self.submit_many_async(market, commands, timeout=timeout)()
+
+    def submit_many_async(
+        self, market: str, commands: Iterable[Command], *, timeout: float | None = None
+    ) -> Callable[[], list[OrderResult]]:
+        """Send as :meth:`submit_many` does, but return at once: call what is returned to wait for the answers.
+
+        Blocks only while ``IN_FLIGHT_MAX`` commands are unanswered.
+        """
+        timeout = self.timeout if timeout is None else timeout
+        every = tuple(commands)
+        futures = [
+            self._send(market, every[at : at + COMMANDS_MAX], timeout) for at in range(0, len(every), COMMANDS_MAX)
+        ]
+
+        def answers() -> list[OrderResult]:
+            results: list[OrderResult] = []
+            for future in futures:
+                results += _to_results(market, _wait(future, timeout))
+            return results
+
+        return answers
+
+    def order(
+        self,
+        market: str,
+        side: str | Side,
+        price: DecimalLike | None,
+        quantity: DecimalLike,
+        *,
+        order_type: str | OrderType = OrderType.LIMIT,
+        time_in_force: str | TimeInForce | None = None,
+        expire_ns: int = 0,
+        self_trade_prevention: str | SelfTradePrevention = SelfTradePrevention.NONE,
+        account: str | None = None,
+        client_order_id: str | None = None,
+    ) -> Command:
+        """Return the command that :meth:`submit_order` would send, for :meth:`submit_many`."""
+        rules = self.rules(market)
+        kind = _member(OrderType, order_type, "order_type")
+        if time_in_force is None:
+            tif = TimeInForce.IOC if kind is OrderType.MARKET else TimeInForce.GTC
+        else:
+            tif = _member(TimeInForce, time_in_force, "time_in_force")
+        if price is None and kind is not OrderType.MARKET:
+            raise InvalidRequest("only a market order goes without a price", code="invalid_price")
+        if type(expire_ns) is not int or not 0 <= expire_ns < 2**63:
+            raise InvalidRequest("expire_ns is a number of nanoseconds since the Unix epoch", code="invalid_expiry")
+        return (
+            SUBMIT,
+            self._account(account),
+            self._request_name(client_order_id),
+            int(_member(Side, side, "side")),
+            int(kind),
+            rules.price_to_ticks(price) if price is not None else None,
+            rules.quantity_to_lots(quantity),
+            int(tif),
+            expire_ns,
+            int(_member(SelfTradePrevention, self_trade_prevention, "self_trade_prevention")),
+        )
+
+    def cancel(self, order_id: int, *, account: str | None = None, client_order_id: str | None = None) -> Command:
+        """Return the command that :meth:`cancel_order` would send, for :meth:`submit_many`."""
+        return (CANCEL, self._account(account), self._request_name(client_order_id), _order_id(order_id))
+
+    def amend(
+        self,
+        market: str,
+        order_id: int,
+        *,
+        price: DecimalLike | None = None,
+        quantity: DecimalLike | None = None,
+        account: str | None = None,
+        client_order_id: str | None = None,
+    ) -> Command:
+        """Return the command that :meth:`amend_order` would send, for :meth:`submit_many`."""
+        rules = self.rules(market)
+        if price is None and quantity is None:
+            raise InvalidRequest("an amend names a new price, a new quantity, or both", code="invalid_amend")
+        return (
+            AMEND,
+            self._account(account),
+            self._request_name(client_order_id),
+            _order_id(order_id),
+            rules.price_to_ticks(price) if price is not None else None,
+            rules.quantity_to_lots(quantity) if quantity is not None else None,
+        )
+
+    def _one(self, market: str, command: Command, timeout: float | None) -> OrderResult:
+        timeout = self.timeout if timeout is None else timeout
+        result = _to_results(market, _wait(self._send(market, (command,), timeout), timeout))[0]
+        if result.code is not None:
+            raise OrderRejected(result)
+        return result
+
+    def _send(self, market: str, commands: tuple[Command, ...], timeout_s: float) -> Future[Outcome]:
+        book = self._book(market)
+        gate = self._gates[market]
+        count = len(commands)
+        gate.enter(count, timeout_s=timeout_s)
+        future: Future[Outcome] = Future()
+        future.add_done_callback(lambda _: gate.leave(count))
+        if not tell(book, Submit(commands, future, time.monotonic_ns() + int(timeout_s * 1e9))):
+            future.set_exception(self._gone(market))
+        return future
+
+    def _account(self, account: str | None) -> str:
+        return self.name if account is None else _name(account, "account", "invalid_account")
+
+    def _request_name(self, client_order_id: str | None) -> str:
+        if client_order_id is None:
+            return uuid.uuid4().hex
+        return _name(client_order_id, "client order id", "invalid_client_order_id")
+
+    # -- queries ------------------------------------------------------------------------------------------------
+
+    @property
+    def markets(self) -> tuple[str, ...]:
+        """The markets this node has joined."""
+        return tuple(self._books)
+
+    def rules(self, market: str) -> MarketRules:
+        """Return a market's rules.
+
+        Raises:
+            InvalidRequest: this node has not joined the market (code ``unknown_market``).
+            Unavailable: the market's log has not reached this node yet (code ``not_ready``).
+        """
+        found = self._rules.get(market)
+        if found is None:
+            configured, found = self._read(market, lambda actor: (actor.book.configured, actor.book.rules))
+            if not configured:
+                raise Unavailable(f"market {market} is not ready yet: wait_ready() waits for it", code="not_ready")
+            self._rules[market] = found
+        return found
+
+    def get_order_book(self, market: str, depth: int | None = None) -> BookView:
+        """Return the best ``depth`` price levels of each side (all, by default), as this node's replica has them."""
+
+        def read(actor: BookActor) -> BookView:
+            book, rules = actor.book, actor.book.rules
+            last = cast("Trade", to_event(book.last_trade, rules)) if book.last_trade is not None else None
+            return BookView(
+                market,
+                book.sequence,
+                book.state_hash(),
+                tuple([to_level(level, rules) for level in book.depth(Side.BUY, depth)]),
+                tuple([to_level(level, rules) for level in book.depth(Side.SELL, depth)]),
+                last,
+            )
+
+        return self._read(market, read)
+
+    def get_order(self, market: str, order_id: int) -> OpenOrder | None:
+        """Return an open order, or None if it is not in the book (filled, cancelled, never there)."""
+
+        def read(actor: BookActor) -> OpenOrder | None:
+            book = actor.book
+            found = book.order(order_id)
+            return to_open_order(market, book.sequence, found, book.rules) if found is not None else None
+
+        return self._read(market, read)
+
+    def open_orders(self, market: str, account: str | None = None) -> list[OpenOrder]:
+        """Return an account's open orders (default: the node's own), oldest first."""
+        name = self._account(account)
+
+        def read(actor: BookActor) -> list[OpenOrder]:
+            book = actor.book
+            return [to_open_order(market, book.sequence, o, book.rules) for o in book.open_orders(name)]
+
+        return self._read(market, read)
+
+    def all_orders(self, market: str) -> list[OpenOrder]:
+        """Return every open order: bids best first, then asks best first, each level in queue order."""
+
+        def read(actor: BookActor) -> list[OpenOrder]:
+            book = actor.book
+            return [to_open_order(market, book.sequence, o, book.rules) for side in Side for o in book.orders(side)]
+
+        return self._read(market, read)
+
+    def orders_at(self, market: str, price: DecimalLike) -> list[OpenOrder]:
+        """Return the orders at one price, in queue order."""
+        ticks = self.rules(market).price_to_ticks(price)
+
+        def read(actor: BookActor) -> list[OpenOrder]:
+            book = actor.book
+            return [to_open_order(market, book.sequence, o, book.rules) for o in book.orders_at(ticks)]
+
+        return self._read(market, read)
+
+    def trades(self, market: str, limit: int = 100) -> list[Trade]:
+        """Return the last trades, newest first; older ones than ``dedupe_window`` commands are in the journal only."""
+
+        def read(actor: BookActor) -> list[Trade]:
+            rules = actor.book.rules
+            return [cast("Trade", to_event(event, rules)) for event in actor.book.trades(limit)]
+
+        return self._read(market, read)
+
+    def sequence(self, market: str) -> int:
+        """Return the sequence number up to which this node has applied the market's log."""
+        return self._read(market, lambda actor: actor.book.sequence)
+
+    def state_hash(self, market: str) -> str:
+        """Return the digest of the market's whole state at this node; see :meth:`position` for its sequence number."""
+        return self.position(market)[1]
+
+    def position(self, market: str) -> tuple[int, str]:
+        """Return sequence number and state hash, of one moment."""
+        return self._read(market, lambda actor: (actor.book.sequence, actor.book.state_hash()))
+
+    def status(self) -> dict[str, Any]:
+        """Return the state of the node, its links and markets, as JSON would carry it."""
+        with self._lock:
+            links = {node: {"name": name, "up": node in self._links} for node, name in sorted(self._peer_names.items())}
+        return {
+            "name": self.name,
+            "node_id": self.node_id,
+            "address": self.address,
+            "directory": list(self._rendezvous),
+            "coordinator": self._coordinator_id,
+            "peers": links,
+            "frames_refused": self._inbox.frames_refused,
+            "failures": list(self._failures),
+            "markets": {market: self._status(market) for market in self._books},
+        }
+
+    def _status(self, market: str) -> dict[str, Any]:
+        try:
+            return self._read(market, lambda actor: actor.status())
+        except OpenOutcryError as error:
+            return {"market": market, "role": "stopped", "ready": False, "error": str(error)}
+
+    def wait_in_sync(self, market: str, nodes: int, timeout: float = 30.0) -> None:
+        """Wait until ``nodes`` replicas of the market are in sync, as far as this node knows.
+
+        Raises:
+            RequestTimeout: they were not in time.
+        """
+        self._wait_for(
+            lambda: self._read(market, lambda actor: len(actor.replica.in_sync)) >= nodes,
+            timeout,
+            lambda: f"market {market}: fewer than {nodes} replicas are in sync: {self._status(market)}",
+        )
+
+    def wait_sequence(self, market: str, sequence: int, timeout: float = 30.0) -> None:
+        """Wait until this node has applied the market's log up to ``sequence``.
+
+        Raises:
+            RequestTimeout: it had not in time.
+        """
+        self._wait_for(
+            lambda: self.sequence(market) >= sequence,
+            timeout,
+            lambda: f"market {market}: this node is at {self.sequence(market)}, not {sequence}",
+        )
+
+    def _wait_for(self, condition: Callable[[], bool], timeout: float, why: Callable[[], str]) -> None:
+        deadline = time.monotonic() + timeout
+        while not condition():
+            if time.monotonic() > deadline:
+                raise RequestTimeout(f"after {timeout:g} s: {why()}")
+            time.sleep(0.005)
+
+    # -- market data --------------------------------------------------------------------------------------------
+
+    def subscribe(
+        self,
+        market: str,
+        to: Callable[[MarketUpdate], None] | Any = None,
+        *,
+        after: int | None = None,
+        queue_size_max: int = 10_000,
+    ) -> Subscription:
+        """Receive every event of a market, in order, from the applied log.
+
+        Args:
+            market: the market's name.
+            to: a callable, called with each :class:`~.views.MarketUpdate` on the subscription's own thread; a
+                ``queue.Queue``; or None, to iterate over the subscription itself.
+            after: the sequence number after which to begin, for resuming; None = from now on.
+            queue_size_max: how many updates may wait. A subscriber that falls further behind is cut: it gets no
+                gap, but an end, and resumes with ``after=subscription.last_sequence``.
+
+        Raises:
+            Unavailable: the events after ``after`` are not held any more (code ``too_far_behind``).
+        """
+        book = self._book(market)
+        subscription = Subscription(
+            market, to, queue_size_max=queue_size_max, on_end=lambda watcher: tell(book, Unwatch(watcher))
+        )
+        try:
+            started = self._ask_message(book, Watch(subscription.offer, after), self.timeout)
+        except BaseException:
+            subscription.close()
+            raise
+        subscription.begin(started)
+        with self._lock:
+            self._subscriptions = [s for s in self._subscriptions if not s.ended] + [subscription]
+        return subscription
+
+    # -- directory ----------------------------------------------------------------------------------------------
+
+    def announce(self, service: str, address: str, metadata: Mapping[str, str] | None = None) -> int:
+        """Announce a service of this node in the directory, until :meth:`unannounce` or the node's end.
+
+        Returns how many rendezvous know it now; it is announced again by itself where one comes later.
+        """
+        return cast("int", self._ask_directory(Announce(self._entry(service, address, metadata)), self.timeout))
+
+    def unannounce(self, service: str) -> int:
+        """Take a service of this node out of the directory; return how many rendezvous have acknowledged."""
+        return cast("int", self._ask_directory(Unannounce(self._entry(service, "-", None)), self.timeout))
+
+    def lookup(self, service: str, timeout: float | None = None) -> Lookup:
+        """Return who announces ``service``, as soon as all connected rendezvous have answered.
+
+        Raises:
+            Unavailable: no rendezvous has answered in time (code ``directory_unavailable``).
+        """
+        timeout = self.timeout if timeout is None else timeout
+        return cast("Lookup", self._ask_directory(Find(service, timeout), timeout + 1))
+
+    def _entry(self, service: str, address: str, metadata: Mapping[str, str] | None) -> ServiceEntry:
+        return ServiceEntry(service, self.node_id, address, tuple(sorted((metadata or {}).items())))
+
+    def _ask_directory(self, message: object, timeout: float) -> Any:
+        if self._discovery is None:
+            raise Unavailable("this node was started without a directory", code="directory_unavailable")
+        return self._ask_message(self._discovery, message, timeout)
+
+    # -- actors -------------------------------------------------------------------------------------------------
+
+    def _book(self, market: str) -> pykka.ActorRef[BookActor]:
+        if self._closed:
+            raise Closed(f"node {self.name} is closed")
+        book = self._books.get(market)
+        if book is None:
+            known = ", ".join(sorted(self._books)) or "none"
+            raise InvalidRequest(f"node {self.name} has not joined market {market!r:.80}; it has: {known}", code="unknown_market")
+        return book
+
+    def _read(self, market: str, read: Callable[[BookActor], _T]) -> _T:
+        return self._ask(self._book(market), read, self.timeout)
+
+    def _ask(self, ref: pykka.ActorRef[Any], read: Callable[[BookActor], _T], timeout: float) -> _T:
+        return cast("_T", self._ask_message(ref, Query(read), timeout))
+
+    def _ask_message(self, ref: pykka.ActorRef[Any], message: object, timeout: float) -> Any:
+        try:
+            return ref.ask(message, timeout=timeout)
+        except pykka.ActorDeadError:
+            raise self._gone(str(ref.actor_class.__name__)) from None
+        except pykka.Timeout:
+            raise RequestTimeout(f"node {self.name} did not answer within {timeout:g} s: it is overloaded") from None
+
+    def _gone(self, what: str) -> OpenOutcryError:
+        if self._closed:
+            return Closed(f"node {self.name} is closed")
+        return StorageError(f"{what} of node {self.name} has failed: {'; '.join(self._failures) or 'see the log'}")
+
+    def _report(self, failed: ActorFailed) -> None:
+        if not self._closed:
+            tell(self._supervisor, failed)
+
+    def _handle_failure(self, failed: ActorFailed) -> None:
+        self._failures = [*self._failures, f"{failed.who}: {failed.error!r}"][-20:]
+        if self._closed:
+            return
+        if self._discovery is not None and not self._discovery.is_alive():
+            logger.error("restarting discovery after: %r", failed.error)
+            self._start_discovery()
+        with self._lock:
+            dead = [node for node, peer in self._peers.items() if not peer.is_alive()]
+            for node in dead:
+                logger.error("dropping the link to %s after: %r; it is made again when heard of", node, failed.error)
+                del self._peers[node]
+        for node in dead:
+            self._tell_books(PeerDown(node))
+
+    def _meet(self, found: PeerFound) -> pykka.ActorRef[PeerActor] | None:
+        """Return the PeerActor of a node that was found or has said hello, made if there is none."""
+        with self._lock:
+            if self._closed or found.node == self.node_id:
+                return None
+            peer = self._peers.get(found.node)
+            if peer is None or not peer.is_alive():
+                peer = PeerActor.start(
+                    me=self._me,
+                    node=found.node,
+                    name=found.name,
+                    address=found.address,
+                    tell_all=self._tell_books,
+                    report=self._report,
+                )
+                self._peers[found.node] = peer
+                self._peer_names[found.node] = found.name
+            return peer
+
+    def _forget(self, node: str) -> None:
+        """A node has left the directory: end its PeerActor unless the link lives on without the directory."""
+        with self._lock:
+            if node in self._links:
+                return
+            peer = self._peers.pop(node, None)
+            self._peer_names.pop(node, None)
+        if peer is not None:
+            stop_and_join(peer, timeout_s=5)
+
+    def _tell_books(self, message: PeerUp | PeerDown) -> None:
+        with self._lock:
+            if isinstance(message, PeerUp):
+                self._links[message.node] = message
+            else:
+                self._links.pop(message.node, None)
+        for book in self._books.values():
+            tell(book, message)
+
+    def _hear(self, pipe_id: int, frame: bytes) -> None:
+        """Handle one frame, on the inbox's reader thread."""
+        message = CODEC.decode(frame)
+        if isinstance(message, Hello):
+            self._pipes[pipe_id] = message.node
+            peer = self._peers.get(message.node)
+            tell(peer if peer is not None and peer.is_alive() else self._supervisor, HelloHeard(message, pipe_id))
+            return
+        sender = self._pipes.get(pipe_id)
+        if sender is None:
+            raise ProtocolError("a frame before the hello")
+        book = self._books.get(message.market)
+        if book is not None:
+            tell(book, Heard(sender, message))
+
+    def _pipe_removed(self, pipe_id: int) -> None:
+        node = self._pipes.pop(pipe_id, None)
+        peer = self._peers.get(node) if node is not None else None
+        if peer is not None:
+            tell(peer, PipeRemoved(pipe_id))
+
+    def _start_discovery(self) -> None:
+        if self._rendezvous:
+            self._discovery = DiscoveryActor.start(
+                rendezvous=self._rendezvous,
+                entry=self._entry(NODE_SERVICE, self.address, {"name": self.name}),
+                ttl_ms=self._ttl_ms,
+                tell_node=lambda message: tell(self._supervisor, message) and None,
+                report=self._report,
+            )
+
+    def _stop_discovery(self) -> None:
+        if self._discovery is not None:
+            stop_and_join(self._discovery, timeout_s=5)
+
+    def _stop_peers(self) -> None:
+        with self._lock:
+            peers = list(self._peers.values())
+        for peer in peers:
+            stop_and_join(peer, timeout_s=5)
+
+    def _close_subscriptions(self) -> None:
+        for subscription in self._subscriptions:
+            subscription.close()
+
+
+def _node_id(folder: Path, name: str) -> str:
+    """Return the id that stands for this disk: a wiped directory is a new replica, whatever its node is called."""
+    path = folder / "node.json"
+    try:
+        stored = json.loads(path.read_text())
+    except FileNotFoundError:
+        stored = {"node_id": f"{name}.{uuid.uuid4().hex[:8]}", "name": name}
+        scratch = path.with_suffix(".new")
+        with scratch.open("w") as file:
+            json.dump(stored, file)
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    except ValueError as error:
+        raise StorageError(f"{path} cannot be read: {error}", code="corrupt") from error
+    if stored.get("name") != name:
+        raise ConfigurationError(
+            f"{folder} belongs to node {stored.get('name')!r}, not {name!r}; give each node a data directory of its own",
+            code="data_dir_in_use",
+        )
+    return str(stored["node_id"])
+
+
+def _wait(future: Future[Outcome], timeout_s: float) -> Outcome:
+    try:
+        # The BookActor fails the future at its deadline; the second beyond is for a BookActor that is stuck.
+        return future.result(timeout_s + 1)
+    except FutureTimeoutError:
+        if future.done():
+            raise
+        future.cancel()
+        raise RequestTimeout("no answer in time: the outcome is unknown; retry with the same client order id") from None
+
+
+def _to_results(market: str, outcome: Outcome) -> list[OrderResult]:
+    """Return one result for each command of a request."""
+    by_sequence: list[list[Any]] = [[] for _ in outcome.commands]
+    first = outcome.first_sequence
+    for event in outcome.events:
+        by_sequence[event[1] - first].append(event)
+    results = []
+    for at, events in enumerate(by_sequence):
+        sequence = first + at
+        duplicate = bool(events) and events[0][0] == 6
+        if duplicate:
+            sequence = events[0][2]
+            events = outcome.earlier[sequence]
+        results.append(
+            OrderResult(
+                market,
+                sequence,
+                events,
+                duplicate=duplicate,
+                state_sequence=outcome.state_sequence,
+                state_hash=outcome.state_hash,
+                rules=outcome.rules,
+            )
+        )
+    return results
+
+
+_E = TypeVar("_E", Side, OrderType, TimeInForce, SelfTradePrevention)
+
+
+def _member(kind: type[_E], value: str | _E, what: str) -> _E:
+    if isinstance(value, kind):
+        return value
+    found = kind.__members__.get(value.upper()) if isinstance(value, str) else None
+    if found is None:
+        allowed = ", ".join(member.name.lower() for member in kind)
+        raise InvalidRequest(f"{what} is one of {allowed}, not {value!r:.40}", code=f"invalid_{what}")
+    return found
+
+
+def _name(value: str, what: str, code: str) -> str:
+    if type(value) is not str or not 1 <= len(value) <= NAME_LENGTH_MAX:
+        raise InvalidRequest(f"the {what} is a string of 1 to {NAME_LENGTH_MAX} characters", code=code)
+    return value
+
+
+def _order_id(value: int) -> int:
+    if type(value) is not int or not 1 <= value < 2**63:
+        raise InvalidRequest(f"an order id is a positive integer, not {value!r:.40}", code="invalid_order_id")
+    return value
+
+
+@atexit.register
+def _close_all() -> None:
+    for node in list(_open_nodes):
+        node.close()
+
+
+__all__ = ["IN_FLIGHT_MAX", "ExchangeNode"]

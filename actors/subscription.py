@@ -1,0 +1,126 @@
+"""Subscription: market data for one subscriber: a bounded queue between the BookActor and whoever reads. Never blocks it."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from ..transport.errors import Overloaded
+from .book.actor import Applied, Watcher
+from .views import MarketUpdate, to_event
+
+logger = logging.getLogger(__name__)
+
+
+class _End:
+    """Wakes a reader: no update will follow."""
+
+
+_END: Final = _End()
+
+
+class Subscription:
+    """The receiving end of ``ExchangeNode.subscribe``; iterate over it, or let it call a function or fill a queue.
+
+    It ends when :meth:`close` is called, the node closes, or the subscriber falls ``queue_size_max`` updates behind
+    (:attr:`error` is then Overloaded). It has no gaps: after an end, subscribe again with ``after=last_sequence``.
+    """
+
+    def __init__(
+        self,
+        market: str,
+        to: Callable[[MarketUpdate], None] | Any,
+        *,
+        queue_size_max: int,
+        on_end: Callable[[Watcher], object],
+    ) -> None:
+        self.market = market
+        self.error: Overloaded | None = None
+        self.last_sequence = 0
+        """The sequence number up to which the subscriber has been given everything."""
+        self._on_end = on_end
+        self._size_max = queue_size_max
+        self._queue: queue.SimpleQueue[Applied | _End] = queue.SimpleQueue()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        if to is not None:
+            give: Callable[[MarketUpdate], None] = to if callable(to) else to.put
+            self._thread = threading.Thread(
+                target=self._deliver, args=(give,), name=f"subscription-{market}", daemon=True
+            )
+
+    def begin(self, sequence: int) -> None:
+        """Start to deliver; the subscription watches from ``sequence`` on."""
+        self.last_sequence = max(self.last_sequence, sequence)
+        if self._thread is not None:
+            self._thread.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether no further update will come in."""
+        return self._ended.is_set()
+
+    def offer(self, update: Applied) -> bool:
+        """Take an update in, on the BookActor's thread; False ends the watch."""
+        if self._ended.is_set():
+            return False
+        if self._queue.qsize() >= self._size_max:
+            self.error = Overloaded(
+                f"market {self.market}: the subscriber fell {self._size_max} updates behind and was cut; "
+                f"subscribe again with after=last_sequence"
+            )
+            logger.warning("%s", self.error)
+            self._end()
+            return False
+        self._queue.put(update)
+        return True
+
+    def get(self, timeout: float | None = None) -> MarketUpdate | None:
+        """Return the next update, or None when the subscription has ended.
+
+        Raises:
+            queue.Empty: nothing came within ``timeout`` seconds.
+        """
+        update = self._queue.get(timeout=timeout)
+        if isinstance(update, _End):
+            self._queue.put(_END)
+            return None
+        made = MarketUpdate(
+            update.market,
+            update.first_sequence,
+            update.sequence,
+            update.timestamp_ns,
+            update.state_hash,
+            tuple([to_event(event, update.rules) for event in update.events]),
+        )
+        self.last_sequence = update.sequence
+        return made
+
+    def __iter__(self) -> Iterator[MarketUpdate]:
+        while (update := self.get()) is not None:
+            yield update
+
+    def close(self) -> None:
+        """End the subscription; what waits can still be read. Idempotent."""
+        if not self._ended.is_set():
+            self._end()
+            self._on_end(self.offer)
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread() and thread.is_alive():
+            thread.join()
+
+    def _end(self) -> None:
+        self._ended.set()
+        self._queue.put(_END)
+
+    def _deliver(self, give: Callable[[MarketUpdate], None]) -> None:
+        for update in self:
+            try:
+                give(update)
+            except Exception:
+                logger.exception("market %s: a subscriber failed and is cut", self.market)
+                self.close()
+                return

@@ -1,0 +1,473 @@
+"""The coordinator: one suite for every store, with real processes; then what is particular to the SQLite file."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openoutcry.transport import sqlite as sqlite_module
+from openoutcry.transport.coordinator import Coordinator, MarketRecord
+from openoutcry.transport.errors import Closed, ConfigurationError, StorageError, Unavailable
+from openoutcry.transport.sqlite import SqliteCoordinator
+
+MARKET = "BTC-USD"
+NODES = ("n1", "n2", "n3")
+OPERATION_S_MAX = 5.0
+CHILD_S_MAX = 60.0
+
+OPENERS = {"sqlite": "openoutcry.transport.sqlite:SqliteCoordinator"}
+
+CHILD = """
+import importlib, json, sys
+from openoutcry.transport.errors import Unavailable
+module, name = sys.argv[1].split(":")
+make, location, me, count = getattr(importlib.import_module(module), name), sys.argv[2], sys.argv[3], int(sys.argv[4])
+print("ready", flush=True)
+sys.stdin.readline()
+"""
+
+SWAPPER = """
+store = make(location)
+won, seen, busy = [], 0, 0
+while len(won) < count:
+    try:
+        record = store.read("BTC-USD")
+        assert record.version >= seen, f"read version {record.version} after {seen}"
+        seen = record.version
+        nodes = ("n1", "n2", "n3")
+        leader = nodes[record.epoch % 3]
+        record = store.swap(record, epoch=record.epoch + 1, leader=leader, in_sync=nodes)
+    except Unavailable:
+        busy += 1
+        continue
+    if record is not None:
+        seen = record.version
+        won.append(seen)
+        print(seen, flush=True)
+print(json.dumps({"won": won, "busy": busy}), flush=True)
+store.close()
+"""
+
+CREATOR = """
+found = []
+for number in range(count):
+    store = make(f"{location}-{number}")
+    record = store.create("BTC-USD", me, [me, "zz"])
+    again = store.read("BTC-USD")
+    found.append([store.coordinator_id, record.leader, list(record.in_sync), record.version, record == again])
+    store.close()
+print(json.dumps(found), flush=True)
+"""
+
+
+@dataclasses.dataclass
+class Store:
+    """One kind of store at one place: opened here, in other processes, or made unreachable for a while."""
+
+    kind: str
+    location: str
+    children: list[subprocess.Popen[str]] = dataclasses.field(default_factory=list)
+
+    def open(self) -> Coordinator:
+        assert self.kind == "sqlite"
+        return SqliteCoordinator(self.location)
+
+    @contextlib.contextmanager
+    def unreachable(self) -> Iterator[None]:
+        assert self.kind == "sqlite"
+        other = sqlite3.connect(self.location, isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")
+        try:
+            yield
+        finally:
+            other.close()
+
+    def start_child(self, source: str, *, me: str = "n1", count: int = 1) -> subprocess.Popen[str]:
+        child = subprocess.Popen(
+            [sys.executable, "-c", CHILD + source, OPENERS[self.kind], self.location, me, str(count)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.children.append(child)
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        return child
+
+    def end_children(self) -> None:
+        for child in self.children:
+            child.kill()
+            if child.stdout is not None and not child.stdout.closed:
+                child.communicate(timeout=CHILD_S_MAX)
+
+
+def go(child: subprocess.Popen[str]) -> None:
+    assert child.stdin is not None
+    child.stdin.write("\n")
+    child.stdin.flush()
+
+
+def result_of(child: subprocess.Popen[str]) -> Any:
+    out, err = child.communicate(timeout=CHILD_S_MAX)
+    assert child.returncode == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+@pytest.fixture(params=OPENERS)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    store = Store(request.param, str(tmp_path / "coordinator"))
+    yield store
+    store.end_children()
+
+
+@pytest.fixture
+def opened(store: Store) -> Iterator[Callable[[], Coordinator]]:
+    with contextlib.ExitStack() as stack:
+        yield lambda: stack.enter_context(contextlib.closing(store.open()))
+
+
+@pytest.fixture
+def coordinator(opened: Callable[[], Coordinator]) -> Coordinator:
+    return opened()
+
+
+@pytest.fixture
+def record(coordinator: Coordinator) -> MarketRecord:
+    return coordinator.create(MARKET, "n1", NODES)
+
+
+def test_record_is_as_created_and_seen_by_another_connection(
+    coordinator: Coordinator, opened: Callable[[], Coordinator]
+) -> None:
+    assert coordinator.read(MARKET) is None
+    assert coordinator.read_all() == ()
+    created = coordinator.create(MARKET, "n2", ["n3", "n2", "n1", "n2"])
+    assert created == MarketRecord(MARKET, version=1, epoch=1, leader="n2", in_sync=NODES)
+    other = opened()
+    assert other.read(MARKET) == created
+    assert other.coordinator_id == coordinator.coordinator_id
+
+
+def test_create_of_an_existing_market_changes_nothing(coordinator: Coordinator, record: MarketRecord) -> None:
+    assert coordinator.create(MARKET, "n9", ["n9"]) == record
+    assert coordinator.read(MARKET) == record
+
+
+def test_markets_are_independent_and_read_all_sorts_them(coordinator: Coordinator) -> None:
+    records = [coordinator.create(market, "n1", ["n1"]) for market in ("ZEC-€", "ÅGE", "ADA-USD", "it's; --")]
+    swapped = coordinator.swap(records[2], epoch=1, leader="n1", in_sync=["n1", "n2"])
+    assert swapped is not None
+    records[2] = swapped
+    assert coordinator.read_all() == tuple(sorted(records, key=lambda record: record.market))
+
+
+def test_swap_replaces_the_record_and_counts_the_version(coordinator: Coordinator, record: MarketRecord) -> None:
+    second = coordinator.swap(record, epoch=1, leader="n1", in_sync=["n1", "n2"])
+    assert second == MarketRecord(MARKET, version=2, epoch=1, leader="n1", in_sync=("n1", "n2"))
+    third = coordinator.swap(second, epoch=2, leader="n2", in_sync=["n2"])
+    assert third == MarketRecord(MARKET, version=3, epoch=2, leader="n2", in_sync=("n2",))
+    fourth = coordinator.swap(third, epoch=3, leader="n2", in_sync=["n2"])
+    assert fourth == MarketRecord(MARKET, version=4, epoch=3, leader="n2", in_sync=("n2",))
+    assert coordinator.read(MARKET) == fourth
+
+
+def test_stale_swap_is_refused_and_changes_nothing(coordinator: Coordinator, record: MarketRecord) -> None:
+    current = coordinator.swap(record, epoch=2, leader="n2", in_sync=NODES)
+    assert current is not None
+    assert coordinator.swap(record, epoch=2, leader="n3", in_sync=NODES) is None
+    assert coordinator.swap(record, epoch=9, leader="n1", in_sync=["n1"]) is None
+    assert coordinator.read(MARKET) == current
+
+
+@pytest.mark.parametrize("change", [{"epoch": 2}, {"leader": "n2"}, {"in_sync": ("n1", "n2")}, {"market": "NONE"}])
+def test_swap_compares_the_content_and_not_only_the_version(
+    coordinator: Coordinator, record: MarketRecord, change: dict[str, Any]
+) -> None:
+    wrong = dataclasses.replace(record, **change)
+    assert coordinator.swap(wrong, epoch=5, leader="n1", in_sync=["n1"]) is None
+    assert coordinator.read(MARKET) == record
+
+
+@pytest.mark.parametrize(
+    ("epoch", "leader", "in_sync"),
+    [
+        pytest.param(1, "n1", ["n1"], id="epoch falls"),
+        pytest.param(2, "n2", ["n1", "n2"], id="leader changes without a new epoch"),
+        pytest.param(3, "n2", ["n1"], id="leader not in sync"),
+        pytest.param(2, "n1", [], id="nobody in sync"),
+        pytest.param(3, "n9", ["n9", "n1"], id="new leader was not in sync"),
+        pytest.param(3, "", ["", "n1"], id="name is empty"),
+        pytest.param(2, "n1", ["n1", "n" * 256], id="name is too long"),
+    ],
+)
+def test_invalid_swap_is_asserted_and_changes_nothing(
+    coordinator: Coordinator, record: MarketRecord, epoch: int, leader: str, in_sync: list[str]
+) -> None:
+    current = coordinator.swap(record, epoch=2, leader="n1", in_sync=NODES)
+    assert current is not None
+    with pytest.raises(AssertionError):
+        coordinator.swap(current, epoch=epoch, leader=leader, in_sync=in_sync)
+    assert coordinator.read(MARKET) == current
+
+
+def test_invalid_create_is_asserted(coordinator: Coordinator) -> None:
+    with pytest.raises(AssertionError, match="not in sync"):
+        coordinator.create(MARKET, "n1", ["n2"])
+    assert coordinator.read(MARKET) is None
+
+
+def test_closed_coordinator_says_so_and_the_store_stays(store: Store) -> None:
+    coordinator = store.open()
+    record = coordinator.create(MARKET, "n1", NODES)
+    coordinator.close()
+    coordinator.close()
+    with pytest.raises(Closed):
+        coordinator.read(MARKET)
+    with contextlib.closing(store.open()) as again:
+        assert again.read(MARKET) == record
+        assert again.coordinator_id == coordinator.coordinator_id
+
+
+def test_coordinator_works_in_another_thread_than_the_one_that_made_it(
+    coordinator: Coordinator, record: MarketRecord
+) -> None:
+    found: list[MarketRecord | None] = []
+    thread = threading.Thread(target=lambda: found.append(coordinator.read(MARKET)))
+    thread.start()
+    thread.join()
+    assert found == [record]
+
+
+def test_concurrent_swaps_of_four_processes_lose_no_update(
+    store: Store, coordinator: Coordinator, record: MarketRecord
+) -> None:
+    each = 40
+    children = [store.start_child(SWAPPER, count=each) for _ in range(4)]
+    for child in children:
+        go(child)
+    won = [version for child in children for version in result_of(child)["won"]]
+    final = coordinator.read(MARKET)
+    assert final is not None
+    assert sorted(won) == list(range(2, 4 * each + 2))
+    assert (final.version, final.epoch) == (4 * each + 1, 4 * each + 1)
+
+
+def test_create_is_a_race_with_one_winner_even_on_a_new_store(store: Store) -> None:
+    count = 15
+    names = ["n1", "n2", "n3", "n4"]
+    children = [store.start_child(CREATOR, me=name, count=count) for name in names]
+    for child in children:
+        go(child)
+    for views in zip(*[result_of(child) for child in children], strict=True):
+        assert all(view == views[0] for view in views), "all see one store and one record"
+        _, leader, in_sync, version, read_back_is_equal = views[0]
+        assert leader in names
+        assert in_sync == [leader, "zz"]
+        assert version == 1
+        assert read_back_is_equal
+
+
+def test_kill_in_the_middle_of_swaps_leaves_a_usable_store_with_all_acknowledged_swaps(
+    store: Store, coordinator: Coordinator, record: MarketRecord
+) -> None:
+    for round_number in range(8):
+        child = store.start_child(SWAPPER, count=1_000_000)
+        go(child)
+        assert child.stdout is not None
+        for _ in range(1 + round_number % 3):
+            acknowledged = int(child.stdout.readline())
+        time.sleep(0.0007 * round_number)
+        child.kill()
+        acknowledged = max([acknowledged, *map(int, child.communicate(timeout=CHILD_S_MAX)[0].split())])
+        began_s = time.monotonic()
+        found = coordinator.read(MARKET)
+        assert found is not None
+        assert found.version in (acknowledged, acknowledged + 1)
+        assert found.epoch == found.version
+        assert coordinator.swap(found, epoch=found.epoch + 1, leader=found.leader, in_sync=found.in_sync) is not None
+        assert time.monotonic() - began_s < OPERATION_S_MAX
+
+
+def test_unreachable_store_is_reported_in_bounded_time_and_used_again_afterwards(
+    store: Store, coordinator: Coordinator, record: MarketRecord
+) -> None:
+    operations: list[Callable[[], object]] = [
+        lambda: coordinator.read(MARKET),
+        lambda: coordinator.swap(record, epoch=2, leader="n1", in_sync=NODES),
+    ]
+    with store.unreachable():
+        for operation in operations:
+            began_s = time.monotonic()
+            with pytest.raises(Unavailable) as caught:
+                operation()
+            assert caught.value.code == "coordinator_unavailable"
+            assert time.monotonic() - began_s < OPERATION_S_MAX
+    assert coordinator.read(MARKET) == record
+    assert coordinator.swap(record, epoch=2, leader="n1", in_sync=NODES) is not None
+
+
+# What follows is particular to the SQLite file.
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "coordinator.sqlite"
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_module, "BUSY_MS", 150)
+
+
+@pytest.fixture
+def at_path(path: Path) -> Iterator[SqliteCoordinator]:
+    with contextlib.closing(SqliteCoordinator(path)) as coordinator:
+        yield coordinator
+
+
+def execute(path: Path, *statements: str) -> None:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+@pytest.mark.parametrize("content", [b"hi", b"not a database\n" * 500], ids=["short", "long"])
+def test_file_that_is_not_sqlite_is_refused_and_left_alone(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match="is not a SQLite database"):
+        SqliteCoordinator(path)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("mode", ["delete", "wal"])
+def test_database_of_another_program_is_refused_and_left_alone(path: Path, mode: str) -> None:
+    execute(path, f"PRAGMA journal_mode = {mode}", "CREATE TABLE customers (name TEXT)")
+    content = path.read_bytes()
+    with pytest.raises(ConfigurationError, match="of another program"):
+        SqliteCoordinator(path)
+    assert path.read_bytes() == content
+
+
+def test_unknown_schema_version_is_refused(path: Path) -> None:
+    SqliteCoordinator(path).close()
+    execute(path, "PRAGMA user_version = 2")
+    with pytest.raises(ConfigurationError, match="has version 2 of the coordinator's schema"):
+        SqliteCoordinator(path)
+
+
+@pytest.mark.parametrize("name", ["", "missing/coordinator.sqlite"], ids=["a folder", "no folder"])
+def test_path_that_cannot_be_a_file_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot open the coordinator file"):
+        SqliteCoordinator(tmp_path / name)
+
+
+def test_any_file_name_and_an_empty_file_will_do(tmp_path: Path) -> None:
+    path = tmp_path / "a b?c#d%20é.sqlite"
+    path.touch()
+    SqliteCoordinator(path).close()
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
+def test_locked_file_cannot_be_opened_in_bounded_time(path: Path, impatient: None) -> None:
+    SqliteCoordinator(path).close()
+    with Store("sqlite", str(path)).unreachable(), pytest.raises(Unavailable) as caught:
+        SqliteCoordinator(path)
+    assert caught.value.code == "coordinator_unavailable"
+
+
+def test_reader_that_blocks_a_commit_blocks_no_later_read(path: Path, impatient: None) -> None:
+    with contextlib.closing(SqliteCoordinator(path)) as coordinator:
+        record = coordinator.create(MARKET, "n1", NODES)
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT * FROM market").fetchall()
+            with pytest.raises(Unavailable):
+                coordinator.swap(record, epoch=2, leader="n1", in_sync=NODES)
+            assert coordinator.read(MARKET) == record
+        assert coordinator.swap(record, epoch=2, leader="n1", in_sync=NODES) is not None
+
+
+def test_use_by_two_threads_at_once_is_asserted(path: Path, impatient: None) -> None:
+    with contextlib.closing(SqliteCoordinator(path)) as coordinator:
+        outcomes: list[BaseException] = []
+
+        def read() -> None:
+            try:
+                coordinator.read(MARKET)
+            except (Unavailable, AssertionError) as error:
+                outcomes.append(error)
+
+        with Store("sqlite", str(path)).unreachable():
+            threads = [threading.Thread(target=read) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["AssertionError", "Unavailable"]
+
+
+def test_deleted_file_is_not_made_anew_under_a_running_coordinator(path: Path, at_path: SqliteCoordinator) -> None:
+    kept = path.rename(path.with_suffix(".kept"))
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="is gone"):
+            at_path.create(MARKET, "n1", NODES)
+    assert not path.exists()
+    kept.rename(path)
+    assert at_path.create(MARKET, "n1", NODES).version == 1
+
+
+def test_replaced_file_is_refused_for_good(path: Path, at_path: SqliteCoordinator) -> None:
+    path.rename(path.with_suffix(".kept"))
+    SqliteCoordinator(path).close()
+    for _ in range(2):
+        with pytest.raises(StorageError, match="was replaced while in use"):
+            at_path.create(MARKET, "n1", NODES)
+
+
+def test_store_of_another_id_under_the_same_inode_is_refused(path: Path, at_path: SqliteCoordinator) -> None:
+    execute(path, "UPDATE store SET coordinator_id = 'another'")
+    with pytest.raises(AssertionError):
+        at_path.create(MARKET, "n1", ["n2"])
+    at_path._disconnect()
+    with pytest.raises(StorageError, match="another"):
+        at_path.create(MARKET, "n1", NODES)
+
+
+@pytest.mark.parametrize("in_sync", ['["n2", "n1"]', '["n2"]', "{", "[1]", "7"])
+def test_impossible_record_is_refused(path: Path, at_path: SqliteCoordinator, in_sync: str) -> None:
+    at_path.create(MARKET, "n1", NODES)
+    execute(path, f"UPDATE market SET in_sync = '{in_sync}'")
+    with pytest.raises(StorageError, match="wrong record"):
+        at_path.read(MARKET)
+
+
+def test_damaged_page_is_reported_as_damage(path: Path) -> None:
+    SqliteCoordinator(path).close()
+    content = bytearray(path.read_bytes())
+    content[4096:] = b"\xff" * (len(content) - 4096)
+    path.write_bytes(content)
+    with pytest.raises(StorageError, match="cannot be trusted"):
+        SqliteCoordinator(path)
+
+
+def test_file_is_synced_beyond_full_and_kept_out_of_wal(path: Path, at_path: SqliteCoordinator) -> None:
+    connection = at_path._connection
+    assert connection is not None
+    assert connection.execute("PRAGMA synchronous").fetchone() == (3,)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("delete",)
+    at_path.close()
+    execute(path, "PRAGMA journal_mode = WAL")
+    with contextlib.closing(SqliteCoordinator(path)) as again:
+        again.create(MARKET, "n1", NODES)
+        assert not path.with_name(path.name + "-wal").exists()
