@@ -49,6 +49,7 @@ from .book.commands import (
     AMEND,
     CANCEL,
     CANCEL_ALL,
+    DUPLICATE,
     NAME_LENGTH_MAX,
     SUBMIT,
     Command,
@@ -956,15 +957,14 @@ def _to_results(market: str, outcome: Outcome) -> list[OrderResult]:
     results = []
     for at, events in enumerate(by_sequence):
         sequence = first + at
-        duplicate = bool(events) and events[0][0] == 6
+        duplicate = bool(events) and events[0][0] == DUPLICATE
         if duplicate:
             sequence = events[0][2]
-            events = outcome.earlier[sequence]
         results.append(
             OrderResult(
                 market,
                 sequence,
-                events,
+                outcome.earlier[sequence] if duplicate else events,
                 duplicate=duplicate,
                 state_sequence=outcome.state_sequence,
                 state_hash=outcome.state_hash,

@@ -186,6 +186,10 @@ class PeerActor(NodeActor):
         session, ref = self._session, self.actor_ref
         self._outlet = Outlet(
             self._address,
-            on_connected=lambda: tell(ref, OutletConnected(session)),
-            on_broken=lambda: tell(ref, OutletBroken(session)),
+            on_connected=lambda: _hand_over(ref, OutletConnected(session)),
+            on_broken=lambda: _hand_over(ref, OutletBroken(session)),
         )
+
+
+def _hand_over(ref: Any, message: object) -> None:
+    tell(ref, message)

@@ -20,7 +20,7 @@ import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeVar, overload
 
 import pytest
 
@@ -193,7 +193,7 @@ class ActorProbe:
             if matches(message):
                 self._read = index + 1
                 return message
-        return self._fail(f"fished for {_name_of(wanted)}, but it did not come within {_scaled(within):g} s")
+        self._fail(f"fished for {_name_of(wanted)}, but it did not come within {_scaled(within):g} s")
 
     def expect_none(self, within: float = 0.1) -> None:
         """Check that no message is unread and that none comes ``within`` seconds (not scaled by the time factor).
@@ -272,7 +272,7 @@ class ActorProbe:
             )
             return len(self._received) > index
 
-    def _fail(self, what: str) -> Any:
+    def _fail(self, what: str) -> NoReturn:
         __tracebackhide__ = True
         with self._arrival:
             received = list(self._received)
@@ -375,9 +375,9 @@ class Exchange:
         __tracebackhide__ = True
         deadline_s = time.monotonic() + _scaled(timeout)
         while True:
-            sequences = [_outcome(node.sequence, market) for node in self.nodes]
-            if isinstance(sequences[0], int) and all(sequence == sequences[0] for sequence in sequences):
-                return sequences[0]
+            first, *others = sequences = [_outcome(node.sequence, market) for node in self.nodes]
+            if isinstance(first, int) and all(other == first for other in others):
+                return first
             if time.monotonic() >= deadline_s:
                 self._fail(f"{market}: no common sequence number within {_scaled(timeout):g} s", sequences)
             time.sleep(_POLL_S)
@@ -390,10 +390,10 @@ class Exchange:
         """
         __tracebackhide__ = True
         sequence = self.wait_same_sequence(market, timeout=timeout)
-        hashes = [_outcome(node.state_hash, market) for node in self.nodes]
-        if not isinstance(hashes[0], str) or any(state_hash != hashes[0] for state_hash in hashes):
-            self._fail(f"{market}: state hashes differ at sequence {sequence}", hashes)
-        return hashes[0]
+        first, *others = hashes = [_outcome(node.state_hash, market) for node in self.nodes]
+        if isinstance(first, str) and all(other == first for other in others):
+            return first
+        self._fail(f"{market}: state hashes differ at sequence {sequence}", hashes)
 
     def restart(self, index: int) -> ExchangeNode:
         """Close node ``index``, start it again on its data folder, and return the new node once all are in sync."""
@@ -429,7 +429,7 @@ class Exchange:
             for node in self.nodes:
                 node.wait_in_sync(market, len(self.nodes), _scaled(_START_S))
 
-    def _fail(self, what: str, found: Sequence[object]) -> None:
+    def _fail(self, what: str, found: Sequence[object]) -> NoReturn:
         __tracebackhide__ = True
         raise AssertionError("\n".join([what, *(f"    node-{index}  {value}" for index, value in enumerate(found))]))
 

@@ -46,7 +46,7 @@ def open_socket(
     Raises:
         TransportError: an option did not take (pynng swallows some failures).
     """
-    socket = kind()
+    socket: _SocketT = kind()
     try:
         wanted = {
             "recv_timeout": recv_timeout_ms,

@@ -155,10 +155,13 @@ class _Follower:
     """The tail that the follower asked to join at."""
     matched: bool = False
     """Its log is known to be a prefix of ours up to ``sent``."""
+    reading: bool = False
+    """The journal has been asked for what follows ``sent``."""
     streaming: bool = False
     """It has been sent everything: new records go to it as they are made."""
     sent: int = 0
     acked: int = 0
+    """How far its log is durable; counts only once ``matched``."""
     applied: int = 0
     """How far its book was when it last acknowledged."""
     told: int = -1
@@ -364,7 +367,7 @@ class Replica:
                 if now_ns - since < self._absent_ns_max:
                     members.add(member)
             else:
-                if follower.acked >= self.tail.sequence:
+                if follower.matched and follower.acked >= self.tail.sequence:
                     follower.behind_since_ns = now_ns
                 if now_ns - follower.behind_since_ns < self._lag_ns_max:
                     members.add(member)
@@ -468,6 +471,7 @@ class Replica:
         follower = self._followers.get(node)
         if self.role is not Role.LEADING or follower is None or follower.token != token:
             return []
+        follower.reading = False
         if not follower.matched:
             if chain != follower.probe.chain:
                 return [Send((node,), Rewind(self.market, self.epoch, max(after - 1, 0)))]
@@ -480,6 +484,14 @@ class Replica:
         follower.streaming = follower.sent == self.tail.sequence
         follower.told = self.committed
         return [Send((node,), self._append(Tail(0, after, chain), tuple(bodies))), *self._reconsider(now_ns)]
+
+    def _feed(self, name: str, follower: _Follower) -> list[Effect]:
+        """Read on for a follower that catches up at its own pace: the next piece once it holds the last one."""
+        behind = follower.matched and not follower.streaming and not follower.reading
+        if not behind or follower.acked < follower.sent or follower.sent >= self.durable:
+            return []
+        follower.reading = True
+        return [ReadJournal(name, follower.sent, follower.token)]
 
     def on_ack(self, sender: str, message: Ack, now_ns: int) -> list[Effect]:
         """Leader: a follower is durable further."""
@@ -495,8 +507,7 @@ class Replica:
         follower.acked = message.durable
         follower.applied = message.applied
         effects = self._advance()
-        if not follower.streaming and follower.acked == follower.sent:
-            effects.append(ReadJournal(sender, follower.sent, follower.token))
+        effects += self._feed(sender, follower)
         if sender not in self.in_sync:
             effects += self._reconsider(now_ns)
         return effects
@@ -511,7 +522,7 @@ class Replica:
         reached = self.durable
         for member in required - {self.node}:
             follower = self._followers.get(member)
-            reached = min(reached, follower.acked if follower is not None else 0)
+            reached = min(reached, follower.acked if follower is not None and follower.matched else 0)
         return self._commit(reached)
 
     def _commit(self, sequence: int) -> list[Effect]:
@@ -621,7 +632,10 @@ class Replica:
         assert self.durable <= sequence <= self.tail.sequence, "the journal is ahead of the log"
         self.durable = sequence
         if self.role is Role.LEADING:
-            return self._advance()
+            effects = self._advance()
+            for name, follower in self._followers.items():
+                effects += self._feed(name, follower)
+            return effects
         if self.role is Role.FOLLOWING and self.joined and self.leader is not None:
             ack = Ack(self.market, self.epoch, self._join_number, self.durable, self.applied)
             return [Send((self.leader,), ack), *self._commit(min(self._known_committed, self.durable))]
