@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Final
 
-from ..transport.errors import TransportError, Unavailable
+from ..transport.errors import TransportError
 from ..transport.survey import Directory, ServiceEntry
 from ._base import TICK, NodeActor, tell
 from .messages import ActorFailed, PeerFound, PeerLost
@@ -67,37 +67,31 @@ class DiscoveryActor(NodeActor):
         report: Callable[[ActorFailed], None],
     ) -> None:
         super().__init__(report=report)
-        self._rendezvous = tuple(rendezvous)
         self._entry = entry
         self._ttl_ms = ttl_ms
         self._tell_node = tell_node
         self._refresh_at_s = 0.0
-        self._directory: Directory | None = None
-        self._connected = True
+        self._answered = True
+        ref = self.actor_ref
+        self._directory = Directory(rendezvous, ttl_ms=ttl_ms, on_change=lambda: _hand_over(ref))
 
     def on_start(self) -> None:
-        ref = self.actor_ref
-        self._directory = Directory(
-            self._rendezvous, ttl_ms=self._ttl_ms, on_change=lambda: _hand_over(ref)
-        )
         self._directory.announce(self._entry)
 
     def on_stop(self) -> None:
-        if self._directory is not None:
-            try:
-                self._directory.unannounce(self._entry)
-            except TransportError as error:
-                logger.debug("no goodbye: %s", error)
-            self._directory.close()
+        try:
+            self._directory.unannounce(self._entry)
+        except TransportError as error:
+            logger.debug("no goodbye: %s", error)
+        self._directory.close()
 
     def on_receive(self, message: Any) -> Any:
         directory = self._directory
-        assert directory is not None, "a message before on_start"
         if message is TICK or isinstance(message, DirectoryChanged):
             if directory.reconnected() or time.monotonic() >= self._refresh_at_s:
                 self._refresh_at_s = time.monotonic() + self._ttl_ms / 3000
                 directory.refresh()
-            self._poll(directory)
+            self._poll()
         elif isinstance(message, Announce):
             return directory.announce(message.entry)
         elif isinstance(message, Unannounce):
@@ -106,15 +100,15 @@ class DiscoveryActor(NodeActor):
             return directory.lookup(message.service, deadline=time.monotonic() + message.timeout_s)
         return None
 
-    def _poll(self, directory: Directory) -> None:
-        try:
-            changes = directory.poll(NODE_SERVICE)
-        except Unavailable as error:
-            if self._connected:
-                logger.warning("no rendezvous answers: %s", error)
-            self._connected = False
-            return
-        self._connected = True
+    def _poll(self) -> None:
+        changes = self._directory.poll(NODE_SERVICE)
+        answered = changes.complete and self._directory.connected > 0
+        if answered != self._answered:
+            self._answered = answered
+            if answered:
+                logger.info("the directory answers again")
+            else:
+                logger.warning("no rendezvous of %s answers, or not all do", ", ".join(self._directory.rendezvous))
         added = {entry.node for entry in changes.added}
         for entry in changes.removed:
             if entry.node not in added and entry.node != self._entry.node:

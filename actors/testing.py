@@ -20,7 +20,7 @@ import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
 
 import pytest
 
@@ -166,10 +166,10 @@ class ActorProbe:
         __tracebackhide__ = True
         matches = _predicate(wanted)
         if not self._wait_for_message(self._read, time.monotonic() + _scaled(within)):
-            self._fail(f"expected {_name_of(wanted)}, but nothing came within {_scaled(within):g} s")
+            raise self._failure(f"expected {_name_of(wanted)}, but nothing came within {_scaled(within):g} s")
         message = self._received[self._read].message
         if not matches(message):
-            self._fail(f"expected {_name_of(wanted)}, but the next message is {_shown(message)}")
+            raise self._failure(f"expected {_name_of(wanted)}, but the next message is {_shown(message)}")
         self._read += 1
         return message
 
@@ -193,7 +193,7 @@ class ActorProbe:
             if matches(message):
                 self._read = index + 1
                 return message
-        self._fail(f"fished for {_name_of(wanted)}, but it did not come within {_scaled(within):g} s")
+        raise self._failure(f"fished for {_name_of(wanted)}, but it did not come within {_scaled(within):g} s")
 
     def expect_none(self, within: float = 0.1) -> None:
         """Check that no message is unread and that none comes ``within`` seconds (not scaled by the time factor).
@@ -203,7 +203,8 @@ class ActorProbe:
         """
         __tracebackhide__ = True
         if self._wait_for_message(self._read, time.monotonic() + within, until_stopped=False):
-            self._fail(f"expected no message for {within:g} s, but got {_shown(self._received[self._read].message)}")
+            message = self._received[self._read].message
+            raise self._failure(f"expected no message for {within:g} s, but got {_shown(message)}")
 
     def watch(self, ref: pykka.ActorRef[Any]) -> None:
         """Remember the living actor ``ref`` for :meth:`expect_stopped`: watch first, then do what should stop it.
@@ -229,7 +230,7 @@ class ActorProbe:
         if ref.actor_urn not in self._watched:
             raise ValueError(f"{ref} is not watched: call watch(ref) before the step that should stop it")
         if not ref.actor_stopped.wait(_scaled(within)):
-            self._fail(f"expected {ref} to stop, but it is alive after {_scaled(within):g} s")
+            raise self._failure(f"expected {ref} to stop, but it is alive after {_scaled(within):g} s")
         self._watched.discard(ref.actor_urn)
 
     def stop(self) -> None:
@@ -272,8 +273,7 @@ class ActorProbe:
             )
             return len(self._received) > index
 
-    def _fail(self, what: str) -> NoReturn:
-        __tracebackhide__ = True
+    def _failure(self, what: str) -> AssertionError:
         with self._arrival:
             received = list(self._received)
         lines = [
@@ -286,7 +286,7 @@ class ActorProbe:
         for index, (after_s, message, asked) in enumerate(received[first:], first):
             marker = ">" if index == self._read else " "
             lines.append(f"  {marker} {after_s:8.3f} s  {'ask ' if asked else 'tell'}  {_shown(message)}")
-        raise AssertionError("\n".join(lines))
+        return AssertionError("\n".join(lines))
 
 
 def _predicate(wanted: object) -> Callable[[Any], object]:
@@ -379,7 +379,7 @@ class Exchange:
             if isinstance(first, int) and all(other == first for other in others):
                 return first
             if time.monotonic() >= deadline_s:
-                self._fail(f"{market}: no common sequence number within {_scaled(timeout):g} s", sequences)
+                raise self._failure(f"{market}: no common sequence number within {_scaled(timeout):g} s", sequences)
             time.sleep(_POLL_S)
 
     def assert_same_hash(self, market: str, *, timeout: float = 10.0) -> str:
@@ -393,7 +393,7 @@ class Exchange:
         first, *others = hashes = [_outcome(node.state_hash, market) for node in self.nodes]
         if isinstance(first, str) and all(other == first for other in others):
             return first
-        self._fail(f"{market}: state hashes differ at sequence {sequence}", hashes)
+        raise self._failure(f"{market}: state hashes differ at sequence {sequence}", hashes)
 
     def restart(self, index: int) -> ExchangeNode:
         """Close node ``index``, start it again on its data folder, and return the new node once all are in sync."""
@@ -429,9 +429,8 @@ class Exchange:
             for node in self.nodes:
                 node.wait_in_sync(market, len(self.nodes), _scaled(_START_S))
 
-    def _fail(self, what: str, found: Sequence[object]) -> NoReturn:
-        __tracebackhide__ = True
-        raise AssertionError("\n".join([what, *(f"    node-{index}  {value}" for index, value in enumerate(found))]))
+    def _failure(self, what: str, found: Sequence[object]) -> AssertionError:
+        return AssertionError("\n".join([what, *(f"    node-{index}  {value}" for index, value in enumerate(found))]))
 
 
 def _outcome(call: Callable[[str], _T], market: str) -> _T | Exception:

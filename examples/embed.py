@@ -1,4 +1,7 @@
-"""A node inside another application: submit orders, follow the market data, read the book. Run it: python examples/embed.py"""
+"""A node inside another application: submit orders, follow the market data, read the book.
+
+Run it: python examples/embed.py
+"""
 
 from __future__ import annotations
 
@@ -44,9 +47,8 @@ def main() -> None:
                 print(f"  event {event.sequence}: {event.kind} {words}".rstrip())
 
         book = node.get_order_book(MARKET)
-        assert book.best_bid is not None
-        assert book.best_ask is not None
-        print(f"best bid {book.best_bid.price}, best ask {book.best_ask.price}, sequence {book.sequence}, {book.state_hash}")
+        bid, ask = book.bids[0], book.asks[0]
+        print(f"{bid.quantity} bid at {bid.price}, {ask.quantity} offered at {ask.price}, sequence {book.sequence}")
 
 
 if __name__ == "__main__":

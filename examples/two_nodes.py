@@ -75,7 +75,8 @@ def alice(node: ExchangeNode, turn: Barrier) -> list[tuple[OrderResult, str]]:
     dear = node.submit_order(MARKET, "sell", "101.00", "3")
     turn.wait(PATIENCE_S)  # bob's turn
     turn.wait(PATIENCE_S)
-    assert middle.order_id and dear.order_id
+    assert middle.order_id
+    assert dear.order_id
     lower = node.amend_order(MARKET, dear.order_id, price="100.90", quantity="2")
     gone = node.cancel_order(MARKET, middle.order_id)
     hit = node.submit_order(MARKET, "sell", "100.00", "1", time_in_force="ioc")
@@ -110,7 +111,8 @@ def main() -> int:
         pipes, processes = [], []
         for name in ("alice", "bob"):
             ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=run_node, args=(name, Path(home), rendezvous.address, turn, theirs), daemon=True)
+            arguments = (name, Path(home), rendezvous.address, turn, theirs)
+            process = spawn.Process(target=run_node, args=arguments, daemon=True)
             process.start()
             theirs.close()
             pipes.append(ours)

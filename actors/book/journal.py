@@ -1,7 +1,7 @@
 """The durable log of one market: segment files, group commit, recovery. Owns its folder; never interprets a command.
 
 A segment is a preallocated file ``<first sequence, 20 digits>.log``: a header (magic, the tail it follows), then entries
-``mark | body length | crc32 | durable | committed | chain | body``. ``durable`` and ``committed`` are the sequence numbers
+``mark | crc32 | body length | durable | committed | chain | body``; the checksum is of all that follows it. ``durable`` and ``committed`` are the sequence numbers
 known to be so when the entry was written. They tell a torn tail from corruption: one write is synced before the next
 begins, so a bad entry is torn if no later entry claims that it was durable, and corruption if one does.
 
@@ -21,7 +21,7 @@ from typing import Final
 from zlib import crc32
 
 from ...transport.errors import ConfigurationError, ProtocolError, StorageError
-from .record import EMPTY, RECORD_SIZE_MAX, Record, Tail, chain_of
+from .record import EMPTY, Record, Tail, chain_of
 
 SEGMENT_SIZE: Final = 64 * 1024 * 1024
 """Size to which a segment is preallocated, in bytes; a new one starts when an entry would not fit."""
@@ -29,7 +29,9 @@ SEGMENT_SIZE: Final = 64 * 1024 * 1024
 _SEGMENT_HEADER: Final = struct.Struct("<8sIQQ32s")  # magic, version, epoch, sequence and chain of the tail before
 _SEGMENT_MAGIC: Final = b"OUTCRYJ\0"
 _SEGMENT_VERSION: Final = 1
-_ENTRY_HEADER: Final = struct.Struct("<4sIIQQ32s")  # mark, body length, crc32, durable, committed, chain
+_ENTRY_HEADER: Final = struct.Struct("<4sIIQQ32s")  # mark, crc32, body length, durable, committed, chain
+_CHECKED_FROM: Final = 8
+"""Where in an entry the bytes begin that its checksum covers."""
 _ENTRY_MARK: Final = b"\xf5rec"
 _OFFSET_BITS: Final = 40
 
@@ -117,11 +119,9 @@ class Journal:
             size = _ENTRY_HEADER.size + len(record.body)
             if end + size > self._segment_size and end > _SEGMENT_HEADER.size:
                 break
-            check = crc32(record.body, crc32(record.chain))
-            parts += (
-                _ENTRY_HEADER.pack(_ENTRY_MARK, len(record.body), check, durable, min(committed, durable), record.chain),
-                record.body,
-            )
+            known = (len(record.body), durable, min(committed, durable), record.chain)
+            check = crc32(record.body, crc32(_ENTRY_HEADER.pack(_ENTRY_MARK, 0, *known)[_CHECKED_FROM:]))
+            parts += (_ENTRY_HEADER.pack(_ENTRY_MARK, check, *known), record.body)
             self._last.append(record.last_sequence)
             self._where.append((len(self._paths) - 1) << _OFFSET_BITS | end)
             end += size
@@ -223,7 +223,7 @@ class Journal:
             self._paths.pop().unlink()
         for number, path in enumerate(self._paths):
             base = self._header_of(path)
-            if base is None or base.sequence != self.tail.sequence or base.chain != self.tail.chain:
+            if base != self.tail:
                 raise StorageError(f"{path} does not follow the segment before it", code="corrupt")
             self._end = self._scan(number, path, is_last=number == len(self._paths) - 1)
         if not self._paths:
@@ -236,17 +236,12 @@ class Journal:
         data = path.read_bytes()
         at = _SEGMENT_HEADER.size
         while at + _ENTRY_HEADER.size <= len(data):
-            mark, length, check, _, committed, chain = _ENTRY_HEADER.unpack_from(data, at)
+            mark, _, length, _, committed, chain = _ENTRY_HEADER.unpack_from(data, at)
             body = data[at + _ENTRY_HEADER.size : at + _ENTRY_HEADER.size + length]
-            sound = (
-                mark == _ENTRY_MARK
-                and length <= RECORD_SIZE_MAX
-                and len(body) == length
-                and crc32(body, crc32(chain)) == check
-                and chain_of(self.tail.chain, body) == chain
-            )
-            if not sound:
+            if mark != _ENTRY_MARK or not _is_sound(data[at : at + _ENTRY_HEADER.size], body):
                 break
+            if chain_of(self.tail.chain, body) != chain:
+                raise StorageError(f"{path} at byte {at}: the chain is broken", code="corrupt")
             try:
                 tail = Record.parse(self.tail, body).tail
             except ProtocolError as error:
@@ -258,10 +253,10 @@ class Journal:
             at += _ENTRY_HEADER.size + length
         else:
             return at
-        if not any(data[at : at + _ENTRY_HEADER.size]) and is_last and data.find(_ENTRY_MARK, at) < 0:
-            return at
-        self._refuse_corruption(path, data, at, is_last=is_last)
-        self.cut_bytes += len(data[at:].rstrip(b"\0"))
+        behind = len(data[at:].rstrip(b"\0"))
+        if behind:
+            self._refuse_corruption(path, data, at, is_last=is_last)
+            self.cut_bytes += behind
         return at
 
     def _refuse_corruption(self, path: Path, data: bytes, at: int, *, is_last: bool) -> None:
@@ -272,9 +267,9 @@ class Journal:
         while not later and (found := data.find(_ENTRY_MARK, found + 1)) >= 0:
             if found + _ENTRY_HEADER.size > len(data):
                 break
-            _, length, check, durable, _, chain = _ENTRY_HEADER.unpack_from(data, found)
+            _, _, length, durable, _, _ = _ENTRY_HEADER.unpack_from(data, found)
             body = data[found + _ENTRY_HEADER.size : found + _ENTRY_HEADER.size + length]
-            later = len(body) == length and crc32(body, crc32(chain)) == check and durable >= damaged
+            later = durable >= damaged and _is_sound(data[found : found + _ENTRY_HEADER.size], body)
         if later:
             raise StorageError(
                 f"{path} is damaged at byte {at} (sequence {damaged}), before the end of the log; "
@@ -343,14 +338,15 @@ class Journal:
         current = segment == len(self._paths) - 1 and self._fd >= 0
         fd = self._fd if current else os.open(self._paths[segment], os.O_RDONLY | os.O_CLOEXEC)
         try:
-            _, length, check, _, _, chain = _ENTRY_HEADER.unpack(os.pread(fd, _ENTRY_HEADER.size, offset))
+            header = os.pread(fd, _ENTRY_HEADER.size, offset)
+            _, _, length, _, _, chain = _ENTRY_HEADER.unpack(header)
             body = os.pread(fd, length, offset + _ENTRY_HEADER.size)
         except (OSError, struct.error) as error:
             raise StorageError(f"cannot read {self._paths[segment]}: {error}") from error
         finally:
             if not current:
                 os.close(fd)
-        if crc32(body, crc32(chain)) != check:
+        if not _is_sound(header, body):
             raise self._corrupt(at, "the checksum does not match")
         return chain, body
 
@@ -372,3 +368,9 @@ class Journal:
     def _fail(self, what: str, error: OSError) -> StorageError:
         self._failed = f"an earlier {what} failed: {error}"
         return StorageError(f"{what} to the journal in {self._folder} failed: {error}; the replica stops")
+
+
+def _is_sound(header: bytes, body: bytes) -> bool:
+    """Whether an entry's header and body are what its checksum was made of."""
+    _, check, length, _, _, _ = _ENTRY_HEADER.unpack(header)
+    return bool(len(body) == length and crc32(body, crc32(header[_CHECKED_FROM:])) == check)

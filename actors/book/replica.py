@@ -496,12 +496,13 @@ class Replica:
     def on_ack(self, sender: str, message: Ack, now_ns: int) -> list[Effect]:
         """Leader: a follower is durable further."""
         follower = self._followers.get(sender)
-        if self.role is not Role.LEADING or follower is None or not follower.matched:
+        if self.role is not Role.LEADING or follower is None:
             return []
         if message.epoch != self.epoch or message.join != follower.join:
             return []
-        if not follower.acked <= message.durable <= follower.sent:
-            raise ProtocolError(f"{sender} acknowledges {message.durable}, outside {follower.acked} to {follower.sent}")
+        known = follower.sent if follower.matched else follower.probe.sequence
+        if not follower.acked <= message.durable <= known:
+            raise ProtocolError(f"{sender} acknowledges {message.durable}, outside {follower.acked} to {known}")
         if message.durable > follower.acked:
             follower.behind_since_ns = now_ns
         follower.acked = message.durable

@@ -74,10 +74,11 @@ class Submit(Step):
 
 @dataclasses.dataclass(frozen=True)
 class Change(Step):
-    """An amend or a cancel of the order submitted ``back`` submits ago; of one still to come where that is 0."""
+    """An amend or a cancel: of an open order (the newest, the one before, …), or of whatever was some commands ago."""
 
     name: str
     back: int
+    of_open_order: bool
     by: str | None
     price: int | None
     quantity: int | None
@@ -126,8 +127,8 @@ SUBMITS = st.builds(
     price=PRICES,
     unbounded=st.booleans(),
     quantity=LOTS,
-    time_in_force=st.sampled_from((GTC,) * 6 + (IOC, FOK, GTD)).map(int),
-    lifetime_ns=st.integers(0, 9),
+    time_in_force=st.sampled_from((GTC,) * 5 + (IOC, FOK, GTD, GTD)).map(int),
+    lifetime_ns=st.sampled_from((0, 1, 1, 2, 2, 3, 3, 9)),
     stp=st.sampled_from((0, 0, *SelfTradePrevention)).map(int),
 )
 
@@ -135,6 +136,7 @@ CHANGES = st.builds(
     Change,
     name=NAMES,
     back=st.integers(0, 9),
+    of_open_order=st.sampled_from((True, True, True, False)),
     by=st.sampled_from((None,) * 6 + ACCOUNTS),
     price=st.none() | PRICES,
     quantity=st.none() | LOTS,
@@ -151,8 +153,8 @@ RARE_STEPS = st.one_of(
 STEPS = st.sampled_from((SUBMITS,) * 11 + (CHANGES,) * 7 + (RARE_STEPS,) * 2).flatmap(lambda steps: steps)
 
 
-def command_of(step: Step, now_ns: int, log: Sequence[Command]) -> Command:
-    """The command that ``step`` is, given those before it."""
+def command_of(step: Step, now_ns: int, log: Sequence[Command], naive: NaiveBook) -> Command:
+    """The command that ``step`` is, given those before it and the book they made."""
     match step:
         case Submit():
             # A market order is ioc or fok; one in many is not, which the book must refuse.
@@ -172,10 +174,12 @@ def command_of(step: Step, now_ns: int, log: Sequence[Command]) -> Command:
                 step.stp,
             )
         case Change():
-            submitted = [order_id for order_id, command in enumerate(log, 1) if command[0] == SUBMIT]
-            known = 0 < step.back <= len(submitted)
-            order_id = submitted[-step.back] if known else len(log) + 2
-            account = step.by or (log[order_id - 1][1] if known else ACCOUNTS[0])
+            if step.of_open_order and naive.resting:
+                order = naive.resting[-1 - step.back % len(naive.resting)]
+                order_id, owner = order.id, order.account
+            else:
+                order_id, owner = max(1, len(log) + 2 - step.back), ACCOUNTS[0]
+            account = step.by or owner
             if step.cancel:
                 return (CANCEL, account, step.name, order_id)
             return (AMEND, account, step.name, order_id, step.price, step.quantity)
@@ -199,13 +203,17 @@ def logs(draw: st.DrawFn) -> Log:
     first: Command = (CONFIGURE, "", "", draw(RULES).to_tuple())
     written: list[Command] = [] if draw(st.integers(0, 9)) == 9 else [first]
     log: Log = [(now_ns, tuple(written))] if written else []
+    naive = NaiveBook()
+    for command in written:
+        naive.execute(now_ns, command)
     for passed_ns, steps in draw(
         st.lists(st.tuples(st.integers(0, 2), st.lists(STEPS, min_size=2, max_size=20)), min_size=2, max_size=24)
     ):
         now_ns += passed_ns
         start = len(written)
         for step in steps:
-            written.append(command_of(step, now_ns, written))
+            written.append(command_of(step, now_ns, written, naive))
+            naive.execute(now_ns, written[-1])
         log.append((now_ns, checked_commands(tuple(written[start:]), internal=True)))
     return log
 

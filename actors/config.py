@@ -1,0 +1,244 @@
+"""The command line's settings: a TOML file, the environment and flags become the arguments of a node. Starts nothing.
+
+A flag goes before the environment, the environment before the file, the file before the default. The file::
+
+    [node]
+    name = "alice"                              # OPENOUTCRY_NAME, --name, and so on for each key
+    directory = ["tcp://10.0.0.1:7400"]         # OPENOUTCRY_DIRECTORY: separated by commas
+
+    [markets.BTC-USD]                           # fields of MarketRules, or join = true: opened by another node
+    tick_size = "0.01"
+    lot_size = "0.001"
+
+It is the one that ``--config`` or ``OPENOUTCRY_CONFIG`` names, else ``openoutcry.toml`` in the home folder, if there.
+A key that does not exist is an error, never ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from ..transport.errors import ConfigurationError
+from .book.rules import MarketRules
+
+DIRECTORY_DEFAULT: Final = "tcp://127.0.0.1:7400"
+ENV_PREFIX: Final = "OPENOUTCRY_"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """The arguments of :class:`~.node.ExchangeNode`; see there."""
+
+    name: str
+    data_dir: Path
+    coordinator: Path
+    listen: str = "tcp://127.0.0.1:0"
+    advertise: str | None = None
+    directory: tuple[str, ...] = (DIRECTORY_DEFAULT,)
+    serve_directory: str | None = None
+    ttl_ms: int = 2000
+    min_in_sync: int = 1
+    timeout: float = 5.0
+    """Seconds."""
+    markets: Mapping[str, MarketRules | None] = dataclasses.field(default_factory=dict)
+    """None: the market is joined, and opened by another node."""
+
+
+def home_folder(environment: Mapping[str, str]) -> Path:
+    """Return where nodes of the command line keep what is theirs: ``OPENOUTCRY_HOME``, else below ``~/.local/state``."""
+    home = environment.get(f"{ENV_PREFIX}HOME")
+    return Path(home).expanduser() if home else Path.home() / ".local" / "state" / "openoutcry"
+
+
+def load_config(
+    *,
+    file: Path | None = None,
+    environment: Mapping[str, str],
+    flags: Mapping[str, Any],
+    market_flags: Iterable[str] = (),
+) -> NodeConfig:
+    """Return the settings of a node.
+
+    Args:
+        file: the TOML file; None: the default one, which need not be there.
+        environment: the process' environment.
+        flags: values of the node's keys; None = not given.
+        market_flags: each ``NAME`` or ``NAME:key=value,…``: a market to open, in place of the file's of that name.
+
+    Raises:
+        ConfigurationError: a key does not exist, a value is of the wrong type, or the file cannot be read.
+    """
+    home = home_folder(environment)
+    node, markets = _read_file(file, environment, home)
+    node.update(_from_environment(environment))
+    node.update({key: _checked(key, value, "flag") for key, value in flags.items() if value not in (None, ())})
+    for flag in market_flags:
+        name, rules = _market_flag(flag, markets)
+        markets[name] = rules
+    name = node.pop("name", "node")
+    data_dir = node.pop("data_dir", None) or home / "nodes" / name
+    coordinator = node.pop("coordinator", None) or home / "coordinator.sqlite"
+    return NodeConfig(name=name, data_dir=data_dir, coordinator=coordinator, markets=markets, **node)
+
+
+def parse_market(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the rules' values in ``NAME`` or ``NAME:key=value,…``.
+
+    Raises:
+        ConfigurationError: it is not of that form.
+    """
+    name, _, rest = text.partition(":")
+    values: dict[str, Any] = {}
+    for pair in rest.split(",") if rest else ():
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigurationError(f"market {name}: expected key=value, not {pair!r}; as in {name}:tick_size=0.01")
+        values[key.strip()] = _parsed(key.strip(), value.strip())
+    return name, values
+
+
+def _market_flag(flag: str, markets: Mapping[str, MarketRules | None]) -> tuple[str, MarketRules | None]:
+    name, values = parse_market(flag)
+    if not values and name in markets:
+        return name, markets[name]
+    return name, _rules(name, values)
+
+
+def _read_file(
+    file: Path | None, environment: Mapping[str, str], home: Path
+) -> tuple[dict[str, Any], dict[str, MarketRules | None]]:
+    named = file or environment.get(f"{ENV_PREFIX}CONFIG")
+    path = Path(named).expanduser() if named else home / "openoutcry.toml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if named:
+            raise ConfigurationError(f"{path} does not exist") from None
+        return {}, {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+    try:
+        return _parse(tomllib.loads(text), path.parent)
+    except (tomllib.TOMLDecodeError, ConfigurationError) as error:
+        raise ConfigurationError(f"{path}: {error}") from error
+
+
+def _parse(values: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, MarketRules | None]]:
+    for section, value in values.items():
+        _known(section, ("node", "markets"), "section")
+        if not isinstance(value, dict):
+            raise ConfigurationError(f"{section} is a section: write [{section}]")
+    node = {key: _checked(key, value, "node") for key, value in values.get("node", {}).items()}
+    for key in ("data_dir", "coordinator"):
+        if key in node:
+            node[key] = folder / node[key]
+    markets: dict[str, MarketRules | None] = {}
+    for name, fields in values.get("markets", {}).items():
+        if not isinstance(fields, dict):
+            raise ConfigurationError(f"market {name} is a section: write [markets.{name}]")
+        markets[name] = _rules(name, fields)
+    return node, markets
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for variable, text in environment.items():
+        key = variable.removeprefix(ENV_PREFIX).lower()
+        if not variable.startswith(ENV_PREFIX) or not text or key in ("home", "config"):
+            continue
+        if key in _CHECKS:
+            value = text.split(",") if key == "directory" else _parsed(key, text)
+            found[key] = _checked(key, value, variable)
+        elif close := difflib.get_close_matches(key, _CHECKS, 1, 0.8):
+            # Other programs may have variables of that prefix: only what looks like a slip is one.
+            raise ConfigurationError(f"{variable} is no setting; did you mean {ENV_PREFIX}{close[0].upper()}?")
+    return found
+
+
+def _parsed(key: str, text: str) -> Any:
+    """Return ``text`` as the type that ``key``, of a node or a market's rules, has; as it is where it does not fit."""
+    kind = _KINDS.get(key, str)
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    try:
+        return kind(text)
+    except ValueError:
+        return text
+
+
+def _rules(name: str, fields: Mapping[str, Any]) -> MarketRules | None:
+    if not name:
+        raise ConfigurationError("a market has a name")
+    if "join" in fields:
+        if fields != {"join": True}:
+            raise ConfigurationError(f"market {name}: join = true stands alone: the rules are those of who opens it")
+        return None
+    for key in fields:
+        _known(key, (*_RULES, "join"), f"market {name}: key")
+    try:
+        return MarketRules(**fields)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"market {name}: {error}") from error
+
+
+def _checked(key: str, value: Any, where: str) -> Any:
+    _known(key, _CHECKS, f"{where}: key")
+    return _CHECKS[key](f"{where}: {key}", value)
+
+
+def _known(key: str, allowed: Iterable[str], what: str) -> None:
+    every = list(allowed)
+    if key not in every:
+        close = difflib.get_close_matches(key, every, 1)
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(every)}"
+        raise ConfigurationError(f"{what} {key!r} does not exist; {hint}")
+
+
+def _text(what: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{what} is a text, not {value!r:.60}")
+    return value
+
+
+def _path(what: str, value: Any) -> Path:
+    return value if isinstance(value, Path) else Path(_text(what, value)).expanduser()
+
+
+def _addresses(what: str, value: Any) -> tuple[str, ...]:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, (list, tuple)):
+        raise ConfigurationError(f"{what} is an address or a list of addresses, not {value!r:.60}")
+    return tuple([_text(what, address).strip() for address in values])
+
+
+def _whole(what: str, value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ConfigurationError(f"{what} is a whole number of at least 1, not {value!r:.60}")
+    return value
+
+
+def _seconds(what: str, value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value <= 3600:
+        raise ConfigurationError(f"{what} is a number of seconds above 0, not {value!r:.60}")
+    return float(value)
+
+
+_CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
+    "name": _text,
+    "data_dir": _path,
+    "listen": _text,
+    "advertise": _text,
+    "directory": _addresses,
+    "serve_directory": _text,
+    "coordinator": _path,
+    "ttl_ms": _whole,
+    "min_in_sync": _whole,
+    "timeout": _seconds,
+}
+_RULES: Final = {field.name: type(field.default) for field in dataclasses.fields(MarketRules)}
+_KINDS: Final[dict[str, Callable[[str], Any]]] = {"ttl_ms": int, "min_in_sync": int, "timeout": float, **_RULES, "join": bool}
