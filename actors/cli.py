@@ -1,17 +1,21 @@
-"""The ``openoutcry`` command: words and options in, calls of the library out, lines or JSON to read. Decides nothing else.
+"""The ``openoutcry`` command: words and options in, calls of the library out, lines or JSON to read. Decides nothing.
 
 Exit codes: 0 done; 1 refused, unavailable or failed, with one line on stderr that ends in the error's code; 2 usage.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import json
+import logging
 import multiprocessing
+import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,18 +23,23 @@ from contextlib import ExitStack
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import click
 
-from ..transport.errors import OpenOutcryError, Unavailable
+from ..transport.errors import ConfigurationError, InvalidRequest, OpenOutcryError, RequestTimeout, Unavailable
 from ..transport.rendezvous import Rendezvous
-from .book.commands import TRADE
+from .book.commands import TRADE, OrderType, SelfTradePrevention, TimeInForce
 from .book.rules import MarketRules
+from .config import DIRECTORY_DEFAULT, home_folder, load_config
+from .control import ITEMS_MAX, ControlClient, ControlServer, read_control_file, running_nodes
 from .node import ExchangeNode
 from .replay import BookRow, FlowCommands, differences, final_book_hash, read_flow
-from .views import OrderResult
+from .views import OrderRejected, OrderResult, as_json
 
+logger = logging.getLogger(__name__)
+
+_WATCH_S: Final = 0.1
 REPLAY_MARKET: Final = "REPLAY"
 _REPLAY_S: Final = 60.0
 _REPLAY_WINDOW: Final = 16
@@ -63,10 +72,419 @@ class _Group(click.Group):
             raise _Failure(str(error), "os_error") from error
 
 
-@click.group(cls=_Group)
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="openoutcry")
 def main() -> None:
     """A peer-to-peer exchange: every node holds the same order book, to the byte."""
+
+
+# -- processes that stay -------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("--listen", default=DIRECTORY_DEFAULT, show_default=True, help="Where nodes reach it; port 0 = any.")
+@click.option("--advertise", help="Its address as nodes reach it, where that differs.")
+@click.option("--peer", "peers", multiple=True, help="Address of another rendezvous, to tell nodes of. Repeatable.")
+def directory(listen: str, advertise: str | None, peers: tuple[str, ...]) -> None:
+    """Run a rendezvous alone: the place where nodes find each other. Ends on SIGTERM or SIGINT."""
+    with _until_signalled() as ended, Rendezvous(listen, peers=peers, advertise=advertise) as rendezvous:
+        click.echo(rendezvous.address)
+        ended.wait()
+
+
+@main.command()
+@click.option("--config", "file", type=click.Path(path_type=Path), help="The TOML file.")
+@click.option("--name", help="What people call the node; also the default account of its orders.  [default: node]")
+@click.option("--market", "markets", multiple=True, metavar="NAME[:KEY=VALUE,…]", help="A market to open. Repeatable.")
+@click.option("--join", multiple=True, metavar="NAME", help="A market to join that another node opens. Repeatable.")
+@click.option("--directory", multiple=True, help=f"A rendezvous' address. Repeatable.  [default: {DIRECTORY_DEFAULT}]")
+@click.option("--serve-directory", help="Be a rendezvous too, at this address.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="For its journals.  [default: HOME/nodes/NAME]")
+@click.option("--coordinator", type=click.Path(path_type=Path), help="The SQLite file that all nodes share.")
+@click.option("--listen", help="Where other nodes reach this one.  [default: tcp://127.0.0.1:0]")
+@click.option("--advertise", help="The address to announce where it differs from --listen.")
+@click.option("--ttl-ms", type=int, help="How long the directory remembers a silent node.  [default: 2000]")
+@click.option("--min-in-sync", type=int, help="Replicas that hold a command before it is answered.  [default: 1]")
+@click.option("--timeout", type=float, help="The default bound of a request, in seconds.  [default: 5]")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+def node(file: Path | None, markets: tuple[str, ...], join: tuple[str, ...], log_level: str, **flags: Any) -> None:
+    """Run a node until SIGTERM or SIGINT. It logs to stderr, and the other commands reach it by its data directory.
+
+    Settings come from flags, OPENOUTCRY_* variables, a TOML file ($OPENOUTCRY_CONFIG, or openoutcry.toml in
+    $OPENOUTCRY_HOME) and defaults, in that order.
+    """
+    logging.basicConfig(
+        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )
+    config = load_config(
+        file=file, environment=os.environ, flags=flags, market_flags=[*markets, *(f"{name}:join=true" for name in join)]
+    )
+    if not config.markets:
+        raise ConfigurationError("the node has no market: give --market NAME, or a section [markets.NAME] in the file")
+    with _until_signalled() as ended, ExitStack() as closing:
+        exchange_node = ExchangeNode(
+            config.name,
+            markets=config.markets,
+            directory=[address for address in config.directory if address != config.serve_directory],
+            data_dir=config.data_dir,
+            coordinator=config.coordinator,
+            listen=config.listen,
+            advertise=config.advertise,
+            serve_directory=config.serve_directory,
+            ttl_ms=config.ttl_ms,
+            min_in_sync=config.min_in_sync,
+            timeout=config.timeout,
+        )
+        closing.callback(exchange_node.close)
+        server = ControlServer(exchange_node)
+        closing.callback(server.close)
+        closing.callback(exchange_node.close)
+        closing.callback(server.withdraw)
+        logger.info("node %s at %s, data in %s", config.name, exchange_node.address, exchange_node.data_dir)
+        while not ended.is_set():
+            try:
+                exchange_node.wait_ready(0.5)
+            except RequestTimeout as error:
+                logger.debug("%s", error)
+                continue
+            logger.info("node %s is ready: %s", config.name, ", ".join(sorted(config.markets)))
+            break
+        _spare_gc()
+        ended.wait()
+        logger.info("node %s is closing", config.name)
+
+
+@contextlib.contextmanager
+def _until_signalled() -> Iterator[threading.Event]:
+    """Set the event on SIGTERM or SIGINT, instead of what these do otherwise."""
+    ended = threading.Event()
+    before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield ended
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# -- requests to a running node ------------------------------------------------------------------------------------
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_at_node = _options(
+    click.option("--node", "node_name", metavar="NAME", help="The node to ask.  [default: the only one that runs]"),
+    click.option("--data-dir", type=click.Path(path_type=Path), help="The same, by its data directory."),
+    click.option("--timeout", type=float, default=5.0, show_default=True, help="Seconds to wait for the answer."),
+    click.option("--json", "as_json_text", is_flag=True, help="Print JSON."),
+)
+_as_request = _options(
+    click.option("--account", help="On whose behalf.  [default: the node's name]"),
+    click.option("--client-order-id", help="Names the request: a retry gets the first answer back."),
+    _at_node,
+)
+
+
+def _client(node_name: str | None, data_dir: Path | None, timeout: float) -> ControlClient:
+    """Return the link to the node that the options mean."""
+    if node_name and data_dir:
+        raise click.UsageError("--node and --data-dir name the same thing: give one of them")
+    if not 0 < timeout <= 60:
+        raise click.UsageError("--timeout is above 0 and at most 60 seconds")
+    if data_dir is None:
+        home = home_folder(os.environ)
+        data_dir = home / "nodes" / node_name if node_name else None
+        if data_dir is None or read_control_file(data_dir) is None:
+            running = running_nodes(home)
+            listed = ", ".join(running) or "none"
+            if node_name is None and len(running) == 1:
+                (data_dir,) = running.values()
+            elif node_name in running:
+                data_dir = running[node_name]
+            elif node_name is None and running:
+                raise InvalidRequest(f"several nodes run here: {listed}; choose one with --node", code="ambiguous_node")
+            else:
+                what = f"node {node_name} does not run" if node_name else "no node runs"
+                raise Unavailable(f"{what} below {home}; there run: {listed}", code="node_not_running")
+    return ControlClient(data_dir, timeout=timeout)
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(as_json(value)))
+
+
+def _command(
+    call: Callable[[ControlClient], OrderResult],
+    *,
+    node_name: str | None,
+    data_dir: Path | None,
+    timeout: float,
+    as_json_text: bool,
+) -> None:
+    with _client(node_name, data_dir, timeout) as client:
+        try:
+            result = call(client)
+        except OrderRejected as error:
+            if as_json_text:
+                _print_json(error.result)
+            raise
+    if as_json_text:
+        _print_json(result)
+        return
+    order = f"order {result.order_id} " if result.order_id is not None else ""
+    again = " (answered before)" if result.duplicate else ""
+    click.echo(f"{order}{result.status}, sequence {result.sequence}{again}, state {result.state_hash}")
+    for trade in result.trades:
+        click.echo(f"  {'bought' if trade.side == 'buy' else 'sold'} {trade.quantity} at {trade.price}")
+
+
+def _choice(kind: Any) -> click.Choice[str]:
+    return click.Choice([member.name.lower() for member in kind], case_sensitive=False)
+
+
+# A negative price is no option.
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("market")
+@click.argument("side", type=click.Choice(["buy", "sell"], case_sensitive=False))
+@click.argument("price")
+@click.argument("quantity")
+@click.option("--type", "order_type", type=_choice(OrderType), default="limit", show_default=True)
+@click.option("--tif", "time_in_force", type=_choice(TimeInForce), help="[default: gtc, for a market order ioc]")
+@click.option("--expire-ns", type=int, default=0, help="For gtd: nanoseconds since the Unix epoch.")
+@click.option("--stp", "self_trade_prevention", type=_choice(SelfTradePrevention), default="none", show_default=True)
+@_as_request
+def submit(
+    *,
+    market: str,
+    side: str,
+    price: str,
+    quantity: str,
+    order_type: str,
+    time_in_force: str | None,
+    expire_ns: int,
+    self_trade_prevention: str,
+    account: str | None,
+    client_order_id: str | None,
+    **at: Any,
+) -> None:
+    """Submit an order, and wait until it is durable and executed.
+
+    PRICE and QUANTITY are decimals, as in 100.25; the price of a market order is its bound, or "-" for none.
+    """
+    _command(
+        lambda client: client.submit_order(
+            market,
+            side.lower(),
+            None if price == "-" else price,
+            quantity,
+            order_type=order_type.lower(),
+            time_in_force=time_in_force.lower() if time_in_force else None,
+            expire_ns=expire_ns,
+            self_trade_prevention=self_trade_prevention.lower(),
+            account=account,
+            client_order_id=client_order_id,
+        ),
+        **at,
+    )
+
+
+@main.command()
+@click.argument("market")
+@click.argument("order_id", type=click.IntRange(1), required=False)
+@click.option("--all", "every", is_flag=True, help="Cancel all open orders of the account instead.")
+@_as_request
+def cancel(
+    *, market: str, order_id: int | None, every: bool, account: str | None, client_order_id: str | None, **at: Any
+) -> None:
+    """Cancel what is left of an order."""
+    if (order_id is None) != every:
+        raise click.UsageError("give an ORDER_ID, or --all")
+
+    def call(client: ControlClient) -> OrderResult:
+        if order_id is None:
+            return client.cancel_all(market, account=account, client_order_id=client_order_id)
+        return client.cancel_order(market, order_id, account=account, client_order_id=client_order_id)
+
+    _command(call, **at)
+
+
+@main.command()
+@click.argument("market")
+@click.argument("order_id", type=click.IntRange(1))
+@click.option("--price", help="The new price.")
+@click.option("--quantity", help="The new open quantity.")
+@_as_request
+def amend(
+    *,
+    market: str,
+    order_id: int,
+    price: str | None,
+    quantity: str | None,
+    account: str | None,
+    client_order_id: str | None,
+    **at: Any,
+) -> None:
+    """Give an order a new price, a new open quantity, or both."""
+    if price is None and quantity is None:
+        raise click.UsageError("give --price, --quantity, or both")
+    _command(
+        lambda client: client.amend_order(
+            market, order_id, price=price, quantity=quantity, account=account, client_order_id=client_order_id
+        ),
+        **at,
+    )
+
+
+@main.command()
+@click.argument("market")
+@click.option("--depth", type=click.IntRange(1, ITEMS_MAX), default=10, show_default=True, help="Levels a side.")
+@click.option("--watch", is_flag=True, help="Go on: show the book anew whenever it has changed.")
+@_at_node
+def book(
+    *,
+    market: str,
+    depth: int,
+    watch: bool,
+    node_name: str | None,
+    data_dir: Path | None,
+    timeout: float,
+    as_json_text: bool,
+) -> None:
+    """Show a market's book as the node's own replica has it."""
+    with _client(node_name, data_dir, timeout) as client, _until_signalled() as ended:
+        known: int | None = None
+        while not ended.is_set():
+            found = client.book(market, depth=depth, known=known)
+            if found is not None:
+                known = found["sequence"]
+                if watch and not as_json_text and sys.stdout.isatty():
+                    click.clear()
+                if as_json_text:
+                    _print_json(found)
+                else:
+                    click.echo("\n".join(_book_lines(found)))
+            if not watch:
+                return
+            ended.wait(_WATCH_S)
+
+
+def _book_lines(found: dict[str, Any]) -> list[str]:
+    """Return the lines of a book: asks above bids, the best prices in the middle."""
+    levels = [*found["bids"], *found["asks"]]
+    at_price = max([5, *(len(level["price"]) for level in levels)])
+    at_size = max([8, *(len(level["quantity"]) for level in levels)])
+    lines = [f"{found['market']} at sequence {found['sequence']}, state {found['state_hash']}"]
+    lines.append(f"{'orders':>6}  {'bid':>{at_size}}  {'price':>{at_price}}  {'ask':<{at_size}}  orders")
+    for level in reversed(found["asks"]):
+        price, size = f"{level['price']:>{at_price}}", f"{level['quantity']:<{at_size}}"
+        lines.append(f"{'':6}  {'':{at_size}}  {price}  {size}  {level['orders']}")
+    for level in found["bids"]:
+        lines.append(f"{level['orders']:>6}  {level['quantity']:>{at_size}}  {level['price']:>{at_price}}")
+    last = found["last_trade"]
+    lines.append(f"last trade: {last['quantity']} at {last['price']}" if last else "no trade yet")
+    return lines
+
+
+@main.command()
+@click.argument("market")
+@click.option("--limit", type=click.IntRange(1, ITEMS_MAX), default=20, show_default=True, help="How many.")
+@click.option("--watch", is_flag=True, help="Go on: print each trade from now on, in order, without gaps.")
+@_at_node
+def trades(
+    *,
+    market: str,
+    limit: int,
+    watch: bool,
+    node_name: str | None,
+    data_dir: Path | None,
+    timeout: float,
+    as_json_text: bool,
+) -> None:
+    """List the last trades, newest first; with --watch those to come, as they happen."""
+    with _client(node_name, data_dir, timeout) as client, _until_signalled() as ended:
+        if not watch:
+            last = client.trades(market, limit=limit)
+            if as_json_text:
+                _print_json(last)
+            else:
+                for trade in last:
+                    click.echo(_trade_line(trade))
+            return
+        sequence, _ = client.events(market, None)
+        while not ended.is_set():
+            sequence, events = client.events(market, sequence)
+            for event in events:
+                if event["kind"] == "trade":
+                    click.echo(json.dumps(event) if as_json_text else _trade_line(event))
+            ended.wait(_WATCH_S)
+
+
+def _trade_line(trade: dict[str, Any]) -> str:
+    verb = "bought" if trade["side"] == "buy" else "sold"
+    parties = f"{trade['taker_account']} {verb}, {trade['maker_account']} made"
+    return f"{trade['sequence']:>8}  #{trade['trade_id']}  {trade['quantity']} at {trade['price']}, {parties}"
+
+
+@main.command()
+@click.argument("market")
+@click.option("--account", help="Whose.  [default: the node's name]")
+@click.option("--limit", type=click.IntRange(1, ITEMS_MAX), default=100, show_default=True, help="How many at most.")
+@_at_node
+def orders(
+    *,
+    market: str,
+    account: str | None,
+    limit: int,
+    node_name: str | None,
+    data_dir: Path | None,
+    timeout: float,
+    as_json_text: bool,
+) -> None:
+    """List an account's open orders, oldest first."""
+    with _client(node_name, data_dir, timeout) as client:
+        found = client.orders(market, account=account, limit=limit)
+    if as_json_text:
+        _print_json(found)
+        return
+    for order in found:
+        sizes = f"{order['open_quantity']} of {order['quantity']}"
+        click.echo(f"{order['order_id']:>8}  {order['side']:<4}  {sizes} at {order['price']}")
+
+
+@main.command()
+@_at_node
+def status(node_name: str | None, data_dir: Path | None, timeout: float, as_json_text: bool) -> None:
+    """Show the state of a node, its links and its markets."""
+    with _client(node_name, data_dir, timeout) as client:
+        found = client.status()
+    if as_json_text:
+        _print_json(found)
+        return
+    click.echo(f"{found['name']} ({found['node_id']}) at {found['address']}")
+    for node_id, peer in found["peers"].items():
+        click.echo(f"  peer {peer['name']} ({node_id}): {'up' if peer['up'] else 'down'}")
+    for name, market in found["markets"].items():
+        if "applied" not in market:
+            click.echo(f"  {name}: stopped: {market['error']}")
+            continue
+        state = "ready" if market["ready"] else "not ready"
+        click.echo(
+            f"  {name}: {market['role']}, {state}, epoch {market['epoch']}, sequence {market['applied']}, "
+            f"{market['open_orders']} orders, {market['trades']} trades, {len(market['in_sync'])} in sync"
+        )
+        click.echo(f"    state {market['state_hash']}")
+        if market["error"]:
+            click.echo(f"    error: {market['error']}")
+    for failure in found["failures"]:
+        click.echo(f"  failure: {failure}")
 
 
 # -- replay --------------------------------------------------------------------------------------------------------
@@ -83,8 +501,8 @@ def main() -> None:
     show_default=True,
     help="Which node the commands are submitted at.",
 )
-@click.option("--json", "as_text", flag_value=False, default=True, help="Print the report as JSON.")
-def replay(file: Path, nodes: int, batch: int, via: str, as_text: bool) -> None:
+@click.option("--json", "as_json_text", is_flag=True, help="Print the report as JSON.")
+def replay(file: Path, nodes: int, batch: int, via: str, as_json_text: bool) -> None:
     """Feed recorded order flow through real node processes, and compare what they trade with what the venue did.
 
     FILE is CSV, plain or .gz, with the columns seq,ts_ns,cmd,order_id,side,price_ticks,qty,expect. The exit code is 0
@@ -92,38 +510,37 @@ def replay(file: Path, nodes: int, batch: int, via: str, as_text: bool) -> None:
     """
     if via == "follower" and nodes < 2:
         raise click.UsageError("one node alone has no follower: use --nodes 2 or more")
+    rows_in_file = len(read_flow(file))
     with _ReplayNodes(nodes) as exchange:
         feeder = exchange.role("leading" if via == "leader" else "following")
-        with click.progressbar(length=_count_rows(file), label="replaying", file=sys.stderr) as bar:
+        with click.progressbar(length=rows_in_file, label="replaying", file=sys.stderr) as bar:
             fed = exchange.ask(feeder, ("feed", file, batch), on_progress=bar.update)
         ends = [exchange.ask(at, ("end", fed["sequence"])) for at in range(nodes)]
     flow_ids: dict[int, str] = fed.pop("flow_ids")
     found = []
-    for name, state_hash, orders in ends:
-        rows: list[BookRow] = [(side, price, flow_ids.get(order, f"?{order}"), lots) for side, price, order, lots in orders]
-        found.append({"node": name, "state_hash": state_hash, "book_hash": final_book_hash(rows), "open_orders": len(rows)})
+    for name, state_hash, resting in ends:
+        rows: list[BookRow] = [(side, ticks, flow_ids.get(at, f"?{at}"), lots) for side, ticks, at, lots in resting]
+        hashes = {"state_hash": state_hash, "book_hash": final_book_hash(rows)}
+        found.append({"node": name, **hashes, "open_orders": len(rows)})
     equal = len({(end["state_hash"], end["book_hash"]) for end in found}) == 1
     report = {"file": str(file), "via": via, **fed, "nodes": found, "equal": equal}
-    if as_text:
-        _show_replay(report)
+    if as_json_text:
+        _print_json(report)
     else:
-        click.echo(json.dumps(report))
+        _show_replay(report)
     if fed["differences"] or not equal:
         raise _Failure("the replay does not end as it should", "replay_differs")
 
 
-def _count_rows(file: Path) -> int:
-    return len(read_flow(file))
-
-
 def _show_replay(report: dict[str, Any]) -> None:
-    rate = f"{report['commands_per_s']:,} commands/s"
-    click.echo(f"{report['commands']:,} commands in {report['seconds']:.2f} s: {rate}, submitted at the {report['via']}")
+    rate = f"{report['commands_per_s']:,} commands/s, submitted at the {report['via']}"
+    click.echo(f"{report['commands']:,} commands in {report['seconds']:.2f} s: {rate}")
     click.echo(f"{report['fills']:,} fills, {report['differences']:,} differences from the venue")
     for line in report["first_differences"]:
         click.echo(f"  {line}")
     for end in report["nodes"]:
-        click.echo(f"{end['node']}: book {end['book_hash'][:16]}, {end['open_orders']:,} orders, state {end['state_hash']}")
+        state = f"{end['open_orders']:,} orders, state {end['state_hash']}"
+        click.echo(f"{end['node']}: book {end['book_hash'][:16]}, {state}")
     click.echo("equal on all nodes" if report["equal"] else "the nodes DIFFER")
 
 
@@ -209,10 +626,11 @@ def _run_replay_node(name: str, home: Path, directory: str, nodes: int, pipe: Co
             while True:
                 kind, *values = pipe.recv()
                 pipe.send(("done", _feed(node, pipe, *values) if kind == "feed" else _end_state(node, *values)))
-    except EOFError:
+    except (EOFError, BrokenPipeError, ConnectionResetError):
         return
     except OpenOutcryError as error:
-        pipe.send(("failed", error.code, error.message))
+        with contextlib.suppress(OSError):
+            pipe.send(("failed", error.code, error.message))
 
 
 def _feed(node: ExchangeNode, pipe: Connection, file: Path, batch: int) -> dict[str, Any]:

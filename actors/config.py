@@ -10,8 +10,8 @@ A flag goes before the environment, the environment before the file, the file be
     tick_size = "0.01"
     lot_size = "0.001"
 
-It is the one that ``--config`` or ``OPENOUTCRY_CONFIG`` names, else ``openoutcry.toml`` in the home folder, if there.
-A key that does not exist is an error, never ignored.
+It is the one that ``--config`` or ``OPENOUTCRY_CONFIG`` names, else ``openoutcry.toml`` in the home folder, if there;
+its relative paths are relative to its own folder. A key that does not exist is an error, never ignored.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class NodeConfig:
 
 
 def home_folder(environment: Mapping[str, str]) -> Path:
-    """Return where nodes of the command line keep what is theirs: ``OPENOUTCRY_HOME``, else below ``~/.local/state``."""
+    """Return where the command line keeps what is its: ``OPENOUTCRY_HOME``, else ``~/.local/state/openoutcry``."""
     home = environment.get(f"{ENV_PREFIX}HOME")
     return Path(home).expanduser() if home else Path.home() / ".local" / "state" / "openoutcry"
 
@@ -241,4 +241,10 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "timeout": _seconds,
 }
 _RULES: Final = {field.name: type(field.default) for field in dataclasses.fields(MarketRules)}
-_KINDS: Final[dict[str, Callable[[str], Any]]] = {"ttl_ms": int, "min_in_sync": int, "timeout": float, **_RULES, "join": bool}
+_KINDS: Final[dict[str, Callable[[str], Any]]] = {
+    "ttl_ms": int,
+    "min_in_sync": int,
+    "timeout": float,
+    "join": bool,
+    **_RULES,
+}

@@ -72,7 +72,7 @@ class _Inbox(queue.SimpleQueue[Any]):
 
 @functools.cache
 def _actor_class() -> type[pykka.ThreadingActor]:
-    import pykka  # noqa: PLC0415 (no cost to a run that uses no probe)
+    import pykka  # noqa: PLC0415 (here, so that a run that uses no probe pays nothing)
 
     class ProbeActor(pykka.ThreadingActor):
         use_daemon_thread = True
@@ -239,12 +239,12 @@ class ActorProbe:
         Raises:
             AssertionError: a probe is stuck in a callable given to :meth:`reply_with`.
         """
-        for probe in (*self._others, self):
-            if probe.ref.is_alive():
-                probe.ref.stop(block=False)
-        for probe in (*self._others, self):
-            if not probe.ref.actor_stopped.wait(_scaled(_STOP_S)):
-                raise AssertionError(f"{probe.ref} did not stop: is it stuck in what was given to reply_with()?")
+        for other in self._others:
+            other.stop()
+        if self.ref.is_alive():
+            self.ref.stop(block=False)
+        if not self.ref.actor_stopped.wait(_scaled(_STOP_S)):
+            raise AssertionError(f"{self.ref} did not stop: is it stuck in what was given to reply_with()?")
 
     def _receive(self, message: Any, asked: bool) -> Any:
         with self._arrival:
@@ -318,7 +318,8 @@ class Exchange:
     """Nodes of one exchange in this process, started, ready and in sync, with all that they share.
 
     Each node has its own data folder below ``folder``; they share one SQLite coordinator file there, and one
-    rendezvous on a free port of this host. ``node_options`` go to every :class:`~openoutcry.actors.node.ExchangeNode`.
+    rendezvous on a free port of this host. ``markets`` are names with their rules, or just names: markets with default
+    rules. ``node_options`` go to every :class:`~openoutcry.actors.node.ExchangeNode`.
     """
 
     def __init__(
@@ -329,11 +330,13 @@ class Exchange:
         markets: Mapping[str, MarketRules] | Sequence[str] = ("BTC-USD",),
         **node_options: Any,
     ) -> None:
-        from ..transport.rendezvous import Rendezvous  # noqa: PLC0415 (no cost to a run that starts no exchange)
+        # Here, so that a run that starts no exchange pays nothing.
+        from ..transport.rendezvous import Rendezvous  # noqa: PLC0415
+        from .book.rules import MarketRules  # noqa: PLC0415
 
         assert nodes >= 1, "an exchange has at least one node"
         self._folder = folder
-        self._markets = markets
+        self._markets = dict(markets if isinstance(markets, Mapping) else {name: MarketRules() for name in markets})
         self._node_options = node_options
         self.nodes: list[ExchangeNode] = []
         """The nodes, in order; :meth:`restart` replaces one in place."""
@@ -390,10 +393,10 @@ class Exchange:
         """
         __tracebackhide__ = True
         sequence = self.wait_same_sequence(market, timeout=timeout)
-        first, *others = hashes = [_outcome(node.state_hash, market) for node in self.nodes]
-        if isinstance(first, str) and all(other == first for other in others):
-            return first
-        raise self._failure(f"{market}: state hashes differ at sequence {sequence}", hashes)
+        first, *others = positions = [_outcome(node.position, market) for node in self.nodes]
+        if isinstance(first, Exception) or any(other != first for other in others):
+            raise self._failure(f"{market}: (sequence, state hash) differ, after all had {sequence}", positions)
+        return first[1]
 
     def restart(self, index: int) -> ExchangeNode:
         """Close node ``index``, start it again on its data folder, and return the new node once all are in sync."""
@@ -410,7 +413,7 @@ class Exchange:
                 closing.callback(node.close)
 
     def _start_node(self, index: int) -> ExchangeNode:
-        from .node import ExchangeNode  # noqa: PLC0415 (no cost to a run that starts no exchange)
+        from .node import ExchangeNode  # noqa: PLC0415
 
         name = f"node-{index}"
         options = {
@@ -435,7 +438,7 @@ class Exchange:
 
 def _outcome(call: Callable[[str], _T], market: str) -> _T | Exception:
     """Return what ``call`` returns or raises: a node that is not ready raises, and a failure should list that."""
-    from ..transport.errors import OpenOutcryError  # noqa: PLC0415 (see the module's docstring)
+    from ..transport.errors import OpenOutcryError  # noqa: PLC0415
 
     try:
         return call(market)

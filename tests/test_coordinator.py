@@ -379,6 +379,18 @@ def test_any_file_name_and_an_empty_file_will_do(tmp_path: Path) -> None:
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
 
 
+def test_creator_that_comes_second_uses_the_store_of_the_first(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.closing(SqliteCoordinator(path)) as first:
+        record = first.create(MARKET, "n1", NODES)
+    looks = iter([True])
+    is_empty = sqlite_module._is_empty
+    monkeypatch.setattr(sqlite_module, "_is_empty", lambda connection: next(looks, None) or is_empty(connection))
+    with contextlib.closing(SqliteCoordinator(path)) as second:
+        assert next(looks, None) is None, "the first look was made, and found an empty file"
+        assert second.coordinator_id == first.coordinator_id
+        assert second.read(MARKET) == record
+
+
 def test_locked_file_cannot_be_opened_in_bounded_time(path: Path, impatient: None) -> None:
     SqliteCoordinator(path).close()
     with Store("sqlite", str(path)).unreachable(), pytest.raises(Unavailable) as caught:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pykka
 import pytest
+from openoutcry.actors import testing
 from openoutcry.actors.testing import TIME_FACTOR_VARIABLE, ActorProbe, Exchange
 from openoutcry.transport.errors import Unavailable
 
@@ -72,7 +73,7 @@ def test_expect_waits_for_a_message_that_comes_later(actor_probe: ActorProbe) ->
 def test_another_message_than_expected_fails_shows_all_and_stays_unread(actor_probe: ActorProbe) -> None:
     actor_probe.ref.tell(Ping(1))
     actor_probe.ref.ask(Pong(2))
-    actor_probe.ref.tell("x" * 1000)
+    actor_probe.ref.ask("x" * 1000)
     actor_probe.expect(Ping)
     with pytest.raises(AssertionError) as caught:
         actor_probe.expect(Ping)
@@ -114,7 +115,7 @@ def test_message_whose_repr_fails_does_not_hide_the_failure(actor_probe: ActorPr
             raise ValueError("no repr")
 
     actor_probe.ref.tell(Odd())
-    with pytest.raises(AssertionError, match="the next message is <.*Odd, whose repr raised ValueError"):
+    with pytest.raises(AssertionError, match=r"the next message is <.*Odd, whose repr raised ValueError"):
         actor_probe.expect(Ping)
 
 
@@ -163,7 +164,9 @@ def test_reply_that_raises_reaches_the_asker_and_harms_neither_the_probe_nor_oth
     with pytest.raises(AssertionError, match="not at all"):
         actor_probe.ref.ask(Ping(2), timeout=3)
     actor_probe.ref.tell(Ping(3))
-    actor_probe.fish(Ping(3))
+    assert actor_probe.fish(Ping(3))
+    with pytest.raises(Unavailable):
+        actor_probe.ref.ask(Ping(1), timeout=3)
     assert target.is_alive()
 
 
@@ -215,7 +218,8 @@ def test_messages_of_many_threads_are_all_kept(actor_probe: ActorProbe) -> None:
     for thread in threads:
         thread.join()
     for index in range(4):
-        assert [number for number in numbers if number // 1000 == index] == list(range(1000 * index, 1000 * index + 200))
+        of_this_thread = [number - 1000 * index for number in numbers if number // 1000 == index]
+        assert of_this_thread == list(range(200))
     actor_probe.expect_none(within=0)
 
 
@@ -286,8 +290,15 @@ def test_plugin_is_found_and_documents_its_fixtures(pytester: pytest.Pytester) -
     result.stdout.fnmatch_lines(["actor_probe -- *", "*A started :class:`ActorProbe`*", "exchange -- *"])
 
 
-def test_plugin_costs_nothing_to_a_run_that_does_not_use_it() -> None:
-    program = "import sys, openoutcry.actors.testing; print(sorted({'pykka', 'pynng', 'msgpack'} & set(sys.modules)))"
+def test_plugin_imports_nothing_heavy_before_a_test_asks_for_it() -> None:
+    package = Path(testing.__file__).parent
+    program = f"""
+import sys, types
+sys.modules["openoutcry.actors"] = types.ModuleType("openoutcry.actors")
+sys.modules["openoutcry.actors"].__path__ = [{str(package)!r}]
+import openoutcry.actors.testing
+print(sorted({{"pykka", "pynng", "msgpack"}} & set(sys.modules)))
+"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
 
@@ -306,12 +317,12 @@ class FakeNode:
     sequences: dict[str, int] = dataclasses.field(default_factory=dict)
     hash: str = "h"
 
-    def wait_ready(self, *, timeout: float) -> None:
+    def wait_ready(self, *, timeout: float) -> None:  # noqa: ARG002
         self.calls.append("ready")
         if self.extra == -1 and self.name == "node-1":
             raise Unavailable("node-1 does not come up")
 
-    def wait_in_sync(self, market: str, nodes: int, timeout: float) -> None:
+    def wait_in_sync(self, market: str, nodes: int, timeout: float) -> None:  # noqa: ARG002
         self.calls.append(f"{market} in sync on {nodes}")
 
     def sequence(self, market: str) -> int:
@@ -319,8 +330,8 @@ class FakeNode:
             raise Unavailable(f"{market} is not ready")
         return self.sequences[market]
 
-    def state_hash(self, market: str) -> str:
-        return self.hash
+    def position(self, market: str) -> tuple[int, str]:
+        return self.sequence(market), self.hash
 
     def close(self) -> None:
         self.calls.append("close")
@@ -369,7 +380,7 @@ def test_exchange_waits_for_one_sequence_and_compares_hashes(start_exchange: Cal
     assert nodes.wait_same_sequence("A") == 5
     assert nodes.assert_same_hash("A") == "h"
     nodes[1].hash = "other"
-    with pytest.raises(AssertionError, match="state hashes differ at sequence 5\n    node-0  h\n    node-1  other"):
+    with pytest.raises(AssertionError, match=r"all had 5\n    node-0  \(5, 'h'\)\n    node-1  \(5, 'other'\)"):
         nodes.assert_same_hash("A")
 
 

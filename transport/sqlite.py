@@ -181,10 +181,7 @@ class SqliteCoordinator:
                 f"which file is right, and start them again"
             )
         if self._connection is None:
-            mode = "rwc" if self._file is None else "rw"
-            connection = sqlite3.connect(
-                f"{self._path.as_uri()}?mode={mode}", uri=True, timeout=0, isolation_level=None, check_same_thread=False
-            )
+            connection = sqlite3.connect(self._path, timeout=0, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare(connection)
                 self._file = self._file_now()

@@ -39,7 +39,7 @@ IN_FLIGHT_MAX: Final = 65_536
 _ASK_NS: Final = 300_000_000
 """How often a follower without a leader's log asks the coordinator, and the leader it names."""
 _REJOIN_NS: Final = 1_000_000_000
-"""How long appends may not fit a follower's tail before it joins again."""
+"""How long a follower that has joined waits for an append that fits its tail before it joins again."""
 
 
 class Role(enum.Enum):
@@ -224,7 +224,7 @@ class Replica:
         self._known_committed = applied.sequence
         self._fitted = False
         self._mismatched = False
-        self._mismatched_since_ns = 0
+        self._fitted_at_ns = 0
         self._asked_ns = 0
 
     # -- the coordinator ----------------------------------------------------------------------------------------
@@ -342,10 +342,10 @@ class Replica:
         if self.role is not Role.FOLLOWING:
             return []
         if self.joined:
-            if not self._mismatched:
-                self._mismatched_since_ns = now_ns
-            elif now_ns - self._mismatched_since_ns > _REJOIN_NS:
-                self._mismatched = False
+            if self._fitted and not self._mismatched:
+                self._fitted_at_ns = now_ns
+            elif now_ns - self._fitted_at_ns > _REJOIN_NS:
+                self._fitted_at_ns = now_ns
                 return self._join()
             return []
         if now_ns - self._asked_ns < _ASK_NS:
@@ -500,12 +500,12 @@ class Replica:
             return []
         if message.epoch != self.epoch or message.join != follower.join:
             return []
+        # It may hold more than this join has sent it, from the stream of an earlier one; that is found out when sent again.
         known = follower.sent if follower.matched else follower.probe.sequence
-        if not follower.acked <= message.durable <= known:
-            raise ProtocolError(f"{sender} acknowledges {message.durable}, outside {follower.acked} to {known}")
-        if message.durable > follower.acked:
+        durable = min(message.durable, known)
+        if durable > follower.acked:
             follower.behind_since_ns = now_ns
-        follower.acked = message.durable
+            follower.acked = durable
         follower.applied = message.applied
         effects = self._advance()
         effects += self._feed(sender, follower)
@@ -548,7 +548,7 @@ class Replica:
         if message.epoch > self.epoch or self.leader != sender:
             self._follow(sender, message.epoch)
         self.in_sync = message.in_sync
-        if not self.joined:
+        if not self.matched:
             effects += self._join()
         return effects
 
@@ -570,7 +570,7 @@ class Replica:
         assert self.leader is not None
         self.joined = True
         tail = self.tail
-        self._fitted = False
+        self._fitted = self._mismatched = False
         self._join_number += 1
         number = self._join_number
         join = Join(self.market, self.epoch, number, tail.epoch, tail.sequence, tail.chain, self.durable)
@@ -601,7 +601,8 @@ class Replica:
             return []
         if message.epoch > self.epoch or sender != self.leader:
             return []  # its Lead has to come first
-        if message.previous_sequence != self.tail.sequence or message.previous_chain != self.tail.chain:
+        bodies = self._news_in(message)
+        if bodies is None:
             # Sent before the leader knew of our Join: what follows from our own tail is on its way.
             self._mismatched = True
             return []
@@ -609,7 +610,7 @@ class Replica:
         self._fitted = True
         tail = self.tail
         records = []
-        for body in message.bodies:
+        for body in bodies:
             record = Record.parse(tail, body)
             records.append(record)
             tail = record.tail
@@ -621,7 +622,28 @@ class Replica:
         effects = self._commit(min(self._known_committed, self.durable))
         if records:
             effects.insert(0, PersistRecords(self._generation, tuple(records)))
+        elif message.bodies:
+            effects.insert(0, self._ack())
         return effects
+
+    def _news_in(self, message: Append) -> tuple[bytes, ...] | None:
+        """Return the bodies that follow our tail: those after any we hold already; None if the logs do not fit."""
+        bodies = message.bodies
+        previous, chain = message.previous_sequence, message.previous_chain
+        if previous == self.tail.sequence:
+            return bodies if chain == self.tail.chain else None
+        if previous == self._base.sequence:
+            if chain != self._base.chain:
+                return None
+            held = list(self.pending)
+        else:
+            after = [at for at, r in enumerate(self.pending, 1) if r.last_sequence == previous and r.chain == chain]
+            if not after:
+                return None
+            held = list(self.pending)[after[0] :]
+        if [record.body for record in held[: len(bodies)]] != list(bodies[: len(held)]):
+            return None
+        return bodies[len(held) :]
 
     # -- the disk and the book ----------------------------------------------------------------------------------
 
@@ -638,9 +660,12 @@ class Replica:
                 effects += self._feed(name, follower)
             return effects
         if self.role is Role.FOLLOWING and self.joined and self.leader is not None:
-            ack = Ack(self.market, self.epoch, self._join_number, self.durable, self.applied)
-            return [Send((self.leader,), ack), *self._commit(min(self._known_committed, self.durable))]
+            return [self._ack(), *self._commit(min(self._known_committed, self.durable))]
         return []
+
+    def _ack(self) -> Effect:
+        assert self.leader is not None, "an ack goes to a leader"
+        return Send((self.leader,), Ack(self.market, self.epoch, self._join_number, self.durable, self.applied))
 
     def on_applied(self, sequence: int, state_hash: str) -> list[Effect]:
         """The book has applied everything up to ``sequence``; ``state_hash`` may be empty where it was not computed."""

@@ -85,8 +85,9 @@ class Node:
             elif isinstance(task, CutJournal):
                 self.disk = [r for r in self.disk if r.last_sequence <= task.sequence]
         self.alive = False
-        for other in list(self.links):
-            self.world.cut(self.name, other)
+        for other in self.world.nodes:
+            if frozenset((self.name, other)) in self.world.connected:
+                self.world.cut(self.name, other)
 
     def run(self, effects: list[Any]) -> None:
         world = self.world
@@ -196,6 +197,8 @@ class World:
         self.leaderships: list[tuple[int, str]] = []
         names = [f"n{number}" for number in range(nodes)]
         self.wires: dict[tuple[str, str], deque[Any]] = {(a, b): deque() for a in names for b in names if a != b}
+        self.connected: set[frozenset[str]] = set()
+        self.rising: list[tuple[str, str]] = []
         self.nodes: dict[str, Node] = {}
         for name in names:
             self.nodes[name] = Node(self, name)
@@ -218,8 +221,11 @@ class World:
     # -- faults and steps ---------------------------------------------------------------------------------------
 
     def cut(self, a: str, b: str) -> None:
+        self.connected.discard(frozenset((a, b)))
         for one, other in ((a, b), (b, a)):
             self.wires[one, other].clear()
+            if (one, other) in self.rising:
+                self.rising.remove((one, other))
             node = self.nodes[one]
             if other in node.links:
                 node.links.discard(other)
@@ -227,12 +233,15 @@ class World:
                     node.run(node.replica.on_peer_down(other, self.now_ns))
 
     def connect(self, a: str, b: str) -> None:
-        one, other = self.nodes[a], self.nodes[b]
-        if one.alive and other.alive and b not in one.links:
-            one.links.add(b)
-            other.links.add(a)
-            one.run(one.replica.on_peer_up(b))
-            other.run(other.replica.on_peer_up(a))
+        """Bring a link up; each side learns of it when its turn comes, maybe after the other's first messages."""
+        self.connected.add(frozenset((a, b)))
+        self.rising += [(a, b), (b, a)]
+
+    def rise(self, one: str, other: str) -> None:
+        self.rising.remove((one, other))
+        node = self.nodes[one]
+        node.links.add(other)
+        node.run(node.replica.on_peer_up(other))
 
     def step(self) -> None:
         """Let one thing happen."""
@@ -241,6 +250,8 @@ class World:
         for (sender, receiver), wire in self.wires.items():
             if wire and self.nodes[receiver].alive:
                 possible.append((4.0, lambda s=sender, r=receiver, w=wire: self.nodes[r].deliver(s, w.popleft())))
+        for one, other in self.rising:
+            possible.append((4.0, lambda a=one, b=other: self.rise(a, b)))
         for name, node in self.nodes.items():
             if not node.alive:
                 possible.append((0.4 if self.faulty else 5.0, node.start))
@@ -253,7 +264,7 @@ class World:
                 possible.append((1.5, lambda n=node: self.trade(n)))
             for other in self.nodes:
                 if name < other and self.nodes[other].alive:
-                    if other not in node.links:
+                    if frozenset((name, other)) not in self.connected:
                         possible.append((1.0, lambda a=name, b=other: self.connect(a, b)))
                     elif self.faulty:
                         possible.append((0.02, lambda a=name, b=other: self.cut(a, b)))

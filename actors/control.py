@@ -1,0 +1,594 @@
+"""The local control link: how the command line reaches a running node on this machine. Owns no market, keeps no state.
+
+:class:`ControlServer` writes ``control.json`` (process id, address, token) into the node's data directory and answers
+requests there with a fixed number of threads; :class:`ControlClient` finds it by that file. Only who can read the file
+has the token, and a request with another one is refused: a stale file can reach nobody else's node.
+
+The link is nng's Req/Rep with re-sending switched off (by default Req repeats a request silently). A client that gets
+no answer does not know the outcome; every command carries a client order id, so that repeating it is safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hmac
+import json
+import logging
+import os
+import queue
+import secrets
+import threading
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar, cast
+
+import pynng
+
+from ..transport import errors, sockets
+from ..transport.codec import Array, Bool, Bytes, Codec, Int, Optional, Str
+from ..transport.errors import (
+    Closed,
+    InvalidRequest,
+    LinkBroken,
+    OpenOutcryError,
+    ProtocolError,
+    RequestTimeout,
+    TransportError,
+    Unavailable,
+)
+from .book.commands import Event
+from .book.rules import MarketRules
+from .node import ExchangeNode
+from .views import OrderRejected, OrderResult, as_json
+
+logger = logging.getLogger(__name__)
+
+CONTROL_FILE: Final = "control.json"
+WORKERS: Final = 4
+"""How many requests are served at once; others wait in line."""
+TIMEOUT_MS_MAX: Final = 60_000
+REQUEST_SIZE_MAX: Final = 16 * 1024
+ITEMS_MAX: Final = 10_000
+"""Most levels, trades, orders or events of one answer."""
+
+Token = Annotated[str, Str(64, 1)]
+Name = Annotated[str, Str(255, 1)]
+Name_ = Annotated[str | None, Optional(Str(255, 1))]
+Number = Annotated[str, Str(64, 1)]
+Number_ = Annotated[str | None, Optional(Str(64, 1))]
+Limit = Annotated[int, Int(1, ITEMS_MAX)]
+Timeout = Annotated[int, Int(1, TIMEOUT_MS_MAX)]
+
+
+# -- what is asked: the arguments of ExchangeNode's methods; a price or quantity is a decimal string ------------------
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SubmitOrder:
+    """:meth:`ExchangeNode.submit_order`."""
+
+    token: Token
+    timeout_ms: Timeout
+    market: Name
+    side: Name
+    price: Number_
+    quantity: Number
+    order_type: Name
+    time_in_force: Name_
+    expire_ns: Annotated[int, Int()]
+    self_trade_prevention: Name
+    account: Name_
+    client_order_id: Name
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CancelOrder:
+    """:meth:`ExchangeNode.cancel_order`; without an order id :meth:`ExchangeNode.cancel_all`."""
+
+    token: Token
+    timeout_ms: Timeout
+    market: Name
+    order_id: Annotated[int | None, Optional(Int(1))]
+    account: Name_
+    client_order_id: Name
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AmendOrder:
+    """:meth:`ExchangeNode.amend_order`."""
+
+    token: Token
+    timeout_ms: Timeout
+    market: Name
+    order_id: Annotated[int, Int(1)]
+    price: Number_
+    quantity: Number_
+    account: Name_
+    client_order_id: Name
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GetBook:
+    """:meth:`ExchangeNode.get_order_book`, or null while the node is at sequence ``known``."""
+
+    token: Token
+    market: Name
+    depth: Limit
+    known: Annotated[int | None, Optional(Int())]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GetTrades:
+    """:meth:`ExchangeNode.trades`."""
+
+    token: Token
+    market: Name
+    limit: Limit
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GetOrders:
+    """:meth:`ExchangeNode.open_orders`, the oldest ``limit`` of them."""
+
+    token: Token
+    market: Name
+    account: Name_
+    limit: Limit
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GetEvents:
+    """What the node has applied after sequence ``after``, now, without waiting; None: only where it is."""
+
+    token: Token
+    market: Name
+    after: Annotated[int | None, Optional(Int())]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GetStatus:
+    """:meth:`ExchangeNode.status`."""
+
+    token: Token
+
+
+# -- what is answered --------------------------------------------------------------------------------------------------
+
+
+def _rules(value: Any, _name: str) -> MarketRules:
+    return MarketRules.from_tuple(value)
+
+
+def _event(value: Any, name: str) -> Event:
+    if type(value) is not tuple or len(value) < 3 or type(value[0]) is not int:
+        raise ProtocolError(f"{name}: not an event")
+    return value
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Result:
+    """An :class:`OrderResult`, also of a rejection."""
+
+    market: Name
+    sequence: Annotated[int, Int()]
+    duplicate: Annotated[bool, Bool()]
+    state_sequence: Annotated[int, Int()]
+    state_hash: Annotated[str, Str(128)]
+    rules: Annotated[Any, _rules]
+    """On the wire :meth:`MarketRules.to_tuple`."""
+    events: Annotated[tuple[Event, ...], Array(_event)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Value:
+    """The answer to a query: what :func:`as_json` makes of it, as JSON in UTF-8."""
+
+    body: Annotated[bytes, Bytes()]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failure:
+    """The exception that the request has raised."""
+
+    kind: Annotated[str, Str(64)]
+    """The name of its class in :mod:`openoutcry.transport.errors`."""
+    code: Annotated[str, Str(64)]
+    message: Annotated[str, Str(1000)]
+
+
+REQUESTS: Final[Codec[Any]] = Codec(
+    {
+        1: SubmitOrder,
+        2: CancelOrder,
+        3: AmendOrder,
+        4: GetBook,
+        5: GetTrades,
+        6: GetOrders,
+        7: GetEvents,
+        8: GetStatus,
+    }
+)
+ANSWERS: Final[Codec[Any]] = Codec({17: Result, 18: Value, 19: Failure})
+_ERRORS: Final[dict[str, type[OpenOutcryError]]] = {
+    name: kind
+    for name, kind in vars(errors).items()
+    if isinstance(kind, type) and issubclass(kind, OpenOutcryError)
+}
+
+
+# -- the node's side ---------------------------------------------------------------------------------------------------
+
+
+class ControlServer:
+    """Serves one node's control link from construction until :meth:`close`.
+
+    To stop soon and in order: :meth:`withdraw`, close the node (which fails the calls that wait in it), :meth:`close`.
+    """
+
+    def __init__(self, node: ExchangeNode) -> None:
+        self._node = node
+        self._file = node.data_dir / CONTROL_FILE
+        self._token = secrets.token_hex(16)
+        self._stopping = threading.Event()
+        self._closed = False
+        self._socket = sockets.open_socket(pynng.Rep0, frame_size_max=REQUEST_SIZE_MAX)
+        self._contexts: list[Any] = []
+        try:
+            self.address = sockets.listen(self._socket, "tcp://127.0.0.1:0")
+            self._contexts += [self._socket.new_context() for _ in range(WORKERS)]
+            self._write_file()
+        except BaseException:
+            self._close_socket()
+            raise
+        self._threads = [
+            threading.Thread(target=self._serve, args=(context,), name=f"{node.name}-control-{at}", daemon=True)
+            for at, context in enumerate(self._contexts)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def __enter__(self) -> ControlServer:
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.close()
+
+    def withdraw(self) -> None:
+        """Remove the file, so that no new client comes, and take no more requests. Idempotent."""
+        if not self._stopping.is_set():
+            self._stopping.set()
+            with contextlib.suppress(FileNotFoundError):
+                self._file.unlink()
+
+    def close(self) -> None:
+        """Withdraw, answer what is being served, join the threads, then close the socket. Idempotent."""
+        self.withdraw()
+        if self._closed:
+            return
+        self._closed = True
+        for thread in self._threads:
+            thread.join()
+        self._close_socket()
+
+    def _close_socket(self) -> None:
+        for context in self._contexts:
+            context.close()
+        self._socket.close()
+
+    def _write_file(self) -> None:
+        scratch = self._file.with_suffix(".new")
+        scratch.unlink(missing_ok=True)
+        values = {"pid": os.getpid(), "name": self._node.name, "address": self.address, "token": self._token}
+        with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            json.dump(values, file)
+        scratch.replace(self._file)
+
+    def _serve(self, context: Any) -> None:
+        while not self._stopping.is_set():
+            try:
+                frame = context.recv_msg().bytes
+            except pynng.Timeout:
+                continue
+            except pynng.NNGException:
+                logger.exception("control link of %s: receive failed", self._node.name)
+                self._stopping.wait(0.1)
+                continue
+            answer = self._answer(frame)
+            try:
+                context.send(answer)
+            except pynng.NNGException as error:
+                logger.warning("control link of %s: an answer was not taken: %s", self._node.name, error)
+
+    def _answer(self, frame: bytes) -> bytes:
+        try:
+            request = REQUESTS.decode(frame)
+            if not hmac.compare_digest(request.token.encode(), self._token.encode()):
+                raise Unavailable("this is not the node that the control file was written by", code="wrong_node")
+            answer = self._execute(request)
+        except OpenOutcryError as error:
+            answer = _failure(error)
+        except Exception as error:
+            logger.exception("control link of %s: a request failed", self._node.name)
+            answer = _failure(OpenOutcryError(f"the node failed to serve the request: {error!r}", code="internal"))
+        try:
+            return ANSWERS.encode(answer)
+        except ProtocolError as error:
+            if not isinstance(answer, Result):
+                return ANSWERS.encode(_failure(error))
+            # The command stands, whatever becomes of its answer: say so, without its events.
+            return ANSWERS.encode(
+                _failure(OpenOutcryError(f"executed at sequence {answer.sequence}; {error}", code="answer_too_large"))
+            )
+
+    def _execute(self, request: Any) -> Result | Value:
+        if isinstance(request, (SubmitOrder, CancelOrder, AmendOrder)):
+            try:
+                result = self._command(request)
+            except OrderRejected as error:
+                result = error.result
+            return Result(
+                result.market,
+                result.sequence,
+                result.duplicate,
+                result.state_sequence,
+                result.state_hash,
+                self._node.rules(result.market).to_tuple(),
+                tuple(result.raw_events),
+            )
+        return Value(json.dumps(as_json(self._query(request))).encode())
+
+    def _command(self, request: SubmitOrder | CancelOrder | AmendOrder) -> OrderResult:
+        values = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
+        del values["token"]
+        values["timeout"] = values.pop("timeout_ms") / 1000
+        if isinstance(request, SubmitOrder):
+            return self._node.submit_order(**values)
+        if isinstance(request, AmendOrder):
+            return self._node.amend_order(**values)
+        if request.order_id is not None:
+            return self._node.cancel_order(**values)
+        del values["order_id"]
+        return self._node.cancel_all(**values)
+
+    def _query(self, request: Any) -> Any:
+        node = self._node
+        if isinstance(request, GetStatus):
+            return node.status()
+        if isinstance(request, GetTrades):
+            return node.trades(request.market, request.limit)
+        if isinstance(request, GetOrders):
+            return node.open_orders(request.market, request.account)[: request.limit]
+        if isinstance(request, GetEvents):
+            return self._events(request)
+        assert isinstance(request, GetBook), f"unknown request {request!r}"
+        if request.known is not None and node.sequence(request.market) == request.known:
+            return None
+        return node.get_order_book(request.market, request.depth)
+
+    def _events(self, request: GetEvents) -> dict[str, Any]:
+        if request.after is None:
+            return {"sequence": self._node.sequence(request.market), "events": []}
+        subscription = self._node.subscribe(request.market, after=request.after)
+        try:
+            sequence, events = request.after, []
+            with contextlib.suppress(queue.Empty):
+                while len(events) < ITEMS_MAX and (update := subscription.get(timeout=0)) is not None:
+                    sequence = update.sequence
+                    events += update.events
+        finally:
+            subscription.close()
+        if len(events) > ITEMS_MAX:  # cut between two commands
+            sequence = max(events[ITEMS_MAX].sequence - 1, events[0].sequence)
+            events = [event for event in events if event.sequence <= sequence]
+        return {"sequence": sequence, "events": events}
+
+
+def _failure(error: OpenOutcryError) -> Failure:
+    kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _ERRORS]
+    return Failure(kinds[0], error.code[:64], error.message[:1000])
+
+
+# -- the command line's side -------------------------------------------------------------------------------------------
+
+_T = TypeVar("_T")
+
+
+class ControlClient:
+    """Talks to the node that runs on a data directory. Used by one thread at a time; ``timeout`` is in seconds.
+
+    Methods are those of :class:`ExchangeNode` and raise what they raise; commands return an :class:`OrderResult`,
+    queries the JSON form of their views. Also raised:
+
+    - ``Unavailable`` (code ``node_not_running``): no node runs on the data directory;
+    - ``LinkBroken``: the node has gone; the outcome of a command is unknown, as after a ``RequestTimeout``.
+    """
+
+    def __init__(self, data_dir: Path, *, timeout: float = 5.0) -> None:
+        control = read_control_file(data_dir)
+        if control is None:
+            raise Unavailable(f"no node is running on {data_dir}", code="node_not_running")
+        self.name = control["name"]
+        self._token = control["token"]
+        self._timeout_ms = max(1, min(int(timeout * 1000), TIMEOUT_MS_MAX))
+        self._closed = False
+        # The node answers within the timeout; a second beyond is for a node that is stuck.
+        self._socket = sockets.open_socket(
+            pynng.Req0, recv_timeout_ms=self._timeout_ms + 1000, send_timeout_ms=self._timeout_ms
+        )
+        try:
+            self._socket.resend_time = -1
+            if self._socket.resend_time != -1:
+                raise TransportError("nng did not accept resend_time=-1: a command might be sent twice")
+            self._socket.dial(control["address"], block=True)
+        except pynng.NNGException as error:
+            self._socket.close()
+            raise Unavailable(
+                f"no node is running on {data_dir}: its last one, process {control['pid']}, was not closed ({error})",
+                code="node_not_running",
+            ) from error
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> ControlClient:
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the link. Idempotent."""
+        self._closed = True
+        self._socket.close()
+
+    def submit_order(
+        self,
+        market: str,
+        side: str,
+        price: str | None,
+        quantity: str,
+        *,
+        order_type: str = "limit",
+        time_in_force: str | None = None,
+        expire_ns: int = 0,
+        self_trade_prevention: str = "none",
+        account: str | None = None,
+        client_order_id: str | None = None,
+    ) -> OrderResult:
+        """As :meth:`ExchangeNode.submit_order`."""
+        named = client_order_id or uuid.uuid4().hex
+        return self._command(
+            SubmitOrder(
+                self._token,
+                self._timeout_ms,
+                market,
+                side,
+                price,
+                quantity,
+                order_type,
+                time_in_force,
+                expire_ns,
+                self_trade_prevention,
+                account,
+                named,
+            )
+        )
+
+    def cancel_order(
+        self, market: str, order_id: int, *, account: str | None = None, client_order_id: str | None = None
+    ) -> OrderResult:
+        """As :meth:`ExchangeNode.cancel_order`."""
+        named = client_order_id or uuid.uuid4().hex
+        return self._command(CancelOrder(self._token, self._timeout_ms, market, order_id, account, named))
+
+    def cancel_all(
+        self, market: str, *, account: str | None = None, client_order_id: str | None = None
+    ) -> OrderResult:
+        """As :meth:`ExchangeNode.cancel_all`."""
+        named = client_order_id or uuid.uuid4().hex
+        return self._command(CancelOrder(self._token, self._timeout_ms, market, None, account, named))
+
+    def amend_order(
+        self,
+        market: str,
+        order_id: int,
+        *,
+        price: str | None = None,
+        quantity: str | None = None,
+        account: str | None = None,
+        client_order_id: str | None = None,
+    ) -> OrderResult:
+        """As :meth:`ExchangeNode.amend_order`."""
+        named = client_order_id or uuid.uuid4().hex
+        return self._command(
+            AmendOrder(self._token, self._timeout_ms, market, order_id, price, quantity, account, named)
+        )
+
+    def book(self, market: str, *, depth: int = 10, known: int | None = None) -> dict[str, Any] | None:
+        """Return the book as :class:`BookView` has it, or None while its sequence number is ``known``."""
+        return cast("dict[str, Any] | None", self._query(GetBook(self._token, market, depth, known)))
+
+    def trades(self, market: str, *, limit: int = 100) -> list[dict[str, Any]]:
+        """Return the last trades, newest first."""
+        return cast("list[dict[str, Any]]", self._query(GetTrades(self._token, market, limit)))
+
+    def orders(self, market: str, *, account: str | None = None, limit: int = ITEMS_MAX) -> list[dict[str, Any]]:
+        """Return the oldest ``limit`` open orders of an account (default: the node's own)."""
+        return cast("list[dict[str, Any]]", self._query(GetOrders(self._token, market, account, limit)))
+
+    def events(self, market: str, after: int | None) -> tuple[int, list[dict[str, Any]]]:
+        """Return the sequence number that the node is at, or its next page ends at, and the events after ``after``."""
+        found = self._query(GetEvents(self._token, market, after))
+        return found["sequence"], found["events"]
+
+    def status(self) -> dict[str, Any]:
+        """Return the node's status."""
+        return cast("dict[str, Any]", self._query(GetStatus(self._token)))
+
+    def _command(self, request: Any) -> OrderResult:
+        try:
+            answer = self._ask(request, Result)
+        except (LinkBroken, RequestTimeout) as error:
+            raise type(error)(
+                f"{error.message}; this request's client order id is {request.client_order_id}", code=error.code
+            ) from error
+        result = OrderResult(
+            answer.market,
+            answer.sequence,
+            answer.events,
+            duplicate=answer.duplicate,
+            state_sequence=answer.state_sequence,
+            state_hash=answer.state_hash,
+            rules=answer.rules,
+        )
+        if result.code is not None:
+            raise OrderRejected(result)
+        return result
+
+    def _query(self, request: Any) -> Any:
+        return json.loads(self._ask(request, Value).body)
+
+    def _ask(self, request: Any, wanted: type[_T]) -> _T:
+        if self._closed:
+            raise Closed("the control client is closed")
+        try:
+            REQUESTS.decode(frame := REQUESTS.encode(request))
+        except ProtocolError as error:
+            raise InvalidRequest(error.message) from error
+        try:
+            self._socket.send(frame)
+            answer = ANSWERS.decode(self._socket.recv_msg().bytes)
+        except pynng.Timeout:
+            raise RequestTimeout(f"node {self.name} did not answer in time: the outcome is unknown") from None
+        except pynng.NNGException as error:
+            raise LinkBroken(f"node {self.name} has gone ({error}): the outcome is unknown") from error
+        if isinstance(answer, Failure):
+            raise _ERRORS.get(answer.kind, OpenOutcryError)(answer.message, code=answer.code)
+        if not isinstance(answer, wanted):
+            raise ProtocolError(f"expected a {wanted.__name__}, got a {type(answer).__name__}")
+        return answer
+
+
+def read_control_file(data_dir: Path) -> Mapping[str, Any] | None:
+    """Return what the node that runs on ``data_dir`` has written, or None if none does (its process is gone)."""
+    try:
+        values = json.loads((data_dir / CONTROL_FILE).read_text(encoding="utf-8"))
+        pid, strings = values["pid"], [values[key] for key in ("name", "address", "token")]
+        if type(pid) is not int or pid < 1 or not all(isinstance(value, str) for value in strings):
+            return None
+        os.kill(pid, 0)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return cast("Mapping[str, Any]", values)
+
+
+def running_nodes(home: Path) -> dict[str, Path]:
+    """Return the data directories, by the node's name, of the nodes that run below ``home``."""
+    found = {}
+    for file in sorted(home.glob(f"nodes/*/{CONTROL_FILE}")):
+        control = read_control_file(file.parent)
+        if control is not None:
+            found[str(control["name"])] = file.parent
+    return found

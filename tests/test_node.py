@@ -1,0 +1,376 @@
+"""A node as a program embeds it: commands, queries, market data, membership and life, over real sockets in one process."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pynng
+import pytest
+from openoutcry.actors import (
+    Accepted,
+    Cancelled,
+    Closed,
+    ConfigurationError,
+    ExchangeNode,
+    InvalidRequest,
+    MarketRules,
+    MarketUpdate,
+    OrderRejected,
+    Overloaded,
+    Trade,
+    Unavailable,
+)
+
+MARKET = "BTC-USD"
+RULES = MarketRules(tick_size="0.25", lot_size="0.1")
+
+
+def until(condition: Callable[[], Any], what: str, within: float = 20.0) -> Any:
+    """Wait for ``condition`` to hold and return its value; fail with ``what`` after the deadline."""
+    deadline = time.monotonic() + within
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {within} s: {what}"
+        time.sleep(0.005)
+    return found
+
+
+def in_sync(node: ExchangeNode) -> int:
+    return len(node.status()["markets"][MARKET]["in_sync"])
+
+
+def test_orders_submitted_at_any_node_meet_in_one_book(exchange: Any) -> None:
+    net = exchange(nodes=3, markets={MARKET: RULES})
+    ask = net[1].submit_order(MARKET, "sell", "100.25", "0.3")
+    bid = net[2].submit_order(MARKET, "buy", Decimal("100.5"), "0.5", account="carol")
+    assert ask.status == "resting"
+    assert [(t.price, t.quantity, t.maker_account, t.taker_account) for t in bid.trades] == [
+        (Decimal("100.25"), Decimal("0.3"), net[1].name, "carol")
+    ]
+    net.wait_same_sequence(MARKET)
+    net.assert_same_hash(MARKET)
+    for node in net:
+        view = node.get_order_book(MARKET)
+        assert [(level.price, level.quantity, level.orders) for level in view.bids] == [(Decimal("100.50"), Decimal("0.2"), 1)]
+        assert view.asks == ()
+        assert view.state_hash == net[0].state_hash(MARKET)
+        assert node.trades(MARKET) == list(bid.trades)
+        order = node.get_order(MARKET, bid.order_id)
+        assert order is not None
+        assert (order.filled_quantity, order.open_quantity) == (Decimal("0.3"), Decimal("0.2"))
+        assert node.open_orders(MARKET, "carol") == [order]
+
+
+def test_an_answer_means_that_this_node_has_applied_the_command(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    for node in (*net, *net):
+        result = node.submit_order(MARKET, "buy", "99", "1")
+        assert node.sequence(MARKET) >= result.sequence
+        assert node.get_order(MARKET, result.order_id) is not None
+
+
+def test_a_retry_gets_the_first_answer_and_is_not_executed_again(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    first = net[1].submit_order(MARKET, "buy", "99", "1", account="ann", client_order_id="one")
+    again = net[0].submit_order(MARKET, "buy", "99", "1", account="ann", client_order_id="one")
+    assert not first.duplicate
+    assert again.duplicate
+    assert (again.order_id, again.sequence, again.events) == (first.order_id, first.sequence, first.events)
+    assert len(net[0].open_orders(MARKET, "ann")) == 1
+    with pytest.raises(OrderRejected) as caught:
+        net[0].submit_order(MARKET, "sell", "99", "1", account="ann", client_order_id="one")
+    assert caught.value.code == "client_order_id_reused"
+
+
+def test_cancel_and_amend_work_from_a_node_that_did_not_enter_the_order(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    order = net[0].submit_order(MARKET, "buy", "99", "1", account="ann")
+    amended = net[1].amend_order(MARKET, order.order_id, price="98", quantity="0.5", account="ann")
+    assert amended.status == "amended"
+    with pytest.raises(OrderRejected) as caught:
+        net[1].cancel_order(MARKET, order.order_id, account="eve")
+    assert caught.value.code == "unknown_order"
+    assert net[1].cancel_order(MARKET, order.order_id, account="ann").status == "cancelled"
+    net[0].submit_order(MARKET, "buy", "97", "1", account="ann")
+    assert len(net[1].cancel_all(MARKET, account="ann").events) == 1
+    assert net[1].get_order_book(MARKET).bids == ()
+
+
+def test_a_batch_is_answered_command_by_command_with_rejections_as_results(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    node = net[1]
+    commands = [node.order(MARKET, "buy", f"{90 + number % 5}", "1") for number in range(5000)]
+    commands.insert(2500, node.cancel(10**9))
+    results = node.submit_many(MARKET, commands, timeout=60)
+    assert len(results) == 5001
+    assert {result.status for result in results} == {"resting", "rejected"}
+    assert results[2500].code == "unknown_order"
+    assert [result.sequence for result in results] == sorted({result.sequence for result in results})
+    assert node.get_order_book(MARKET).bids[0].orders == 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ({"price": 100.5}, "float_refused"),
+        ({"quantity": 1.0}, "float_refused"),
+        ({"price": "100.3"}, "price_off_tick"),
+        ({"quantity": "0.25"}, "quantity_off_lot"),
+        ({"quantity": "-1"}, "invalid_quantity"),
+        ({"price": "dear"}, "invalid_price"),
+        ({"price": None}, "invalid_price"),
+        ({"side": "long"}, "invalid_side"),
+        ({"time_in_force": "day"}, "invalid_time_in_force"),
+        ({"account": ""}, "invalid_account"),
+        ({"market": "ETH-USD"}, "unknown_market"),
+    ],
+)
+def test_a_malformed_request_is_refused_at_the_edge_with_its_own_code(
+    exchange: Any, arguments: dict[str, Any], code: str
+) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    before = net[0].sequence(MARKET)
+    with pytest.raises(InvalidRequest) as caught:
+        net[0].submit_order(**{"market": MARKET, "side": "buy", "price": "100", "quantity": "1", **arguments})
+    assert caught.value.code == code
+    assert net[0].sequence(MARKET) == before
+
+
+def test_a_float_is_refused_with_a_message_that_says_why_and_what_to_write(exchange: Any) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    with pytest.raises(InvalidRequest, match=r'never a float: 100\.1 is not exact in binary; write "100\.1" in quotes'):
+        net[0].submit_order(MARKET, "buy", 100.1, "1")
+
+
+def test_a_subscriber_gets_every_event_once_in_order_at_every_node(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    net.wait_same_sequence(MARKET)
+    called: list[MarketUpdate] = []
+    into: queue.Queue[MarketUpdate] = queue.Queue()
+    start = net[1].sequence(MARKET)
+    subscriptions = [
+        net[0].subscribe(MARKET, called.append, after=start),
+        net[1].subscribe(MARKET, into, after=start),
+        net[1].subscribe(MARKET, after=start),
+    ]
+    for number in range(50):
+        net[number % 2].submit_order(MARKET, ("buy", "sell")[number % 2], "100", "1")
+    last = net.wait_same_sequence(MARKET)
+    until(lambda: all([s.last_sequence == last for s in subscriptions[:2]]), "the subscribers have everything")
+    read = []
+    while subscriptions[2].last_sequence < last:
+        update = subscriptions[2].get(timeout=10)
+        assert update is not None
+        read.append(update)
+    seen = [[event for update in updates for event in update.events] for updates in (called, list(into.queue), read)]
+    assert seen[0] == seen[1] == seen[2]
+    assert sum([isinstance(event, Accepted) for event in seen[0]]) == 50
+    assert sum([isinstance(event, Trade) for event in seen[0]]) == 25
+    for updates in (called, read):
+        ends = [start] + [update.sequence for update in updates]
+        assert [update.first_sequence for update in updates] == [end + 1 for end in ends[:-1]]
+    net[1].close()
+    assert subscriptions[2].get(timeout=5) is None
+
+
+def test_a_subscriber_that_falls_behind_is_cut_and_resumes_without_a_gap(exchange: Any) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    node = net[0]
+    slow = node.subscribe(MARKET, queue_size_max=3)
+    for _ in range(10):
+        node.submit_order(MARKET, "buy", "100", "1")
+    received = list(slow)
+    assert len(received) == 3
+    assert isinstance(slow.error, Overloaded)
+    resumed = node.subscribe(MARKET, after=slow.last_sequence)
+    update = resumed.get(timeout=5)
+    assert update is not None
+    assert (update.first_sequence, update.sequence) == (slow.last_sequence + 1, node.sequence(MARKET))
+    assert len(update.events) == 7
+
+
+def test_good_till_date_orders_leave_an_idle_market_on_time(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    expire_ns = time.time_ns() + 300_000_000
+    order = net[1].submit_order(MARKET, "buy", "100", "1", time_in_force="gtd", expire_ns=expire_ns)
+    events = net[1].subscribe(MARKET, after=order.sequence)
+    update = events.get(timeout=10)
+    assert update is not None
+    (event,) = update.events
+    assert isinstance(event, Cancelled)
+    assert (event.order_id, event.reason) == (order.order_id, "expired")
+    assert update.timestamp_ns >= expire_ns
+    assert net[1].get_order(MARKET, order.order_id) is None
+
+
+def test_a_node_that_joins_late_catches_up_and_joins_the_in_sync_set_while_orders_flow(exchange: Any, tmp_path: Path) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    node = net[0]
+    node.submit_many(MARKET, [node.order(MARKET, "buy", "90", "1") for _ in range(5000)], timeout=60)
+    stop = threading.Event()
+    sent: list[int] = []
+
+    def trade() -> None:
+        while not stop.is_set():
+            batch = [node.order(MARKET, ("buy", "sell")[n % 2], "100", "1") for n in range(50)]
+            sent.extend([result.sequence for result in node.submit_many(MARKET, batch, timeout=60)])
+
+    trader = threading.Thread(target=trade)
+    trader.start()
+    try:
+        late = net.add(name="late")
+        until(lambda: in_sync(node) == 2, "the late node is in sync")
+    finally:
+        stop.set()
+        trader.join()
+    late.wait_sequence(MARKET, sent[-1])
+    assert late.position(MARKET) == node.position(MARKET)
+
+
+def test_a_dead_follower_is_removed_and_returns_with_the_same_book(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    leader = net[0]
+    leader.submit_order(MARKET, "buy", "100", "1")
+    net[1].close()
+    until(lambda: in_sync(leader) == 1, "the follower is out of the in-sync set")
+    for _ in range(20):
+        leader.submit_order(MARKET, "sell", "101", "1")
+    net.restart(1)
+    until(lambda: in_sync(leader) == 2, "the follower is back")
+    net.wait_same_sequence(MARKET)
+    net.assert_same_hash(MARKET)
+
+
+def test_without_the_leader_the_caller_gets_a_clear_error_soon_and_may_retry_when_it_is_back(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    follower = net[1]
+    first = follower.submit_order(MARKET, "buy", "100", "1", client_order_id="first")
+    net[0].close()
+    started = time.monotonic()
+
+    def refused() -> Any:
+        with pytest.raises(Unavailable) as caught:
+            follower.submit_order(MARKET, "buy", "100", "1", client_order_id="second", timeout=2)
+        return caught.value.code == "leader_unreachable"
+
+    until(refused, "the follower knows that the leader is gone")
+    assert time.monotonic() - started < 10
+    assert follower.get_order(MARKET, first.order_id) is not None, "reads go on"
+    net.restart(0)
+    until(lambda: follower.status()["markets"][MARKET]["ready"], "the leader is back")
+    again = follower.submit_order(MARKET, "buy", "100", "1", client_order_id="first")
+    assert (again.duplicate, again.order_id) == (True, first.order_id)
+    assert not follower.submit_order(MARKET, "buy", "100", "1", client_order_id="second").duplicate
+    net.wait_same_sequence(MARKET)
+    net.assert_same_hash(MARKET)
+
+
+def test_a_market_that_needs_two_disks_refuses_commands_while_there_is_one(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES}, min_in_sync=2)
+    net[0].submit_order(MARKET, "buy", "100", "1")
+    net[1].close()
+
+    def refused() -> Any:
+        with pytest.raises(Unavailable) as caught:
+            net[0].submit_order(MARKET, "buy", "100", "1", timeout=2)
+        return caught.value.code == "not_enough_in_sync"
+
+    until(refused, "the leader knows that it is alone")
+    net.restart(1)
+    until(lambda: in_sync(net[0]) == 2, "the second disk is back")
+    net[0].submit_order(MARKET, "buy", "100", "1")
+
+
+def test_all_nodes_restart_from_disk_to_the_same_sequence_and_hash(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    for number in range(30):
+        net[number % 2].submit_order(MARKET, ("buy", "sell")[number % 2], f"{100 + number % 3}", "1")
+    net.wait_same_sequence(MARKET)
+    orders = net[0].all_orders(MARKET)
+    trades = net[0].trades(MARKET)
+    for node in net:
+        node.close()
+    for index in range(2):
+        net.restart(index)
+    for node in net:
+        node.wait_ready()
+    net.wait_same_sequence(MARKET)
+    net.assert_same_hash(MARKET)
+    for node in net:
+        assert [o.order_id for o in node.all_orders(MARKET)] == [o.order_id for o in orders]
+        assert node.trades(MARKET) == trades
+
+
+def test_a_malformed_frame_costs_its_sender_the_link_and_nothing_else(exchange: Any) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    node = net[0]
+    frames = [b"", b"\x00", b"\x01\xff\x90", b"\x01\x05\xc1", b"\x63\x01\x90", b"\x01\x02" + b"\x91" * 500, b"\x01\x02\x93\xa1x\x01\x90"]
+    for number, frame in enumerate(frames, 1):
+        gone = threading.Event()
+        with pynng.Push0(send_timeout=5000) as socket:
+            socket.add_post_pipe_remove_cb(lambda _pipe, gone=gone: gone.set())
+            socket.dial(node.address, block=True)
+            socket.send(frame)
+            assert gone.wait(10), f"the link survived frame {frame!r}"
+        until(lambda n=number: node.status()["frames_refused"] == n, "the refusal is counted")
+    node.submit_order(MARKET, "buy", "100", "1")
+
+
+def test_a_node_with_another_coordinator_is_kept_out(exchange: Any, tmp_path: Path) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    stranger = ExchangeNode(
+        "stranger", markets=[MARKET], data_dir=tmp_path / "stranger", directory=net.directory_address
+    )
+    with stranger:
+        until(lambda: stranger.status()["peers"], "they have heard of each other")
+        time_to_link = time.monotonic() + 1.0
+        until(lambda: time.monotonic() > time_to_link, "a second has passed")
+        assert not any([peer["up"] for peer in stranger.status()["peers"].values()])
+        assert not any([peer["up"] for peer in net[0].status()["peers"].values()])
+
+
+def test_a_market_that_exists_with_other_rules_is_a_configuration_error(exchange: Any) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    with pytest.raises(ConfigurationError) as caught:
+        net.add(name="other", markets={MARKET: MarketRules(tick_size="5")}).wait_ready()
+    assert caught.value.code == "rules_mismatch"
+
+
+def test_closing_is_idempotent_and_leaves_no_thread_socket_or_file(tmp_path: Path) -> None:
+    before = {thread.name for thread in threading.enumerate()}
+    node = ExchangeNode("alone", markets={MARKET: RULES}, serve_directory="tcp://127.0.0.1:0")
+    folder = node.data_dir
+    with node:
+        node.wait_ready()
+        node.submit_order(MARKET, "buy", "100", "1")
+        subscription = node.subscribe(MARKET, lambda _: None)
+    node.close()
+    assert subscription.ended
+    assert {thread.name for thread in threading.enumerate()} == before
+    assert not folder.exists()
+    with pytest.raises(Closed):
+        node.submit_order(MARKET, "buy", "100", "1")
+    with pytest.raises(Closed):
+        node.get_order_book(MARKET)
+
+
+def test_two_nodes_cannot_share_a_data_directory(tmp_path: Path) -> None:
+    with ExchangeNode("one", data_dir=tmp_path), pytest.raises(ConfigurationError) as caught:
+        ExchangeNode("one", data_dir=tmp_path)
+    assert caught.value.code == "data_dir_in_use"
+    with pytest.raises(ConfigurationError, match="belongs to node 'one'"):
+        ExchangeNode("two", data_dir=tmp_path)
+
+
+def test_services_are_announced_found_and_withdrawn(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    assert net[0].announce("prices", "tcp://127.0.0.1:9", {"feed": "spot"}) == 1
+    (entry,) = net[1].lookup("prices").entries
+    assert (entry.node, entry.address, dict(entry.metadata)) == (net[0].node_id, "tcp://127.0.0.1:9", {"feed": "spot"})
+    net[0].unannounce("prices")
+    assert net[1].lookup("prices").entries == ()
