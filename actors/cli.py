@@ -31,7 +31,7 @@ from ..transport.errors import ConfigurationError, InvalidRequest, OpenOutcryErr
 from ..transport.rendezvous import Rendezvous
 from .book.commands import TRADE, OrderType, SelfTradePrevention, TimeInForce
 from .book.rules import MarketRules
-from .config import DIRECTORY_DEFAULT, home_folder, load_config
+from .config import DIRECTORY_DEFAULT, ENV_PREFIX, home_folder, load_config
 from .control import ITEMS_MAX, ControlClient, ControlServer, read_control_file, running_nodes
 from .node import ExchangeNode
 from .replay import BookRow, FlowCommands, differences, final_book_hash, read_flow
@@ -199,6 +199,8 @@ def _client(node_name: str | None, data_dir: Path | None, timeout: float) -> Con
         raise click.UsageError("--node and --data-dir name the same thing: give one of them")
     if not 0 < timeout <= 60:
         raise click.UsageError("--timeout is above 0 and at most 60 seconds")
+    if data_dir is None and node_name is None and (variable := os.environ.get(f"{ENV_PREFIX}DATA_DIR")):
+        data_dir = Path(variable).expanduser()
     if data_dir is None:
         home = home_folder(os.environ)
         data_dir = home / "nodes" / node_name if node_name else None

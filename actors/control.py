@@ -41,7 +41,7 @@ from ..transport.errors import (
 from .book.commands import Event
 from .book.rules import MarketRules
 from .node import ExchangeNode
-from .views import OrderRejected, OrderResult, as_json
+from .views import MarketEvent, OrderRejected, OrderResult, as_json
 
 logger = logging.getLogger(__name__)
 
@@ -302,6 +302,7 @@ class ControlServer:
                 logger.warning("control link of %s: an answer was not taken: %s", self._node.name, error)
 
     def _answer(self, frame: bytes) -> bytes:
+        answer: Result | Value | Failure
         try:
             request = REQUESTS.decode(frame)
             if not hmac.compare_digest(request.token.encode(), self._token.encode()):
@@ -372,7 +373,8 @@ class ControlServer:
             return {"sequence": self._node.sequence(request.market), "events": []}
         subscription = self._node.subscribe(request.market, after=request.after)
         try:
-            sequence, events = request.after, []
+            sequence = request.after
+            events: list[MarketEvent] = []
             with contextlib.suppress(queue.Empty):
                 while len(events) < ITEMS_MAX and (update := subscription.get(timeout=0)) is not None:
                     sequence = update.sequence

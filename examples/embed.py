@@ -47,8 +47,8 @@ def main() -> None:
                 print(f"  event {event.sequence}: {event.kind} {words}".rstrip())
 
         book = node.get_order_book(MARKET)
-        bid, ask = book.bids[0], book.asks[0]
-        print(f"{bid.quantity} bid at {bid.price}, {ask.quantity} offered at {ask.price}, sequence {book.sequence}")
+        for level in (*book.bids, *book.asks):
+            print(f"  {level.quantity} in {level.orders} orders at {level.price}")
 
 
 if __name__ == "__main__":

@@ -189,7 +189,7 @@ def test_stop_and_failure_of_a_watched_actor_are_seen(
 
 def test_probe_stopped_by_the_code_under_test_says_so_at_once(actor_probe: ActorProbe) -> None:
     actor_probe.ref.tell(Ping(1))
-    actor_probe.ref.stop()
+    threading.Timer(0.1, actor_probe.ref.stop).start()
     assert actor_probe.expect(Ping) == Ping(1)
     began_s = time.monotonic()
     with pytest.raises(AssertionError, match="the probe has been stopped"):

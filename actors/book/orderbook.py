@@ -816,6 +816,7 @@ class OrderBook:
                 live = [order for order in level.orders if order.open]
                 assert level.side == side, "a level is on the wrong side"
                 assert level.live == len(live) > 0, "a level's count is wrong"
+                assert len(level.orders) <= 2 * level.live + _DEAD_MAX, "a level keeps too many dead orders"
                 priorities = [order.priority for order in live]
                 assert priorities == sorted(set(priorities)), "a level is not in time priority"
                 for order in live:

@@ -325,6 +325,15 @@ def test_how_the_log_is_cut_into_batches_changes_nothing(log: Log) -> None:
     assert outcomes[0] == outcomes[1] == outcomes[2]
 
 
+def test_cancel_all_goes_by_order_id_on_a_restored_book_too() -> None:
+    """After an amend the order stands elsewhere in every index, and elsewhere again after a restore."""
+    book = OrderBook(MarketRules())
+    submits = [(SUBMIT, "ann", "", 0, 0, price, 5, int(GTC), 0, 0) for price in (10, 12, 11)]
+    book.apply(1, 0, (*submits, (AMEND, "ann", "", 1, None, 6)))
+    for again in (book, OrderBook.restore(book.snapshot())):
+        assert [event[2] for event in again.apply(5, 0, ((CANCEL_ALL, "ann", ""),))] == [1, 2, 3]
+
+
 def test_book_of_hundreds_of_orders_does_what_the_naive_book_does() -> None:
     """As in production: many orders at a price, most of them cancelled or moved, levels compacted after 32."""
     rng = random.Random(7)

@@ -1,0 +1,147 @@
+"""Settings of the command line: what goes before what, and that nothing misspelt is ignored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from openoutcry.actors import ConfigurationError, MarketRules
+from openoutcry.actors.config import DIRECTORY_DEFAULT, NodeConfig, home_folder, load_config, parse_market
+
+
+def load(home: Path, text: str = "", *markets: str, environment: dict[str, str] | None = None, **flags: object) -> NodeConfig:
+    if text:
+        (home / "openoutcry.toml").write_text(text)
+    return load_config(
+        environment={"OPENOUTCRY_HOME": str(home), **(environment or {})}, flags=flags, market_flags=markets
+    )
+
+
+def test_without_any_setting_the_defaults_lie_below_the_home_folder(tmp_path: Path) -> None:
+    config = load(tmp_path)
+    assert config == NodeConfig(
+        name="node", data_dir=tmp_path / "nodes" / "node", coordinator=tmp_path / "coordinator.sqlite"
+    )
+    assert config.directory == (DIRECTORY_DEFAULT,)
+    assert home_folder({}) == Path.home() / ".local" / "state" / "openoutcry"
+
+
+def test_flag_goes_before_environment_before_file_before_default(tmp_path: Path) -> None:
+    text = '[node]\nname = "of-file"\nttl_ms = 1000\nmin_in_sync = 2\n'
+    environment = {"OPENOUTCRY_NAME": "of-environment", "OPENOUTCRY_TTL_MS": "1500"}
+
+    config = load(tmp_path, text, environment=environment, name="of-flag", ttl_ms=None)
+
+    assert (config.name, config.ttl_ms, config.min_in_sync, config.timeout) == ("of-flag", 1500, 2, 5.0)
+    assert config.data_dir == tmp_path / "nodes" / "of-flag"
+
+
+def test_file_says_all_that_a_node_takes(tmp_path: Path) -> None:
+    config = load(
+        tmp_path,
+        """
+        [node]
+        name = "alice"
+        data_dir = "data/alice"
+        listen = "tcp://0.0.0.0:7500"
+        advertise = "tcp://10.0.0.2:7500"
+        directory = ["tcp://10.0.0.1:7400", "tcp://10.0.0.2:7400"]
+        serve_directory = "tcp://0.0.0.0:7400"
+        coordinator = "/srv/coordinator.sqlite"
+        ttl_ms = 3000
+        min_in_sync = 2
+        timeout = 2
+
+        [markets.BTC-USD]
+        tick_size = "0.01"
+        lot_size = "0.001"
+        amend_keeps_priority = false
+
+        [markets.ETH-USD]
+        join = true
+        """,
+    )
+    assert config == NodeConfig(
+        name="alice",
+        data_dir=tmp_path / "data" / "alice",
+        coordinator=Path("/srv/coordinator.sqlite"),
+        listen="tcp://0.0.0.0:7500",
+        advertise="tcp://10.0.0.2:7500",
+        directory=("tcp://10.0.0.1:7400", "tcp://10.0.0.2:7400"),
+        serve_directory="tcp://0.0.0.0:7400",
+        ttl_ms=3000,
+        min_in_sync=2,
+        timeout=2.0,
+        markets={
+            "BTC-USD": MarketRules(tick_size="0.01", lot_size="0.001", amend_keeps_priority=False),
+            "ETH-USD": None,
+        },
+    )
+
+
+def test_environment_carries_lists_and_numbers(tmp_path: Path) -> None:
+    environment = {
+        "OPENOUTCRY_DIRECTORY": "tcp://a:1, tcp://b:2",
+        "OPENOUTCRY_TIMEOUT": "0.5",
+        "OPENOUTCRY_SHARED": "of another program",
+        "OPENOUTCRY_LISTEN": "",
+    }
+    config = load(tmp_path, environment=environment)
+    assert config.directory == ("tcp://a:1", "tcp://b:2")
+    assert config.timeout == 0.5
+    assert config.listen == "tcp://127.0.0.1:0"
+
+
+def test_market_flag_takes_rules_or_those_of_the_file(tmp_path: Path) -> None:
+    text = '[markets.A]\ntick_size = "0.5"\n[markets.B]\ntick_size = "0.5"\n'
+    config = load(tmp_path, text, "A", "B:tick_size=0.25,quantity_max_lots=10", "C", "D:join=true")
+    assert config.markets == {
+        "A": MarketRules(tick_size="0.5"),
+        "B": MarketRules(tick_size="0.25", quantity_max_lots=10),
+        "C": MarketRules(),
+        "D": None,
+    }
+    assert parse_market("A:amend_keeps_priority=false") == ("A", {"amend_keeps_priority": False})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[nodes]\n", "section 'nodes' does not exist; did you mean node?"),
+        ("node = 1\n", r"node is a section: write \[node\]"),
+        ('[node]\nnmae = "a"\n', "key 'nmae' does not exist; did you mean name?"),
+        ("[node]\nxyz = 1\n", "key 'xyz' does not exist; there are: name, data_dir"),
+        ("[node]\nname = 1\n", "node: name is a text, not 1"),
+        ('[node]\nttl_ms = "1"\n', "node: ttl_ms is a whole number"),
+        ("[node]\nmin_in_sync = true\n", "min_in_sync is a whole number"),
+        ("[node]\ntimeout = nan\n", "timeout is a number of seconds"),
+        ("[node]\ndirectory = 1\n", "directory is an address or a list"),
+        ("[markets]\nA = 1\n", r"market A is a section: write \[markets.A\]"),
+        ("[markets.A]\ntick_sise = 1\n", "market A: key 'tick_sise' does not exist; did you mean tick_size?"),
+        ("[markets.A]\ntick_size = 0.01\n", "market A: tick_size must be a positive decimal string"),
+        ('[markets.A]\njoin = true\ntick_size = "1"\n', "join = true stands alone"),
+        ("[node\n", r"openoutcry.toml: "),
+    ],
+)
+def test_slip_in_the_file_is_an_error_that_names_file_and_key(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        load(tmp_path, text)
+    assert str(tmp_path / "openoutcry.toml") in str(caught.value)
+
+
+def test_slip_in_the_environment_or_a_flag_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="OPENOUTCRY_DATADIR is no setting; did you mean OPENOUTCRY_DATA_DIR?"):
+        load(tmp_path, environment={"OPENOUTCRY_DATADIR": "/x"})
+    with pytest.raises(ConfigurationError, match="OPENOUTCRY_TTL_MS: ttl_ms is a whole number of at least 1, not 'soon'"):
+        load(tmp_path, environment={"OPENOUTCRY_TTL_MS": "soon"})
+    with pytest.raises(ConfigurationError, match="expected key=value, not '0.01'"):
+        load(tmp_path, "", "A:0.01")
+    with pytest.raises(ConfigurationError, match="a market has a name"):
+        load(tmp_path, "", ":tick_size=1")
+
+
+def test_file_that_was_asked_for_has_to_be_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"other.toml does not exist"):
+        load_config(file=tmp_path / "other.toml", environment={}, flags={})
+    with pytest.raises(ConfigurationError, match=r"other.toml does not exist"):
+        load(tmp_path, environment={"OPENOUTCRY_CONFIG": str(tmp_path / "other.toml")})

@@ -1,0 +1,95 @@
+"""What is promised when nodes are processes that trade at once, and that are killed in the middle of it."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from processes import MARKET, Market, eventually, market
+
+SEEDS = int(os.environ.get("OPENOUTCRY_PROCESS_SEEDS", "2"))
+
+
+def assert_acknowledged_once(net: Market, acked: dict[str, list[tuple[str, int]]]) -> None:
+    """Every acknowledged command is in every log, at the sequence number of its answer, and executed once."""
+    logs = {name: net.logged(name) for name in net.nodes}
+    common = min([len(log) for log in logs.values()])
+    first, *others = logs.values()
+    for other in others:
+        assert first[:common] == other[:common], "the logs differ"
+    for name, log in logs.items():
+        where = {(c[1], c[2]): sequence for sequence, c in reversed(log) if c[2]}
+        for account, answers in acked.items():
+            for client_order_id, sequence in answers:
+                assert where.get((account, client_order_id)) == sequence, f"{name} lost {account}/{client_order_id}"
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_three_processes_that_submit_crossing_orders_at_once_agree_on_everything(tmp_path: Path, seed: int) -> None:
+    names = ("ann", "bob", "cat")
+    with market(tmp_path) as net:
+        nodes = net.start(*names)
+        net.wait_in_sync()
+        for node in nodes:
+            node.trade(seed, 2000)
+        for node in nodes:
+            node.wait_traded()
+        sequence, _ = net.settle()
+        books = [node.call("all_orders", MARKET) for node in nodes]
+        trades = [node.call("trades", MARKET, 100_000) for node in nodes]
+        assert books[0] == books[1] == books[2]
+        assert trades[0] == trades[1] == trades[2]
+        assert len(trades[0]) > 1000, "the orders were meant to cross"
+        assert {t.maker_account for t in trades[0]} == set(names), "all were meant to trade with each other"
+        counts = Counter([number for node in nodes for _, number in node.acked])
+        assert len(counts) == 6000, "every order was acknowledged"
+        assert max(counts.values()) == 1, "no two at one place"
+        assert sequence >= 6000
+        bought = sum([t.quantity for t in trades[0]])
+        submitted = {o.order_id: o for o in books[0]}
+        assert all([o.filled_quantity + o.open_quantity == o.quantity for o in submitted.values()])
+        assert bought > 0
+    assert_acknowledged_once(net, {node.name: node.acked for node in nodes})
+
+
+def test_nothing_acknowledged_is_missing_after_kill_9_of_all_nodes_in_full_flow(tmp_path: Path) -> None:
+    names = ("ann", "bob", "cat")
+    acked: dict[str, list[tuple[str, int]]] = {name: [] for name in names}
+    with market(tmp_path) as net:
+        for life in range(2):
+            nodes = net.start(*names)
+            net.wait_in_sync()
+            for node in nodes:
+                node.trade(life, 100_000)
+            for node in nodes:
+                node.wait_acked(1000)
+            for node in nodes:
+                node.kill()
+                acked[node.name] += node.acked
+        nodes = net.start(*names)
+        net.wait_in_sync()
+        sequence, _ = net.settle()
+        assert sequence >= max([number for answers in acked.values() for _, number in answers])
+    assert sum([len(answers) for answers in acked.values()]) >= 6000
+    assert_acknowledged_once(net, acked)
+
+
+def test_the_leader_goes_on_when_a_follower_is_killed_and_takes_it_back(tmp_path: Path) -> None:
+    with market(tmp_path) as net:
+        (ann,) = net.start("ann")
+        (bob,) = net.start("bob")
+        net.wait_in_sync()
+        ann.trade(1, 20_000)
+        ann.wait_acked(1000)
+        bob.kill()
+        ann.wait_acked(10_000)
+        net.start("bob")
+        ann.wait_traded()
+        eventually(
+            lambda: len(ann.call("status")["markets"][MARKET]["in_sync"]) == 2, "the killed follower is in sync again"
+        )
+        net.settle()
+    assert len(ann.acked) == 20_000
+    assert_acknowledged_once(net, {"ann": ann.acked})
