@@ -1,40 +1,45 @@
-"""A node of the exchange is a group of these actors; programs embed it through :class:`ExchangeNode`."""
+"""A node of the exchange is a group of these actors; programs embed it through :class:`ExchangeNode`.
 
+The names below are imported when they are first used: pytest loads :mod:`.testing` as a plugin in every run on a machine
+that has this package, and should not pay for sockets there.
+"""
+
+import importlib
 import logging
+from typing import TYPE_CHECKING, Any
 
-from ..transport.errors import (
-    Closed,
-    ConfigurationError,
-    InvalidRequest,
-    OpenOutcryError,
-    Overloaded,
-    RequestTimeout,
-    StorageError,
-    Unavailable,
-)
-from .book.commands import OrderType, SelfTradePrevention, Side, TimeInForce
-from .book.rules import MarketRules
-from .node import ExchangeNode
-from .subscription import Subscription
-from .views import (
-    Accepted,
-    Amended,
-    BookView,
-    Cancelled,
-    Configured,
-    Duplicate,
-    MarketEvent,
-    MarketUpdate,
-    OpenOrder,
-    OrderRejected,
-    OrderResult,
-    PriceLevel,
-    Rejected,
-    Trade,
-    as_json,
-)
-
-logging.getLogger("openoutcry").addHandler(logging.NullHandler())
+if TYPE_CHECKING:
+    from ..transport.errors import (
+        Closed,
+        ConfigurationError,
+        InvalidRequest,
+        OpenOutcryError,
+        Overloaded,
+        RequestTimeout,
+        StorageError,
+        Unavailable,
+    )
+    from .book.commands import OrderType, SelfTradePrevention, Side, TimeInForce
+    from .book.rules import MarketRules
+    from .node import ExchangeNode
+    from .subscription import Subscription
+    from .views import (
+        Accepted,
+        Amended,
+        BookView,
+        Cancelled,
+        Configured,
+        Duplicate,
+        MarketEvent,
+        MarketUpdate,
+        OpenOrder,
+        OrderRejected,
+        OrderResult,
+        PriceLevel,
+        Rejected,
+        Trade,
+        as_json,
+    )
 
 __all__ = [
     "Accepted",
@@ -68,3 +73,17 @@ __all__ = [
     "Unavailable",
     "as_json",
 ]
+
+_ROOMS = (".node", ".views", ".subscription", ".book.rules", ".book.commands", "..transport.errors")
+
+logging.getLogger("openoutcry").addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for room in _ROOMS:
+            module = importlib.import_module(room, __name__)
+            if hasattr(module, name):
+                globals()[name] = found = getattr(module, name)
+                return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

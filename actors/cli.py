@@ -106,7 +106,7 @@ def directory(listen: str, advertise: str | None, peers: tuple[str, ...]) -> Non
 @click.option("--ttl-ms", type=int, help="How long the directory remembers a silent node.  [default: 2000]")
 @click.option("--min-in-sync", type=int, help="Replicas that hold a command before it is answered.  [default: 1]")
 @click.option("--timeout", type=float, help="The default bound of a request, in seconds.  [default: 5]")
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
 def node(file: Path | None, markets: tuple[str, ...], join: tuple[str, ...], log_level: str, **flags: Any) -> None:
     """Run a node until SIGTERM or SIGINT. It logs to stderr, and the other commands reach it by its data directory.
 

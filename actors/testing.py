@@ -398,11 +398,25 @@ class Exchange:
             raise self._failure(f"{market}: (sequence, state hash) differ, after all had {sequence}", positions)
         return first[1]
 
-    def restart(self, index: int) -> ExchangeNode:
-        """Close node ``index``, start it again on its data folder, and return the new node once all are in sync."""
+    @property
+    def directory_address(self) -> str:
+        """The address of the rendezvous that the nodes share."""
+        return self._rendezvous.address
+
+    def add(self, **node_options: Any) -> ExchangeNode:
+        """Start one more node and return it at once, before it is ready; it counts in all later waits."""
+        self.nodes.append(self._start_node(len(self.nodes), **node_options))
+        return self.nodes[-1]
+
+    def restart(self, index: int, *, wait: bool = True) -> ExchangeNode:
+        """Close node ``index`` if it is not, and start it again on its data folder.
+
+        Return the new node once all nodes are in sync, or at once without ``wait`` (where others are closed too).
+        """
         self.nodes[index].close()
         self.nodes[index] = self._start_node(index)
-        self._wait_in_sync()
+        if wait:
+            self._wait_in_sync()
         return self.nodes[index]
 
     def close(self) -> None:
@@ -412,7 +426,7 @@ class Exchange:
             for node in self.nodes:
                 closing.callback(node.close)
 
-    def _start_node(self, index: int) -> ExchangeNode:
+    def _start_node(self, index: int, **more: Any) -> ExchangeNode:
         from .node import ExchangeNode  # noqa: PLC0415
 
         name = f"node-{index}"
@@ -422,6 +436,7 @@ class Exchange:
             "directory": [self._rendezvous.address],
             "coordinator": self._folder / "coordinator.sqlite",
             **self._node_options,
+            **more,
         }
         return ExchangeNode(name, **options)
 

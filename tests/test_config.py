@@ -9,7 +9,9 @@ from openoutcry.actors import ConfigurationError, MarketRules
 from openoutcry.actors.config import DIRECTORY_DEFAULT, NodeConfig, home_folder, load_config, parse_market
 
 
-def load(home: Path, text: str = "", *markets: str, environment: dict[str, str] | None = None, **flags: object) -> NodeConfig:
+def load(
+    home: Path, text: str = "", *markets: str, environment: dict[str, str] | None = None, **flags: object
+) -> NodeConfig:
     if text:
         (home / "openoutcry.toml").write_text(text)
     return load_config(
@@ -130,11 +132,11 @@ def test_slip_in_the_file_is_an_error_that_names_file_and_key(tmp_path: Path, te
 
 
 def test_slip_in_the_environment_or_a_flag_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="OPENOUTCRY_DATADIR is no setting; did you mean OPENOUTCRY_DATA_DIR?"):
+    with pytest.raises(ConfigurationError, match="OPENOUTCRY_DATADIR is no setting; did you mean OPENOUTCRY_DATA_DIR"):
         load(tmp_path, environment={"OPENOUTCRY_DATADIR": "/x"})
-    with pytest.raises(ConfigurationError, match="OPENOUTCRY_TTL_MS: ttl_ms is a whole number of at least 1, not 'soon'"):
+    with pytest.raises(ConfigurationError, match=r"OPENOUTCRY_TTL_MS: ttl_ms is a whole number .* not 'soon'"):
         load(tmp_path, environment={"OPENOUTCRY_TTL_MS": "soon"})
-    with pytest.raises(ConfigurationError, match="expected key=value, not '0.01'"):
+    with pytest.raises(ConfigurationError, match=r"expected key=value, not '0\.01'"):
         load(tmp_path, "", "A:0.01")
     with pytest.raises(ConfigurationError, match="a market has a name"):
         load(tmp_path, "", ":tick_size=1")

@@ -223,7 +223,7 @@ def test_a_node_that_joins_late_catches_up_and_joins_the_in_sync_set_while_order
     trader = threading.Thread(target=trade)
     trader.start()
     try:
-        late = net.add(name="late")
+        late = net.add()
         until(lambda: in_sync(node) == 2, "the late node is in sync")
     finally:
         stop.set()
@@ -296,7 +296,7 @@ def test_all_nodes_restart_from_disk_to_the_same_sequence_and_hash(exchange: Any
     for node in net:
         node.close()
     for index in range(2):
-        net.restart(index)
+        net.restart(index, wait=False)
     for node in net:
         node.wait_ready()
     net.wait_same_sequence(MARKET)
@@ -337,7 +337,7 @@ def test_a_node_with_another_coordinator_is_kept_out(exchange: Any, tmp_path: Pa
 def test_a_market_that_exists_with_other_rules_is_a_configuration_error(exchange: Any) -> None:
     net = exchange(nodes=1, markets={MARKET: RULES})
     with pytest.raises(ConfigurationError) as caught:
-        net.add(name="other", markets={MARKET: MarketRules(tick_size="5")}).wait_ready()
+        net.add(markets={MARKET: MarketRules(tick_size="5")}).wait_ready()
     assert caught.value.code == "rules_mismatch"
 
 

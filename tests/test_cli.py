@@ -1,0 +1,374 @@
+"""The command line and the control link under it: what people and programs see, and what a node survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pynng
+import pytest
+from click.testing import CliRunner, Result
+from openoutcry.actors import (
+    Closed,
+    ExchangeNode,
+    InvalidRequest,
+    MarketRules,
+    OpenOutcryError,
+    OrderRejected,
+    RequestTimeout,
+    Unavailable,
+)
+from openoutcry.actors.cli import main
+from openoutcry.actors.control import ANSWERS, CONTROL_FILE, REQUESTS, ControlClient, ControlServer, Failure, GetStatus
+from openoutcry.transport import sockets
+from openoutcry.transport.errors import LinkBroken
+
+MARKET = "BTC-USD"
+RULES = MarketRules(tick_size="0.01", lot_size="0.001")
+OPENOUTCRY = [sys.executable, "-c", "import sys; from openoutcry.actors.cli import main; sys.exit(main())"]
+WITHIN_S = 20.0
+
+Run = Callable[..., Result]
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def wait_for(condition: Callable[[], object], what: str) -> Any:
+    deadline = time.monotonic() + WITHIN_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {WITHIN_S} s: {what}"
+        time.sleep(0.01)
+    return found
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for variable in [name for name in os.environ if name.startswith("OPENOUTCRY_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("OPENOUTCRY_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def run(home: Path) -> Run:
+    return lambda *arguments: CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def start(home: Path) -> Iterator[Start]:
+    """Start the command as a process, killed after the test if it still runs."""
+    with ExitStack() as started:
+
+        def begin(*arguments: str) -> subprocess.Popen[str]:
+            # stderr goes to a file: a pipe that nobody reads would stop a process that logs.
+            errors = started.enter_context((home / f"{arguments[0]}-{time.monotonic_ns()}.log").open("w"))
+            process = subprocess.Popen([*OPENOUTCRY, *arguments], stdout=subprocess.PIPE, stderr=errors, text=True)
+            started.enter_context(process)
+            started.callback(process.kill)
+            return process
+
+        yield begin
+
+
+@pytest.fixture
+def desk(home: Path) -> Iterator[ExchangeNode]:
+    """A node in this process that the command line reaches."""
+    folder = home / "nodes" / "desk"
+    with ExchangeNode("desk", markets={MARKET: RULES}, data_dir=folder) as node, ControlServer(node):
+        node.wait_ready()
+        yield node
+
+
+def stop(process: subprocess.Popen[str], number: int = signal.SIGTERM) -> int:
+    process.send_signal(number)
+    return process.wait(WITHIN_S)
+
+
+# -- real processes ----------------------------------------------------------------------------------------------------
+
+
+def test_two_nodes_and_a_directory_started_by_hand_trade_restart_and_agree(run: Run, start: Start, home: Path) -> None:
+    rendezvous = start("directory", "--listen", "tcp://127.0.0.1:0")
+    assert rendezvous.stdout is not None
+    address = rendezvous.stdout.readline().strip()
+    alice_command = ("node", "--name", "alice", "--market", f"{MARKET}:tick_size=0.01", "--directory", address)
+    alice = start(*alice_command)
+    bob = start("node", "--name", "bob", "--join", MARKET, "--directory", address)
+
+    def market(name: str) -> dict[str, Any]:
+        result = run("status", "--node", name, "--json")
+        if result.exit_code != 0:
+            return {"ready": False, "in_sync": ()}
+        found: dict[str, Any] = json.loads(result.output)["markets"][MARKET]
+        return found
+
+    wait_for(lambda: len(market("alice")["in_sync"]) == 2 and market("bob")["ready"], "both nodes are in sync")
+
+    assert run("status").exit_code == 1
+    assert "several nodes run here: alice, bob; choose one with --node (ambiguous_node)" in run("status").output
+    assert run("submit", MARKET, "sell", "100.25", "3", "--node", "alice").exit_code == 0
+    bought = run("submit", MARKET, "buy", "100.50", "1", "--node", "bob")
+    assert bought.output.splitlines()[1:] == ["  bought 1 at 100.25"]
+    assert run("amend", MARKET, "2", "--price", "100.40", "--node", "alice").exit_code == 0
+    wait_for(lambda: market("bob")["applied"] == market("alice")["applied"] == 4, "both have applied everything")
+    assert market("bob")["state_hash"] == market("alice")["state_hash"]
+    before = json.loads(run("book", MARKET, "--node", "alice", "--json").output)
+    assert before["asks"] == [{"price": "100.40", "quantity": "2", "orders": 1}]
+    assert json.loads(run("book", MARKET, "--node", "bob", "--json").output) == before
+
+    assert stop(bob, signal.SIGINT) == 0
+    assert stop(alice) == 0
+    assert not list(home.glob(f"nodes/*/{CONTROL_FILE}"))
+    assert run("status").output == f"no node runs below {home}; there run: none (node_not_running)\n"
+
+    alice = start(*alice_command)
+    wait_for(lambda: market("alice")["ready"], "alice is back")
+    after = json.loads(run("book", MARKET, "--json").output)
+    assert all(after[key] == before[key] for key in ("bids", "asks", "last_trade"))
+    assert stop(alice) == 0
+    assert stop(rendezvous) == 0
+
+
+def test_killed_node_leaves_a_control_file_that_misleads_nobody(run: Run, start: Start, home: Path) -> None:
+    command = ("node", "--name", "solo", "--market", MARKET)
+    solo = start(*command)
+    wait_for(lambda: run("status").exit_code == 0, "the node answers")
+    stop(solo, signal.SIGKILL)
+    file = home / "nodes" / "solo" / CONTROL_FILE
+    stale = json.loads(file.read_text())
+
+    assert run("status").output.endswith("(node_not_running)\n")
+    file.write_text(json.dumps({**stale, "pid": os.getpid()}))  # the process id was given to somebody else
+    assert run("status").output.endswith("(node_not_running)\n")
+
+    again = start(*command)
+    wait_for(lambda: run("status").exit_code == 0, "the node answers again")
+    current = json.loads(file.read_text())
+    file.write_text(json.dumps({**current, "token": stale["token"]}))
+    assert run("status").output.endswith("(wrong_node)\n")
+    assert stop(again) == 0
+
+
+@pytest.mark.parametrize("command", ["book", "trades"])
+def test_watch_follows_what_happens_until_it_is_interrupted(desk: ExchangeNode, start: Start, command: str) -> None:
+    watcher = start(command, MARKET, "--watch", "--json")
+    assert watcher.stdout is not None
+    if command == "book":
+        assert json.loads(watcher.stdout.readline())["bids"] == []
+        desk.submit_order(MARKET, "buy", "99.5", "2")
+        assert json.loads(watcher.stdout.readline())["bids"] == [{"price": "99.50", "quantity": "2.000", "orders": 1}]
+    else:
+        lines: list[str] = []
+        reader = threading.Thread(target=lambda: lines.extend(watcher.stdout or ()))
+        reader.start()
+
+        def traded() -> list[str]:
+            desk.submit_order(MARKET, "buy", "99.5", "1")
+            desk.submit_order(MARKET, "sell", "99.5", "1")
+            return lines
+
+        wait_for(lambda: len(traded()) >= 3, "three trades are printed")
+    assert stop(watcher, signal.SIGINT) == 0
+    if command == "trades":
+        reader.join(WITHIN_S)
+        numbers = [json.loads(line)["trade_id"] for line in lines]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), "no gap, no repeat"
+
+
+# -- what is printed, and the exit codes -------------------------------------------------------------------------------
+
+
+def test_orders_go_in_and_books_come_out_as_text_and_as_json(desk: ExchangeNode, run: Run) -> None:
+    assert run("submit", MARKET, "sell", "100.5", "2").output == (
+        f"order 2 resting, sequence 2, state {desk.state_hash(MARKET)}\n"
+    )
+    assert run("submit", MARKET, "BUY", "99", "0.25", "--account", "eve", "--type", "post_only").exit_code == 0
+    filled = json.loads(run("submit", MARKET, "buy", "-", "0.5", "--type", "market", "--json").output)
+    assert (filled["status"], filled["filled_quantity"]) == ("filled", "0.500")
+    assert [event["kind"] for event in filled["events"]] == ["accepted", "trade"]
+
+    assert run("book", MARKET).output == (
+        f"{MARKET} at sequence 4, state {desk.state_hash(MARKET)}\n"
+        "orders       bid   price  ask       orders\n"
+        "                  100.50  1.500     1\n"
+        "     1     0.250   99.00\n"
+        "last trade: 0.500 at 100.50\n"
+    )
+    assert run("trades", MARKET).output == "       4  #1  0.500 at 100.50, desk bought, desk made\n"
+    assert run("orders", MARKET).output == "       2  sell  1.500 of 2.000 at 100.50\n"
+    (order,) = json.loads(run("orders", MARKET, "--account", "eve", "--json").output)
+    assert (order["order_id"], order["post_only"]) == (3, True)
+    assert "sequence 4, 2 orders, 1 trades, 1 in sync" in run("status").output
+
+    assert run("amend", MARKET, "2", "--quantity", "1").output.startswith("order 2 amended, sequence 5")
+    assert run("cancel", MARKET, "2").output.startswith("order 2 cancelled, sequence 6")
+    assert run("cancel", MARKET, "--all", "--account", "eve").output.startswith("order 3 cancelled, sequence 7")
+    assert run("orders", MARKET).output == ""
+
+
+def test_retry_with_the_same_client_order_id_gets_the_first_answer(desk: ExchangeNode, run: Run) -> None:
+    command = ("submit", MARKET, "buy", "99", "1", "--client-order-id", "mine", "--json")
+    first, second = [json.loads(run(*command).output) for _ in range(2)]
+    assert (first["sequence"], first["duplicate"]) == (second["sequence"], False)
+    assert second["duplicate"] is True
+    assert len(desk.open_orders(MARKET)) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "exit_code", "ending"),
+    [
+        (("submit", MARKET, "buy", "100.123", "1"), 1, "is not a whole number of ticks of 0.01 (price_off_tick)"),
+        (("submit", MARKET, "buy", "-1", "1"), 1, "lowest and highest price (price_out_of_range)"),
+        (("submit", MARKET, "buy", "1", "1", "--account", "x" * 300), 1, "got str of length 300 (invalid_request)"),
+        (("submit", "NOPE", "buy", "1", "1"), 1, "it has: BTC-USD (unknown_market)"),
+        (("cancel", MARKET, "7"), 1, "(unknown_order)"),
+        (("status", "--node", "eve"), 1, "there run: desk (node_not_running)"),
+        (("node", "--name", "desk", "--market", "A"), 1, "a data directory of its own (data_dir_in_use)"),
+        (("node", "--name", "other"), 1, "a section [markets.NAME] in the file (configuration)"),
+        (("submit", MARKET, "purchase", "1", "1"), 2, "'purchase' is not one of 'buy', 'sell'."),
+        (("submit", MARKET, "buy", "1"), 2, "Missing argument 'QUANTITY'."),
+        (("cancel", MARKET), 2, "give an ORDER_ID, or --all"),
+        (("amend", MARKET, "2"), 2, "give --price, --quantity, or both"),
+        (("book", MARKET, "--depth", "0"), 2, "0 is not in the range 1<=x<=10000."),
+        (("status", "--node", "desk", "--data-dir", "x"), 2, "name the same thing: give one of them"),
+        (("replay", "nowhere.csv"), 2, "File 'nowhere.csv' does not exist."),
+    ],
+)
+def test_what_cannot_be_done_is_one_line_with_a_code(
+    desk: ExchangeNode, run: Run, arguments: tuple[str, ...], exit_code: int, ending: str
+) -> None:
+    result = run(*arguments)
+    assert result.exit_code == exit_code
+    assert result.output.endswith(f"{ending}\n")
+    assert "Traceback" not in result.output
+    assert exit_code == 2 or result.output.count("\n") == 1
+
+
+def test_rejection_with_json_prints_the_whole_answer_and_fails(desk: ExchangeNode, run: Run) -> None:
+    result = run("cancel", MARKET, "7", "--json")
+    assert result.exit_code == 1
+    answer = json.loads(result.output.splitlines()[0])
+    assert (answer["status"], answer["code"], answer["sequence"]) == ("rejected", "unknown_order", 2)
+
+
+# -- the control link --------------------------------------------------------------------------------------------------
+
+
+def test_client_raises_what_the_node_raises(desk: ExchangeNode) -> None:
+    with ControlClient(desk.data_dir) as client:
+        with pytest.raises(OrderRejected) as rejected:
+            client.cancel_order(MARKET, 7)
+        assert (rejected.value.code, rejected.value.result.sequence) == ("unknown_order", 2)
+        with pytest.raises(InvalidRequest) as invalid:
+            client.submit_order(MARKET, "buy", "one", "1")
+        assert invalid.value.code == "invalid_price"
+        with pytest.raises(Unavailable) as unavailable:
+            client.events(MARKET, 99)
+        assert unavailable.value.code == "too_far_behind"
+        result = client.submit_order(MARKET, "buy", "99.5", "1")
+        assert result.events == desk.subscribe(MARKET, after=2).get(timeout=1).events  # type: ignore[union-attr]
+        assert client.events(MARKET, 2)[0] == 3
+        assert client.book(MARKET, known=3) is None
+    with pytest.raises(Closed):
+        client.status()
+
+
+def test_malformed_requests_are_answered_by_an_error_and_harm_nobody(desk: ExchangeNode) -> None:
+    control = json.loads((desk.data_dir / CONTROL_FILE).read_text())
+    good = REQUESTS.encode(GetStatus(control["token"]))
+    with sockets.open_socket(pynng.Req0, recv_timeout_ms=5000, send_timeout_ms=5000) as rude:
+        rude.dial(control["address"], block=True)
+        unknown = (b"\x02" + good[1:], b"\x01\xff" + good[2:])
+        for frame in (b"\x00", b"\x01", good[:-1], good + b"\x00", *unknown, bytes(9000)):
+            rude.send(frame)
+            answer = ANSWERS.decode(rude.recv_msg().bytes)
+            assert isinstance(answer, Failure)
+            assert (answer.kind, answer.code) == ("ProtocolError", "protocol")
+        rude.send(REQUESTS.encode(GetStatus("another")))
+        answer = ANSWERS.decode(rude.recv_msg().bytes)
+        assert (answer.kind, answer.code) == ("Unavailable", "wrong_node")
+    with sockets.open_socket(pynng.Req0, recv_timeout_ms=500, send_timeout_ms=500) as rude:
+        rude.resend_time = -1
+        rude.dial(control["address"], block=True)
+        rude.send(bytes(1_000_000))
+        with pytest.raises((pynng.ConnectionReset, pynng.Timeout)):
+            rude.recv_msg()
+    with ControlClient(desk.data_dir) as client:
+        assert client.status()["name"] == "desk"
+
+
+def test_command_whose_answer_is_lost_is_not_sent_again_by_itself(tmp_path: Path) -> None:
+    received = []
+    with sockets.open_socket(pynng.Rep0, recv_timeout_ms=1500) as server:
+        address = sockets.listen(server, "tcp://127.0.0.1:0")
+        control = {"pid": os.getpid(), "name": "x", "address": address, "token": "t"}
+        (tmp_path / CONTROL_FILE).write_text(json.dumps(control))
+
+        def lose() -> None:
+            while True:
+                try:
+                    message = server.recv_msg()
+                except pynng.Timeout:
+                    return
+                received.append(message.bytes)
+                message.pipe.close()
+
+        losing = threading.Thread(target=lose)
+        losing.start()
+        with ControlClient(tmp_path) as client:
+            with pytest.raises(LinkBroken, match="the outcome is unknown; this request's client order id is mine"):
+                client.submit_order(MARKET, "buy", "1", "1", client_order_id="mine")
+            losing.join()
+    assert len(received) == 1
+
+
+def test_node_without_a_leader_answers_within_the_clients_timeout(tmp_path: Path) -> None:
+    with (
+        ExchangeNode("late", markets=[MARKET], data_dir=tmp_path) as node,
+        ControlServer(node),
+        ControlClient(tmp_path, timeout=0.3) as client,
+    ):
+        started = time.monotonic()
+        with pytest.raises((Unavailable, RequestTimeout)):
+            client.submit_order(MARKET, "buy", "1", "1")
+        assert time.monotonic() - started < 1.5
+
+
+def test_server_closes_under_load_and_leaves_no_thread_and_no_file(tmp_path: Path) -> None:
+    threads_before = threading.active_count()
+    counts = [0] * 6
+
+    def hammer(number: int) -> None:
+        try:
+            with ControlClient(tmp_path, timeout=1) as client:
+                while True:
+                    client.submit_order(MARKET, "buy", "1", "1", account=f"a{number}")
+                    counts[number] += 1
+        except OpenOutcryError:
+            return
+
+    for _ in range(3):
+        counts[:] = [0] * 6
+        with ExchangeNode("busy", markets={MARKET: RULES}, data_dir=tmp_path) as node:
+            node.wait_ready()
+            server = ControlServer(node)
+            clients = [threading.Thread(target=hammer, args=(number,)) for number in range(6)]
+            for client in clients:
+                client.start()
+            wait_for(lambda: min(counts) > 5, "every client, though more than there are workers, is served")
+            server.withdraw()
+            node.close()
+            server.close()
+            server.close()
+        for client in clients:
+            client.join(WITHIN_S)
+        assert not (tmp_path / CONTROL_FILE).exists()
+        wait_for(lambda: threading.active_count() == threads_before, "all threads are gone")
