@@ -106,15 +106,19 @@ def directory(listen: str, advertise: str | None, peers: tuple[str, ...]) -> Non
 @click.option("--ttl-ms", type=int, help="How long the directory remembers a silent node.  [default: 2000]")
 @click.option("--min-in-sync", type=int, help="Replicas that hold a command before it is answered.  [default: 1]")
 @click.option("--timeout", type=float, help="The default bound of a request, in seconds.  [default: 5]")
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
-def node(file: Path | None, markets: tuple[str, ...], join: tuple[str, ...], log_level: str, **flags: Any) -> None:
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]")
+def node(
+    *, file: Path | None, markets: tuple[str, ...], join: tuple[str, ...], log_level: str | None, **flags: Any
+) -> None:
     """Run a node until SIGTERM or SIGINT. It logs to stderr, and the other commands reach it by its data directory.
 
     Settings come from flags, OPENOUTCRY_* variables, a TOML file ($OPENOUTCRY_CONFIG, or openoutcry.toml in
     $OPENOUTCRY_HOME) and defaults, in that order.
     """
     logging.basicConfig(
-        level=log_level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+        level=(log_level or "info").upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
     )
     config = load_config(
         file=file, environment=os.environ, flags=flags, market_flags=[*markets, *(f"{name}:join=true" for name in join)]
@@ -513,6 +517,7 @@ def replay(file: Path, nodes: int, batch: int, via: str, as_json_text: bool) -> 
     if via == "follower" and nodes < 2:
         raise click.UsageError("one node alone has no follower: use --nodes 2 or more")
     rows_in_file = len(read_flow(file))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with _ReplayNodes(nodes) as exchange:
         feeder = exchange.role("leading" if via == "leader" else "following")
         with click.progressbar(length=rows_in_file, label="replaying", file=sys.stderr) as bar:
@@ -580,7 +585,8 @@ class _ReplayNodes:
 
     def ask(self, at: int, request: tuple[Any, ...], on_progress: Callable[[int], object] | None = None) -> Any:
         """Return a node's answer, or raise what it failed with."""
-        self._pipes[at].send(request)
+        with contextlib.suppress(OSError):  # a process that is gone is found by its answer
+            self._pipes[at].send(request)
         return self._answer(at, on_progress)
 
     def _answer(self, at: int, on_progress: Callable[[int], object] | None) -> Any:

@@ -29,7 +29,7 @@ FLOW = """\
 9,16,NEW,g,B,98,5,
 10,17,CANCEL,g,B,,,
 """
-"""By hand: a keeps its place before d, with 3; e takes a, d and 2 of b; c moves to 101, takes b's last 2, rests with 1."""
+"""By hand: a stays before d, with 3; e takes a, d and 2 of b; c moves to 101, takes b's last 2 and rests with 1."""
 FINAL_BOOK = [("B", 101, "c", 1), ("A", 103, "f", 6)]
 
 

@@ -61,7 +61,7 @@ from ..messages import (
 from .commands import CLOCK, CONFIGURE, DUPLICATE, Command, Event
 from .journal import Journal
 from .orderbook import OrderBook, events_between
-from .record import EMPTY, Origin, Record
+from .record import COMMANDS_MAX, EMPTY, Origin, Record
 from .replica import (
     ApplyRecords,
     CreateRecord,
@@ -83,8 +83,8 @@ from .writer import JournalActor
 
 logger = logging.getLogger(__name__)
 
-BATCH_MAX: Final = 1024
-"""Most commands the leader gathers into one record, unless one request alone has more."""
+BATCH_MAX: Final = COMMANDS_MAX
+"""Most commands the leader gathers into one record; their longest form fits into one."""
 WAITING_MAX: Final = 65_536
 """Most commands that may wait at the leader to be ordered; beyond, they are refused as overloaded."""
 

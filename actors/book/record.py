@@ -20,7 +20,7 @@ from .commands import INT64_MAX, Command, checked_commands
 
 CHAIN_START: Final = bytes(32)
 """The chain before the first record."""
-COMMANDS_MAX: Final = 4096
+COMMANDS_MAX: Final = 1024
 """Most commands of one record, and of one request."""
 RECORD_SIZE_MAX: Final = 1024 * 1024
 """Largest body of a record, in bytes."""
