@@ -1,7 +1,7 @@
 """A node of the exchange is a group of these actors; programs embed it through :class:`ExchangeNode`.
 
-The names below are imported when they are first used: pytest loads :mod:`.testing` as a plugin in every run on a machine
-that has this package, and should not pay for sockets there.
+The names below are imported when they are first used: pytest loads :mod:`.testing` as a plugin in every run on a
+machine that has this package, and should not pay for sockets there.
 """
 
 import importlib
@@ -47,8 +47,8 @@ __all__ = [
     "BookView",
     "Cancelled",
     "Closed",
-    "Configured",
     "ConfigurationError",
+    "Configured",
     "Duplicate",
     "ExchangeNode",
     "InvalidRequest",

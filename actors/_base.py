@@ -95,7 +95,7 @@ class NodeActor(pykka.ThreadingActor):
 
 
 def stop_and_join(ref: pykka.ActorRef[Any], *, timeout_s: float) -> bool:
-    """Stop an actor after what it has been told so far and join its thread; return whether that took under ``timeout_s``."""
+    """Stop an actor after what it has been told so far and join its thread; return whether ``timeout_s`` sufficed."""
     thread = _threads.pop(ref.actor_urn, None)
     with contextlib.suppress(pykka.ActorDeadError, pykka.Timeout):
         ref.stop(timeout=timeout_s)

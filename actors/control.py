@@ -212,9 +212,7 @@ REQUESTS: Final[Codec[Any]] = Codec(
 )
 ANSWERS: Final[Codec[Any]] = Codec({17: Result, 18: Value, 19: Failure})
 _ERRORS: Final[dict[str, type[OpenOutcryError]]] = {
-    name: kind
-    for name, kind in vars(errors).items()
-    if isinstance(kind, type) and issubclass(kind, OpenOutcryError)
+    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, OpenOutcryError)
 }
 
 
@@ -485,9 +483,7 @@ class ControlClient:
         named = client_order_id or uuid.uuid4().hex
         return self._command(CancelOrder(self._token, self._timeout_ms, market, order_id, account, named))
 
-    def cancel_all(
-        self, market: str, *, account: str | None = None, client_order_id: str | None = None
-    ) -> OrderResult:
+    def cancel_all(self, market: str, *, account: str | None = None, client_order_id: str | None = None) -> OrderResult:
         """As :meth:`ExchangeNode.cancel_all`."""
         named = client_order_id or uuid.uuid4().hex
         return self._command(CancelOrder(self._token, self._timeout_ms, market, None, account, named))

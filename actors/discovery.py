@@ -1,7 +1,7 @@
 """DiscoveryActor: announces this node, looks services up, and watches who else is there. Makes no link itself.
 
-Owns the :class:`~openoutcry.transport.survey.Directory` of its node. Every tick it polls for nodes and tells the node what
-changed; every third of the TTL, and at once when a rendezvous comes (back), it announces all of its own entries again.
+Owns the :class:`~openoutcry.transport.survey.Directory` of its node. Every tick it polls for nodes and tells the node
+what changed; every third of the TTL, and at once when a rendezvous comes (back), it announces all of its entries again.
 
 Messages: DirectoryChanged (from nng's threads); Announce, Unannounce, Find (ask, from the API).
 """
@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 NODE_SERVICE: Final = "openoutcry.node"
 """The service under which every node announces its inbox."""
+
+COMPLAIN_S: Final = 2.0
+"""How long the directory may be silent before that is logged, in seconds."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,7 +74,8 @@ class DiscoveryActor(NodeActor):
         self._ttl_ms = ttl_ms
         self._tell_node = tell_node
         self._refresh_at_s = 0.0
-        self._answered = True
+        self._answered_s = time.monotonic()
+        self._complained = False
         ref = self.actor_ref
         self._directory = Directory(rendezvous, ttl_ms=ttl_ms, on_change=lambda: _hand_over(ref))
 
@@ -102,13 +106,14 @@ class DiscoveryActor(NodeActor):
 
     def _poll(self) -> None:
         changes = self._directory.poll(NODE_SERVICE)
-        answered = changes.complete and self._directory.connected > 0
-        if answered != self._answered:
-            self._answered = answered
-            if answered:
+        if changes.complete and self._directory.connected:
+            self._answered_s = time.monotonic()
+            if self._complained:
+                self._complained = False
                 logger.info("the directory answers again")
-            else:
-                logger.warning("no rendezvous of %s answers, or not all do", ", ".join(self._directory.rendezvous))
+        elif not self._complained and time.monotonic() - self._answered_s > COMPLAIN_S:
+            self._complained = True
+            logger.warning("no rendezvous of %s answers, or not all do", ", ".join(self._directory.rendezvous))
         added = {entry.node for entry in changes.added}
         for entry in changes.removed:
             if entry.node not in added and entry.node != self._entry.node:

@@ -1,7 +1,7 @@
 """Every message between nodes (typed, checked at decode) and between the actors of one node. Values only.
 
 Between nodes a message is a frame of :data:`CODEC`. Life of a link: each side dials the other's inbox and sends
-:class:`Hello` again and again; the link is up when each has echoed the other's session. All else is dropped before that.
+:class:`Hello` again and again; the link is up when each has echoed the other's session. See :mod:`.peer`.
 """
 
 from __future__ import annotations
@@ -278,7 +278,7 @@ class ReadLog:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LogRead:
-    """JournalActor to its BookActor: the answer to :class:`ReadLog`. ``chain`` is None if no record ends at ``after``."""
+    """JournalActor to its BookActor: answers :class:`ReadLog`; ``chain`` is None if no record ends at ``after``."""
 
     node: str
     after: int
@@ -296,25 +296,25 @@ class JournalFailed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CoordinatorCall:
-    """BookActor to the CoordinatorActor: call ``run(coordinator)`` and tell me the answer as CoordinatorAnswer."""
+    """BookActor to the CoordinatorActor: call ``run(coordinator)``; answer with CoordinatorAnswer and the same ``what``."""
 
     reply_to: ActorRef[Any]
     run: Callable[[Any], Any]
-    what: str
+    what: Any
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CoordinatorAnswer:
     """CoordinatorActor to BookActor: what the store said; ``error`` if it could not be reached."""
 
-    what: str
+    what: Any
     record: MarketRecord | None
     error: Exception | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Query:
-    """The API to a BookActor (ask): run ``read(actor)`` on its thread and return the result; it must not change anything."""
+    """The API to a BookActor (ask): run ``read(actor)`` on its thread and answer the result; it must change nothing."""
 
     read: Callable[[Any], Any]
 

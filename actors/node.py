@@ -1,7 +1,7 @@
 """ExchangeNode: starts, supervises and stops one node's group of actors; the API that programs embed.
 
-Start: data directory locked, coordinator opened, a BookActor for each market recovered from disk, the inbox opened, the
-node announced. :meth:`ExchangeNode.close` undoes that in the opposite order, and leaves no thread, socket or file behind.
+Start: data directory locked, coordinator opened, a BookActor for each market recovered from disk, the inbox opened,
+the node announced. :meth:`ExchangeNode.close` undoes that in the opposite order, and leaves no thread or socket behind.
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ class _Gate:
     def enter(self, count: int, *, timeout_s: float) -> None:
         with self._condition:
             if not self._condition.wait_for(lambda: self._in_flight + count <= self._limit, timeout_s):
-                raise Overloaded(f"{self._in_flight} commands are unanswered already; nothing was sent, wait for answers")
+                raise Overloaded(
+                    f"{self._in_flight} commands are unanswered already; nothing was sent, wait for answers"
+                )
             self._in_flight += count
 
     def leave(self, count: int) -> None:
@@ -153,7 +155,7 @@ class ExchangeNode:
     ...     node.wait_ready()
     ...     result = node.submit_order("BTC-USD", "buy", "100.25", "3")
 
-    All methods may be called from any thread. Methods that ask the exchange block for at most their ``timeout`` (seconds).
+    All methods may be called from any thread. Those that ask the exchange block for ``timeout`` seconds at most.
     """
 
     def __init__(
@@ -332,8 +334,8 @@ class ExchangeNode:
                 if time.monotonic() > deadline:
                     status = self._ask(book, lambda actor: actor.status(), timeout)
                     raise RequestTimeout(
-                        f"market {market} is not ready after {timeout:g} s: role {status['role']}, leader {status['leader']}, "
-                        f"in sync {status['in_sync']}; is the leader's node running?",
+                        f"market {market} is not ready after {timeout:g} s: role {status['role']}, leader "
+                        f"{status['leader']}, in sync {status['in_sync']}; is the leader's node running?",
                         code="not_ready",
                     )
                 time.sleep(0.005)
@@ -406,7 +408,7 @@ class ExchangeNode:
         client_order_id: str | None = None,
         timeout: float | None = None,
     ) -> OrderResult:
-        """Cancel what is left of an order. Raises as :meth:`submit_order` does; code ``unknown_order`` if it is not open."""
+        """Cancel what is left of an order. Raises as :meth:`submit_order`; code ``unknown_order`` if it is not open."""
         return self._one(market, self.cancel(order_id, account=account, client_order_id=client_order_id), timeout)
 
     def cancel_all(
@@ -789,7 +791,9 @@ class ExchangeNode:
         book = self._books.get(market)
         if book is None:
             known = ", ".join(sorted(self._books)) or "none"
-            raise InvalidRequest(f"node {self.name} has not joined market {market!r:.80}; it has: {known}", code="unknown_market")
+            raise InvalidRequest(
+                f"node {self.name} has not joined market {market!r:.80}; it has: {known}", code="unknown_market"
+            )
         return book
 
     def _read(self, market: str, read: Callable[[BookActor], _T]) -> _T:
@@ -931,7 +935,7 @@ def _node_id(folder: Path, name: str) -> str:
         raise StorageError(f"{path} cannot be read: {error}", code="corrupt") from error
     if stored.get("name") != name:
         raise ConfigurationError(
-            f"{folder} belongs to node {stored.get('name')!r}, not {name!r}; give each node a data directory of its own",
+            f"{folder} belongs to node {stored.get('name')!r}, not {name!r}; give each node its own data directory",
             code="data_dir_in_use",
         )
     return str(stored["node_id"])

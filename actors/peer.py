@@ -1,7 +1,7 @@
 """PeerActor: one remote node: its link, its frames, its health. Knows nothing of markets.
 
-A link is two one-way streams: our outlet into the peer's inbox, and the peer's into ours. Each side numbers its own life of
-the link (``session``) and repeats :class:`~.messages.Hello` with the other's number as ``echo``.
+A link is two one-way streams: our outlet into the peer's inbox, and the peer's into ours. Each side numbers its own
+life of the link (``session``) and repeats :class:`~.messages.Hello` with the other's number as ``echo``.
 
 ========  ===========================================  ==============================================
 state     input                                        then
@@ -128,7 +128,8 @@ class PeerActor(NodeActor):
             if not self._complained:
                 self._complained = True
                 logger.error(
-                    "%s uses another coordinator; nodes that share markets have to share it: no link is made", hello.name
+                    "%s uses another coordinator; nodes that share markets have to share it: no link is made",
+                    hello.name,
                 )
             return
         if hello.address != self._address:
@@ -160,7 +161,7 @@ class PeerActor(NodeActor):
             self._send(CODEC.encode(hello))
 
     def _send(self, frame: bytes) -> None:
-        """Send one frame; a peer that takes nothing for ``SILENCE_MS_MAX`` loses its link rather than block this actor."""
+        """Send one frame; a peer that takes nothing for ``SILENCE_MS_MAX`` loses its link, not this actor its time."""
         if self._outlet is None:
             return
         try:

@@ -1,4 +1,4 @@
-"""Subscription: market data for one subscriber: a bounded queue between the BookActor and whoever reads. Never blocks it."""
+"""Subscription: one subscriber's market data: a bounded queue between the BookActor and the reader. Never blocks it."""
 
 from __future__ import annotations
 

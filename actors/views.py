@@ -363,7 +363,9 @@ def as_json(value: Any) -> Any:
             name: getattr(value, name)
             for name in ("market", "status", "order_id", "sequence", "duplicate", "code", "message", "filled_quantity")
         }
-        return as_json({**plain, "state_sequence": value.state_sequence, "state_hash": value.state_hash, "events": value.events})
+        return as_json(
+            {**plain, "state_sequence": value.state_sequence, "state_hash": value.state_hash, "events": value.events}
+        )
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
         kind = getattr(type(value), "kind", None)

@@ -5,7 +5,7 @@
 Reads the challenge's own format (Flash One Technologies, "Matching Engine Algorithm Performance Challenge",
 arXiv:2606.01183) for any scenario or seed. The time is that of matching alone: reading the file, and writing the
 reports as text, come before and after. The garbage collector is off while the clock runs (the book makes no cycles;
-what it would walk is this program's list of all events). The hash is of the reports, to be compared with the published one.
+what it would walk is this program's list of all events). The hash is of the reports, as the published one is.
 """
 
 from __future__ import annotations

@@ -28,7 +28,18 @@ def crossing_orders(name: str, seed: int, count: int) -> list[Command]:
     """Return ``count`` commands of a trader: orders around one price, about half of which trade."""
     chance = random.Random(f"{name}/{seed}")
     return [
-        (1, name, f"{seed}.{number}", chance.randrange(2), 0, chance.randrange(9990, 10011), chance.randrange(1, 9), 0, 0, 0)
+        (
+            1,
+            name,
+            f"{seed}.{number}",
+            chance.randrange(2),
+            0,
+            chance.randrange(9990, 10011),
+            chance.randrange(1, 9),
+            0,
+            0,
+            0,
+        )
         for number in range(count)
     ]
 

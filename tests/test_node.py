@@ -1,4 +1,4 @@
-"""A node as a program embeds it: commands, queries, market data, membership and life, over real sockets in one process."""
+"""A node as a program embeds it: commands, queries, market data, membership, life; real sockets, one process."""
 
 from __future__ import annotations
 
@@ -56,7 +56,9 @@ def test_orders_submitted_at_any_node_meet_in_one_book(exchange: Any) -> None:
     net.assert_same_hash(MARKET)
     for node in net:
         view = node.get_order_book(MARKET)
-        assert [(level.price, level.quantity, level.orders) for level in view.bids] == [(Decimal("100.50"), Decimal("0.2"), 1)]
+        assert [(level.price, level.quantity, level.orders) for level in view.bids] == [
+            (Decimal("100.50"), Decimal("0.2"), 1)
+        ]
         assert view.asks == ()
         assert view.state_hash == net[0].state_hash(MARKET)
         assert node.trades(MARKET) == list(bid.trades)
@@ -208,7 +210,9 @@ def test_good_till_date_orders_leave_an_idle_market_on_time(exchange: Any) -> No
     assert net[1].get_order(MARKET, order.order_id) is None
 
 
-def test_a_node_that_joins_late_catches_up_and_joins_the_in_sync_set_while_orders_flow(exchange: Any, tmp_path: Path) -> None:
+def test_a_node_that_joins_late_catches_up_and_joins_the_in_sync_set_while_orders_flow(
+    exchange: Any, tmp_path: Path
+) -> None:
     net = exchange(nodes=1, markets={MARKET: RULES})
     node = net[0]
     node.submit_many(MARKET, [node.order(MARKET, "buy", "90", "1") for _ in range(5000)], timeout=60)
@@ -309,7 +313,15 @@ def test_all_nodes_restart_from_disk_to_the_same_sequence_and_hash(exchange: Any
 def test_a_malformed_frame_costs_its_sender_the_link_and_nothing_else(exchange: Any) -> None:
     net = exchange(nodes=1, markets={MARKET: RULES})
     node = net[0]
-    frames = [b"", b"\x00", b"\x01\xff\x90", b"\x01\x05\xc1", b"\x63\x01\x90", b"\x01\x02" + b"\x91" * 500, b"\x01\x02\x93\xa1x\x01\x90"]
+    frames = [
+        b"",
+        b"\x00",
+        b"\x01\xff\x90",
+        b"\x01\x05\xc1",
+        b"\x63\x01\x90",
+        b"\x01\x02" + b"\x91" * 500,
+        b"\x01\x02\x93\xa1x\x01\x90",
+    ]
     for number, frame in enumerate(frames, 1):
         gone = threading.Event()
         with pynng.Push0(send_timeout=5000) as socket:

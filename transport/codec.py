@@ -68,9 +68,7 @@ class Bytes:
 
     def __call__(self, value: Any, name: str) -> bytes:
         if type(value) is not bytes or not self.length_min <= len(value) <= self.length_max:
-            raise ProtocolError(
-                f"{name}: expected {self.length_min} to {self.length_max} bytes, got {_shown(value)}"
-            )
+            raise ProtocolError(f"{name}: expected {self.length_min} to {self.length_max} bytes, got {_shown(value)}")
         return value
 
 
@@ -167,7 +165,8 @@ class Codec(Generic[_T]):
         self._fields_of: dict[type[_T], tuple[str, ...]] = {}
         for kind, message_type in kinds.items():
             hints = typing.get_type_hints(message_type, include_extras=True)
-            checks = [(f.name, _check_of(hints[f.name], message_type, f.name)) for f in dataclasses.fields(message_type)]  # type: ignore[arg-type]
+            names = [field.name for field in dataclasses.fields(message_type)]  # type: ignore[arg-type]
+            checks = [(name, _check_of(hints[name], message_type, name)) for name in names]
             self._kind_of[message_type] = kind
             self._decoders[kind] = (message_type, checks)
             self._fields_of[message_type] = tuple(name for name, _ in checks)

@@ -74,9 +74,7 @@ class Coordinator(Protocol):
         Of many that race exactly one wins: see whose ``leader`` the returned record names.
         """
 
-    def swap(
-        self, expected: MarketRecord, *, epoch: int, leader: str, in_sync: Iterable[str]
-    ) -> MarketRecord | None:
+    def swap(self, expected: MarketRecord, *, epoch: int, leader: str, in_sync: Iterable[str]) -> MarketRecord | None:
         """Replace ``expected``, if the store holds exactly that, by its :func:`successor`; return the new record.
 
         None, and nothing is changed, if the store holds anything else: another version, other content, no record.

@@ -75,7 +75,9 @@ def listen(socket: pynng.Socket, address: str) -> str:
     if address.startswith("ipc://"):
         path = address.removeprefix("ipc://")
         if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise ConfigurationError(f"cannot listen at {address}: {path} exists and is not a socket; choose another path")
+            raise ConfigurationError(
+                f"cannot listen at {address}: {path} exists and is not a socket; choose another path"
+            )
     try:
         listener = socket.listen(address)
     except (pynng.NNGException, ValueError) as error:
@@ -158,7 +160,9 @@ class Inbox:
                 self._on_frame(pipe.id, message.bytes)
             except TransportError as error:
                 self.frames_refused += 1
-                logger.warning("inbox %s: closing the link of pipe %d: %s (%s)", self.address, pipe.id, error, error.code)
+                logger.warning(
+                    "inbox %s: closing the link of pipe %d: %s (%s)", self.address, pipe.id, error, error.code
+                )
                 pipe.close()
             except Exception:
                 logger.exception("inbox %s: the frame handler failed", self.address)
@@ -203,7 +207,9 @@ class Outlet:
         if self._closed:
             raise Closed("the outlet is closed")
         if len(frame) > FRAME_SIZE_MAX:
-            raise TransportError(f"a frame of {len(frame)} bytes exceeds the limit of {FRAME_SIZE_MAX}", code="frame_too_large")
+            raise TransportError(
+                f"a frame of {len(frame)} bytes exceeds the limit of {FRAME_SIZE_MAX}", code="frame_too_large"
+            )
         deadline = time.monotonic() + timeout_ms / 1000
         while True:
             try:

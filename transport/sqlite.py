@@ -122,9 +122,7 @@ class SqliteCoordinator:
                 connection.execute(_INSERT, _values(record))
         return existing or record
 
-    def swap(
-        self, expected: MarketRecord, *, epoch: int, leader: str, in_sync: Iterable[str]
-    ) -> MarketRecord | None:
+    def swap(self, expected: MarketRecord, *, epoch: int, leader: str, in_sync: Iterable[str]) -> MarketRecord | None:
         record = successor(expected, epoch=epoch, leader=leader, in_sync=in_sync)
         with self._transaction("BEGIN IMMEDIATE") as connection:
             if self._select(connection, expected.market) != expected:

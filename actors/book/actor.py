@@ -11,6 +11,7 @@ Batches form without a timer: what arrives while one record is being written bec
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import time
@@ -329,12 +330,14 @@ class BookActor(NodeActor):
         replica = self.replica
         if not replica.may_propose:
             return Unavailable(
-                f"market {self._market}: {len(replica.in_sync)} replicas are in sync, {replica.min_in_sync} are required; "
+                f"market {self._market}: {len(replica.in_sync)} replicas are in sync, {replica.min_in_sync} needed; "
                 "nothing was executed, retry when more nodes are back",
                 code="not_enough_in_sync",
             )
         if self._waiting_commands + commands > WAITING_MAX:
-            return Overloaded(f"market {self._market}: {WAITING_MAX} commands wait already; nothing was executed, slow down")
+            return Overloaded(
+                f"market {self._market}: {WAITING_MAX} commands wait already; nothing was executed, slow down"
+            )
         return None
 
     def _enqueue(self, waiting: _Waiting) -> None:
@@ -407,7 +410,8 @@ class BookActor(NodeActor):
     def _take_forward(self, sender: str, message: Forward) -> None:
         if self.replica.role is not Role.LEADING:
             error: OpenOutcryError | None = Unavailable(
-                f"market {self._market} is not led by the node that was asked; nothing was executed, retry", code="not_leader"
+                f"market {self._market} is not led by the node that was asked; nothing was executed, retry",
+                code="not_leader",
             )
         else:
             error = self._refusal(len(message.commands))
@@ -425,9 +429,9 @@ class BookActor(NodeActor):
     def _hear_coordinator(self, answer: CoordinatorAnswer, now_ns: int) -> None:
         if answer.error is not None:
             logger.warning("market %s: the coordinator could not be asked: %s", self._market, answer.error)
-            self._run(self.replica.on_coordinator_unavailable())
-        elif answer.what == "swap":
-            self._run(self.replica.on_swapped(answer.record, now_ns))
+            self._run(self.replica.on_coordinator_unavailable(answer.what))
+        elif isinstance(answer.what, SwapRecord):
+            self._run(self.replica.on_swapped(answer.what, answer.record, now_ns))
         else:
             self._run(self.replica.on_record(answer.record, now_ns))
 
@@ -451,15 +455,15 @@ class BookActor(NodeActor):
         elif isinstance(effect, CutJournal):
             tell(self._journal, CutLog(effect.sequence))
         elif isinstance(effect, ReadRecord):
-            self._ask_coordinator("read", lambda store: store.read(market))
+            self._ask_coordinator(effect, lambda store: store.read(market))
         elif isinstance(effect, CreateRecord):
             if self._own_rules is not None:
-                self._ask_coordinator("create", lambda store: store.create(market, node, (node,)))
+                self._ask_coordinator(effect, lambda store: store.create(market, node, (node,)))
         elif isinstance(effect, SwapRecord):
             swap = effect
             self.counters["swaps"] += 1
             self._ask_coordinator(
-                "swap",
+                swap,
                 lambda store: store.swap(swap.expected, epoch=swap.epoch, leader=swap.leader, in_sync=swap.in_sync),
             )
         elif isinstance(effect, LeadershipBegun):
@@ -475,13 +479,15 @@ class BookActor(NodeActor):
         elif isinstance(effect, Stop):
             self._stop_replica(effect.error)
 
-    def _ask_coordinator(self, what: str, run: Callable[[Any], Any]) -> None:
+    def _ask_coordinator(self, what: Effect, run: Callable[[Any], Any]) -> None:
         tell(self._coordinator, CoordinatorCall(self.actor_ref, run, what))
 
     def _refuse_waiting(self) -> None:
         while self._waiting:
             waiting = self._waiting.popleft()
-            error = Unavailable(f"market {self._market} has a new leader; nothing was executed, retry", code="not_leader")
+            error = Unavailable(
+                f"market {self._market} has a new leader; nothing was executed, retry", code="not_leader"
+            )
             if waiting.origin == self._node:
                 self._fail_requests([waiting.request], error)
             elif waiting.origin:
@@ -598,14 +604,10 @@ class BookActor(NodeActor):
 
 
 def _fail(future: Future[Any], error: OpenOutcryError) -> None:
-    try:
+    with contextlib.suppress(InvalidStateError):  # the caller has given up
         future.set_exception(error)
-    except InvalidStateError:
-        pass  # the caller has given up
 
 
 def _fulfil(future: Future[Any], outcome: Outcome) -> None:
-    try:
+    with contextlib.suppress(InvalidStateError):  # the caller has given up
         future.set_result(outcome)
-    except InvalidStateError:
-        pass  # the caller has given up

@@ -168,14 +168,22 @@ def checked_commands(commands: Any, *, internal: bool = False) -> tuple[Command,
             and (account.isascii() or _is_utf8(account))
             and (client_order_id.isascii() or _is_utf8(client_order_id))
         ):
-            raise ProtocolError(f"command: account and client order id are strings of at most {NAME_LENGTH_MAX} characters")
+            raise ProtocolError(
+                f"command: account and client order id are strings of at most {NAME_LENGTH_MAX} characters"
+            )
         if not account and not (internal and kind in (CLOCK, CONFIGURE)):
             raise ProtocolError("command: the account is empty")
         well_formed = False
         if kind == SUBMIT and len(command) == 10:
             _, _, _, side, order_type, price, quantity, time_in_force, expire_ns, stp = command
             well_formed = (
-                type(side) is type(order_type) is type(quantity) is type(time_in_force) is type(expire_ns) is type(stp) is int
+                type(side)
+                is type(order_type)
+                is type(quantity)
+                is type(time_in_force)
+                is type(expire_ns)
+                is type(stp)
+                is int
                 and 0 <= side <= 1
                 and 0 <= order_type <= 2
                 and (_is_price(price) or (price is None and order_type == OrderType.MARKET))

@@ -1,9 +1,10 @@
 """The durable log of one market: segment files, group commit, recovery. Owns its folder; never interprets a command.
 
-A segment is a preallocated file ``<first sequence, 20 digits>.log``: a header (magic, the tail it follows), then entries
-``mark | crc32 | body length | durable | committed | chain | body``; the checksum is of all that follows it. ``durable`` and ``committed`` are the sequence numbers
-known to be so when the entry was written. They tell a torn tail from corruption: one write is synced before the next
-begins, so a bad entry is torn if no later entry claims that it was durable, and corruption if one does.
+A segment is a preallocated file ``<first sequence, 20 digits>.log``: a header (magic, the tail it follows), then
+entries ``mark | crc32 | body length | durable | committed | chain | body``; the checksum is of all that follows it.
+``durable`` and ``committed`` are the sequence numbers known to be so when the entry was written. They tell a torn tail
+from corruption: one write is synced before the next begins, so a bad entry is torn if no later entry claims that it
+was durable, and corruption if one does.
 
 One thread owns a :class:`Journal`. An error of write or sync is final: nothing is retried, the journal stays failed.
 """
@@ -51,7 +52,8 @@ class FolderLock:
         except OSError as error:
             self._file.close()
             raise ConfigurationError(
-                f"{folder} is in use by another node; give each node a data directory of its own", code="data_dir_in_use"
+                f"{folder} is in use by another node; give each node a data directory of its own",
+                code="data_dir_in_use",
             ) from error
 
     def release(self) -> None:
@@ -185,7 +187,7 @@ class Journal:
         return self._tail_at(at + 1)
 
     def bodies(self, after: int, *, size_max: int) -> list[bytes]:
-        """Return record bodies after the boundary ``after``, in order: at least one if there is any, up to ``size_max`` bytes."""
+        """Return the record bodies after the boundary ``after``: up to ``size_max`` bytes, but one if there is any."""
         found: list[bytes] = []
         size = 0
         for at in range(bisect_right(self._last, after), len(self._last)):

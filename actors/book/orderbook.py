@@ -76,7 +76,7 @@ _sequence_of: Final = itemgetter(1)
 
 
 class Order:
-    """A resting order. ``quantity = filled + open + cancelled`` (lots); ``priority`` is the sequence at which it queued."""
+    """A resting order. ``quantity = filled + open + cancelled`` lots; ``priority``: the sequence at which it queued."""
 
     __slots__ = (
         "account",
@@ -192,7 +192,7 @@ class OrderBook:
     # -- commands -----------------------------------------------------------------------------------------------
 
     def apply(self, first_sequence: int, timestamp_ns: int, commands: Sequence[Command]) -> list[Event]:
-        """Execute ``commands`` as sequences ``first_sequence``, ``first_sequence + 1``, … and return their events in order.
+        """Execute ``commands`` as sequences ``first_sequence``, ``first_sequence + 1``, … and return their events.
 
         ``timestamp_ns`` is the leader's time of the whole batch; it never runs backwards in a log. How a log is cut
         into batches does not change the result. A submitted order's id is its sequence number.
@@ -256,7 +256,7 @@ class OrderBook:
     def _submit(self, sequence: int, command: Command, events: list[Event]) -> None:
         _, account, client_order_id, side, order_type, price, quantity, time_in_force, expire_ns, stp = command
         opposite = self._keys[1 - side]
-        if order_type == _MARKET:
+        if order_type == _MARKET:  # noqa: SIM108 (two ternaries in one line hide the rule)
             floor = self._market_floor(side, price, opposite)
         else:
             floor = price if side else -price
@@ -332,7 +332,18 @@ class OrderBook:
                 lots = maker_open if maker_open < open_lots else open_lots
                 open_lots -= lots
                 self.trade_count += 1
-                trade = (TRADE, sequence, self.trade_count, price, lots, maker.id, taker_id, maker.account, account, side)
+                trade = (
+                    TRADE,
+                    sequence,
+                    self.trade_count,
+                    price,
+                    lots,
+                    maker.id,
+                    taker_id,
+                    maker.account,
+                    account,
+                    side,
+                )
                 events.append(trade)
                 dirty.append(maker)
                 if lots == maker_open:
@@ -381,7 +392,9 @@ class OrderBook:
             maker.cancelled += given
             self._dirty.append(maker)
             price = maker.level.price
-            events.append((CANCELLED, sequence, maker.id, account, 1 - side, price, given, maker.open, Reason.SELF_TRADE))
+            events.append(
+                (CANCELLED, sequence, maker.id, account, 1 - side, price, given, maker.open, Reason.SELF_TRADE)
+            )
             if not maker.open:
                 maker.level.live -= 1
                 self._remove_from_index(maker)
@@ -472,9 +485,7 @@ class OrderBook:
             opposite = self._keys[1 - side]
             crosses = bool(opposite) and opposite[-1] >= floor
             # The limits hold for what changes: an order that they have since left behind may still be reduced.
-            code = self._limits(
-                price if price != level.price else None, quantity if quantity != order.open else None
-            )
+            code = self._limits(price if price != level.price else None, quantity if quantity != order.open else None)
             if code is None and order.quantity - order.open + quantity > INT64_MAX:
                 code = Code.QUANTITY_TOO_LARGE  # with what it has filled already: the sum must fit a snapshot
             if code is None and crosses and order.post_only:
@@ -867,5 +878,3 @@ def _view(order: Order) -> OrderView:
 
 
 __all__ = ["DepthLevel", "Order", "OrderBook", "OrderView"]
-
-

@@ -1,9 +1,9 @@
 """The unit of a market's log: one batch of commands under one epoch and one leader timestamp, hash-chained. Pure.
 
 A record's *body* is ``msgpack((epoch, first_sequence, timestamp_ns, commands, origins))``: encoded once by the leader,
-sent, stored and hashed as those bytes. Its *chain* is BLAKE2b-256 of the body keyed with the previous chain, so equal chains mean
-equal logs up to there. ``origins`` says whose requests the commands are: ``(node id, request id, number of commands)``
-in order, so that whichever node applies the record can answer those who wait at it.
+sent, stored and hashed as those bytes. Its *chain* is BLAKE2b-256 of the body keyed with the previous chain, so equal
+chains mean equal logs up to there. ``origins`` says whose requests the commands are: ``(node id, request id, number of
+commands)`` in order, so that whichever node applies the record can answer those who wait at it.
 """
 
 from __future__ import annotations
@@ -133,5 +133,3 @@ _TIMESTAMP: Final = codec.Int(0, INT64_MAX)
 _ORIGINS: Final = codec.Array(
     codec.Record((codec.Str(80, 1), codec.Int(), codec.Int(1, COMMANDS_MAX))), length_max=COMMANDS_MAX
 )
-
-

@@ -4,8 +4,8 @@ Primary-backup with a reconfigurable in-sync set and an external coordinator: Pa
 MSR-TR-2008-25), the scheme of Kafka's in-sync replicas. The rules it rests on:
 
 - An entry is committed when it is durable on every member of the in-sync set; only committed entries are applied.
-- Only a compare-and-swap on the coordinator changes ``(epoch, leader, in-sync set)``. While one that adds a member is under
-  way its ack is needed already; one that removes a member takes effect only once it has succeeded.
+- Only a compare-and-swap on the coordinator changes ``(epoch, leader, in-sync set)``. While one that adds a member is
+  under way its ack is needed already; one that removes a member takes effect only once it has succeeded.
 - Every message carries its epoch. A replica refuses older epochs; a newer one makes a leader step down.
 
 The shell (``actor.py``) calls one method per input, in any order, and carries out the returned effects in order.
@@ -29,10 +29,10 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from ...transport.coordinator import MarketRecord
-from ...transport.errors import OpenOutcryError, ProtocolError, StorageError
+from ...transport.errors import OpenOutcryError, StorageError
 from ..messages import Ack, Append, Join, Lead, MarketMessage, Rewind
 from .commands import Command
-from .record import EMPTY, Origin, Record, Tail
+from .record import Origin, Record, Tail
 
 IN_FLIGHT_MAX: Final = 65_536
 """Commands a follower may have unacknowledged before the leader stops streaming and lets it read at its own pace."""
@@ -219,6 +219,8 @@ class Replica:
         self._missing_since_ns: dict[str, int] = {}
         self._swap: SwapRecord | None = None
         self._swap_lost = False
+        self._lapsed: str | None = None
+        self._must_read = True
         self._tokens = 0
         self._join_number = incarnation
         self._known_committed = applied.sequence
@@ -235,8 +237,8 @@ class Replica:
 
     def on_record(self, record: MarketRecord | None, now_ns: int) -> list[Effect]:
         """The coordinator answered a read or a create."""
-        if self.role is Role.STOPPED:
-            return []
+        if self.role is Role.STOPPED or (self._swap is not None and not self._swap_lost):
+            return []  # the answer to the swap says what the record is, and later than this
         if record is None:
             return [CreateRecord()]
         if record.epoch < self.epoch and self.role is Role.FOLLOWING:
@@ -249,15 +251,18 @@ class Replica:
                 )
             )
         self.record = record
+        self._must_read = False
         if record.leader != self.node:
             effects = self._step_down() if self.role is not Role.FOLLOWING else []
             if record.epoch > self.epoch or self.leader is None:
                 self._follow(record.leader, record.epoch)
             self.in_sync = record.in_sync
+            lapsed, self._lapsed = self._lapsed, None
+            if lapsed == record.leader and self.node in record.in_sync and self._swap is None:
+                effects += self._claim(tuple([member for member in record.in_sync if member != lapsed]))
             return effects
         if self.role is Role.FOLLOWING:
-            self.role = Role.CLAIMING
-            return self._start_swap(record.epoch + 1, record.in_sync)
+            return self._claim(record.in_sync)
         if self._swap is not None and self._swap_lost:
             self._swap_lost = False
             if record.version == self._swap.expected.version:
@@ -267,14 +272,34 @@ class Replica:
             return [*self._advance(), *self._reconsider(now_ns)]
         return []
 
-    def on_swapped(self, record: MarketRecord | None, now_ns: int) -> list[Effect]:
-        """The coordinator carried out our swap, or (None) holds something else."""
-        if self.role is Role.STOPPED or self._swap is None:
+    def on_leader_lapsed(self, leader: str) -> list[Effect]:
+        """The lease of ``leader`` has lapsed: if it still leads and this replica is in sync, take over by a swap.
+
+        That is safe whenever it is called: any member of the in-sync set may lead, the swap decides which one does, and
+        the epoch it begins fences off the former leader, dead or alive.
+        """
+        if self.role is not Role.FOLLOWING:
+            return []
+        self._lapsed = leader
+        return [ReadRecord()]
+
+    def _claim(self, in_sync: tuple[str, ...]) -> list[Effect]:
+        assert self.record is not None, "a claim replaces a record"
+        self.role = Role.CLAIMING
+        return self._start_swap(self.record.epoch + 1, in_sync)
+
+    def _give_up_claim(self) -> None:
+        self.role = Role.FOLLOWING
+        self._swap = None
+        self.joined = False  # while it claimed, this replica followed nobody
+
+    def on_swapped(self, swap: SwapRecord, record: MarketRecord | None, now_ns: int) -> list[Effect]:
+        """The coordinator carried out our ``swap``, or (None) holds something else than it expected."""
+        if self.role is Role.STOPPED or swap is not self._swap:
             return []
         if record is None:
             if self.role is Role.CLAIMING:
-                self.role = Role.FOLLOWING
-                self._swap = None
+                self._give_up_claim()
             self._swap_lost = self._swap is not None
             return [ReadRecord()]
         self._swap = None
@@ -295,15 +320,16 @@ class Replica:
             effects += self._reconsider(now_ns)
         return effects
 
-    def on_coordinator_unavailable(self) -> list[Effect]:
-        """The coordinator did not answer: whether a swap happened is unknown until the record is read on a later tick.
+    def on_coordinator_unavailable(self, call: ReadRecord | CreateRecord | SwapRecord) -> list[Effect]:
+        """The coordinator did not answer ``call``: whether a swap happened is unknown until the record is read again.
 
         Until then a member that the swap would add stays required, and one that it would remove too.
         """
-        if self.role is Role.CLAIMING:
-            self.role = Role.FOLLOWING
-            self._swap = None
-        self._swap_lost = self._swap is not None
+        self._must_read = True
+        if call is self._swap:
+            self._swap_lost = True
+            if self.role is Role.CLAIMING:
+                self._give_up_claim()
         return []
 
     def _start_swap(self, epoch: int, in_sync: tuple[str, ...]) -> list[Effect]:
@@ -341,7 +367,7 @@ class Replica:
             return [ReadRecord()] if self._swap_lost else self._reconsider(now_ns)
         if self.role is not Role.FOLLOWING:
             return []
-        if self.joined:
+        if self.joined and not self._must_read:
             if self._fitted and not self._mismatched:
                 self._fitted_at_ns = now_ns
             elif now_ns - self._fitted_at_ns > _REJOIN_NS:
@@ -351,7 +377,7 @@ class Replica:
         if now_ns - self._asked_ns < _ASK_NS:
             return []
         self._asked_ns = now_ns
-        return [ReadRecord(), *(self._join() if self.leader in self._links else [])]
+        return [ReadRecord(), *(self._join() if self.leader in self._links and not self.joined else [])]
 
     def _reconsider(self, now_ns: int) -> list[Effect]:
         """Leader: start a swap if a member is gone or too slow, or a follower has caught up."""
@@ -429,7 +455,7 @@ class Replica:
         return effects
 
     def announce_commit(self) -> list[Effect]:
-        """Leader: tell the commit index to the followers that no record has told it to. Call when nothing else is to send."""
+        """Leader: tell the followers the commit index, unless a record did. Call it when nothing else is to be sent."""
         if self.role is not Role.LEADING:
             return []
         news = tuple([n for n, f in self._followers.items() if f.streaming and f.told < self.committed])
@@ -459,7 +485,9 @@ class Replica:
             return [Send((sender,), Lead(self.market, self.epoch, self.in_sync))]
         self._tokens += 1
         probe = Tail(message.tail_epoch, message.tail_sequence, message.tail_chain)
-        self._followers[sender] = _Follower(self._tokens, message.join, probe, acked=message.durable, behind_since_ns=now_ns)
+        self._followers[sender] = _Follower(
+            self._tokens, message.join, probe, acked=message.durable, behind_since_ns=now_ns
+        )
         if probe.sequence > self.tail.sequence:
             return [Send((sender,), Rewind(self.market, self.epoch, self.tail.sequence))]
         return [ReadJournal(sender, probe.sequence, self._tokens)]
@@ -483,7 +511,8 @@ class Replica:
             follower.sent = Record.span_of(bodies[-1])[1]
         follower.streaming = follower.sent == self.tail.sequence
         follower.told = self.committed
-        return [Send((node,), self._append(Tail(0, after, chain), tuple(bodies))), *self._reconsider(now_ns)]
+        send = Send((node,), self._append(Tail(0, after, chain), tuple(bodies)))
+        return [send, *self._advance(), *self._reconsider(now_ns)]
 
     def _feed(self, name: str, follower: _Follower) -> list[Effect]:
         """Read on for a follower that catches up at its own pace: the next piece once it holds the last one."""
@@ -500,7 +529,7 @@ class Replica:
             return []
         if message.epoch != self.epoch or message.join != follower.join:
             return []
-        # It may hold more than this join has sent it, from the stream of an earlier one; that is found out when sent again.
+        # It may hold more than this join has sent it, from an earlier one's stream: found out when it is sent again.
         known = follower.sent if follower.matched else follower.probe.sequence
         durable = min(message.durable, known)
         if durable > follower.acked:
@@ -540,11 +569,13 @@ class Replica:
 
     def on_lead(self, sender: str, message: Lead) -> list[Effect]:
         """Somebody says that it leads."""
-        if self.role is Role.STOPPED or message.epoch < self.epoch or sender == self.node:
-            return []
+        if self.role in (Role.STOPPED, Role.CLAIMING) or message.epoch < self.epoch or sender == self.node:
+            return []  # the coordinator's answer decides what becomes of a claim
         if message.epoch == self.epoch and self.leader not in (None, sender):
-            return self._stop(StorageError(f"two leaders in epoch {self.epoch}: {self.leader} and {sender}", code="two_leaders"))
-        effects = self._step_down() if self.role in (Role.LEADING, Role.CLAIMING) else []
+            return self._stop(
+                StorageError(f"two leaders in epoch {self.epoch}: {self.leader} and {sender}", code="two_leaders")
+            )
+        effects = self._step_down() if self.role is Role.LEADING else []
         if message.epoch > self.epoch or self.leader != sender:
             self._follow(sender, message.epoch)
         self.in_sync = message.in_sync

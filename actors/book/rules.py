@@ -54,7 +54,9 @@ class MarketRules:
             except InvalidOperation:
                 unit = None
             if unit is None or not unit.is_finite() or unit <= 0 or len(value) > 40 or abs(unit.adjusted()) > 40:
-                raise ConfigurationError(f'{name} must be a positive decimal string such as "0.01", not {_shown(value)}')
+                raise ConfigurationError(
+                    f'{name} must be a positive decimal string such as "0.01", not {_shown(value)}'
+                )
         for name, low in (
             ("quantity_min_lots", 1),
             ("quantity_max_lots", 1),
@@ -135,7 +137,8 @@ def _shown(value: object) -> str:
 def _to_units(value: DecimalLike, unit: str, what: str, unit_name: str) -> int:
     if isinstance(value, float):
         raise InvalidRequest(
-            f'a {what} is a str, int or Decimal, never a float: {value!r} is not exact in binary; write "{value!r}" in quotes',
+            f"a {what} is a str, int or Decimal, never a float: {value!r} is not exact in binary; "
+            f'write "{value!r}" in quotes',
             code="float_refused",
         )
     if type(value) is bool or not isinstance(value, (str, int, Decimal)):

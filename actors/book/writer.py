@@ -1,7 +1,7 @@
 """JournalActor: the one thread that writes, syncs and reads a market's journal. Decides nothing.
 
-Messages: Persist, CutLog, ReadLog (from its BookActor); answers Persisted, LogRead, JournalFailed. What has queued up while
-one write was being synced goes into the next write together: group commit without a timer.
+Messages: Persist, CutLog, ReadLog (from its BookActor); answers Persisted, LogRead, JournalFailed. What has queued up
+while one write was being synced goes into the next write together: group commit without a timer.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ READ_SIZE_MAX: Final = 512 * 1024
 class JournalActor(NodeActor):
     """Owns a :class:`~.journal.Journal`, opened by its BookActor, and closes it."""
 
-    def __init__(
-        self, *, journal: Journal, book: pykka.ActorRef[Any], report: Callable[[ActorFailed], None]
-    ) -> None:
+    def __init__(self, *, journal: Journal, book: pykka.ActorRef[Any], report: Callable[[ActorFailed], None]) -> None:
         super().__init__(report=report)
         self._journal = journal
         self._book = book

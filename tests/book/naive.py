@@ -104,7 +104,7 @@ class NaiveBook:
 
     # -- the commands ------------------------------------------------------------------------------------------
 
-    def submit(  # noqa: PLR0917 - the command's own layout
+    def submit(
         self,
         command: Command,
         side: int,

@@ -1,4 +1,4 @@
-"""A whole exchange in one thread, from one seed: the pure replicas and books, with network, disks and coordinator simulated.
+"""A whole exchange in one thread, from one seed: the pure replicas and books; network, disks, coordinator simulated.
 
 Every choice (what happens next, what a crash leaves on a disk, whether a coordinator call that failed had been carried
 out) is drawn from one ``random.Random(seed)``, so a seed is a schedule, and a failure can be replayed. Invariants are
@@ -134,7 +134,6 @@ class Node:
             Rewind: lambda: replica.on_rewind(sender, message),
         }
         self.run(handlers[type(message)]())
-        self.run(replica.announce_commit())
 
     def work_journal(self) -> None:
         """Carry out the next task of the disk."""
@@ -142,7 +141,9 @@ class Node:
         now_ns = self.world.now_ns
         if isinstance(task, PersistRecords):
             self.disk += task.records
-            self.committed_on_disk = max(self.committed_on_disk, min(self.replica.committed, self.disk[-1].last_sequence))
+            self.committed_on_disk = max(
+                self.committed_on_disk, min(self.replica.committed, self.disk[-1].last_sequence)
+            )
             sequence = task.records[-1].last_sequence
             self.run(self.replica.on_durable(task.generation, sequence, now_ns))
         elif isinstance(task, CutJournal):
@@ -152,7 +153,6 @@ class Node:
             bodies = [r.body for r in self.disk if r.first_sequence > task.after][: self.world.chance.randrange(1, 6)]
             found = bodies if chain is not None else []
             self.run(self.replica.on_log_read(task.node, task.after, task.token, chain, found, now_ns))
-        self.run(self.replica.announce_commit())
 
     def work_coordinator(self) -> None:
         """Carry out the next call to the coordinator, or lose it, or carry it out and lose the answer."""
@@ -160,7 +160,7 @@ class Node:
         fate = self.world.chance.random() if self.world.faulty else 1.0
         store, now_ns = self.world.store, self.world.now_ns
         if fate < 0.05:
-            self.run(self.replica.on_coordinator_unavailable())
+            self.run(self.replica.on_coordinator_unavailable(call))
             return
         if isinstance(call, ReadRecord):
             answer = store.get(MARKET)
@@ -172,9 +172,9 @@ class Node:
                 answer = MarketRecord(MARKET, call.expected.version + 1, call.epoch, call.leader, call.in_sync)
                 store[MARKET] = answer
         if fate < 0.1:
-            self.run(self.replica.on_coordinator_unavailable())
+            self.run(self.replica.on_coordinator_unavailable(call))
         elif isinstance(call, SwapRecord):
-            self.run(self.replica.on_swapped(answer, now_ns))
+            self.run(self.replica.on_swapped(call, answer, now_ns))
         else:
             self.run(self.replica.on_record(answer, now_ns))
 
@@ -182,9 +182,12 @@ class Node:
 class World:
     """All nodes, what is between them, and what has been promised to users."""
 
-    def __init__(self, seed: int, *, nodes: int = 3, replica_class: type[Replica] = Replica) -> None:
+    def __init__(
+        self, seed: int, *, nodes: int = 3, takeovers: bool = True, replica_class: type[Replica] = Replica
+    ) -> None:
         self.seed = seed
         self.chance = random.Random(seed)
+        self.takeovers = takeovers
         self.replica_class = replica_class
         self.now_ns = 1_000_000_000
         self.incarnations = 0
@@ -270,8 +273,13 @@ class World:
                         possible.append((0.02, lambda a=name, b=other: self.cut(a, b)))
             if self.faulty:
                 possible.append((0.03, node.crash))
+                if self.takeovers and node.replica.leader is not None:
+                    possible.append((0.03, lambda n=node: n.run(n.replica.on_leader_lapsed(n.replica.leader))))
         weights, actions = zip(*possible, strict=True)
         chance.choices(actions, weights)[0]()
+        for node in self.nodes.values():
+            if node.alive and chance.random() < 0.5:
+                node.run(node.replica.announce_commit())
 
     def tick(self) -> None:
         self.now_ns += self.chance.choice((1, 10, 100, 400)) * 1_000_000
@@ -303,7 +311,9 @@ class World:
             if self.converged():
                 break
         else:
-            raise AssertionError(f"stuck: {[(n.name, n.replica.role, n.replica.tail.sequence) for n in self.nodes.values()]}")
+            raise AssertionError(
+                f"stuck: {[(n.name, n.replica.role, n.replica.tail.sequence) for n in self.nodes.values()]}"
+            )
         for node in self.nodes.values():
             node.book.check()
             assert node.book.sequence >= self.acknowledged, f"{node.name} lost acknowledged commands"
