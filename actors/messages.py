@@ -296,7 +296,7 @@ class JournalFailed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CoordinatorCall:
-    """BookActor to the CoordinatorActor: call ``run(coordinator)``; answer with CoordinatorAnswer and the same ``what``."""
+    """BookActor to the CoordinatorActor: call ``run(coordinator)``; CoordinatorAnswer brings ``what`` back."""
 
     reply_to: ActorRef[Any]
     run: Callable[[Any], Any]

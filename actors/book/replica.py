@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -219,6 +220,7 @@ class Replica:
         self._missing_since_ns: dict[str, int] = {}
         self._swap: SwapRecord | None = None
         self._swap_lost = False
+        self._inherited = 0
         self._lapsed: str | None = None
         self._must_read = True
         self._tokens = 0
@@ -311,6 +313,7 @@ class Replica:
             self.epoch = record.epoch
             self.leader = self.node
             self.joined = False
+            self._inherited = self.tail.sequence
             self._followers.clear()
             self._missing_since_ns = {member: now_ns for member in record.in_sync if member != self.node}
             effects.append(LeadershipBegun())
@@ -397,9 +400,12 @@ class Replica:
                     follower.behind_since_ns = now_ns
                 if now_ns - follower.behind_since_ns < self._lag_ns_max:
                     members.add(member)
-        for name, follower in self._followers.items():
-            if name not in self.in_sync and follower.streaming and follower.acked >= self.committed:
-                members.add(name)
+        # A former leader may still commit what it had sent to the members of its epoch, us among them. Until all of
+        # that is committed here as well, a new member could be in sync without it.
+        if self.committed >= self._inherited:
+            for name, follower in self._followers.items():
+                if name not in self.in_sync and follower.streaming and follower.acked >= self.committed:
+                    members.add(name)
         if members == set(self.in_sync):
             return []
         return self._start_swap(self.epoch, tuple(members))
@@ -663,7 +669,14 @@ class Replica:
         previous, chain = message.previous_sequence, message.previous_chain
         if previous == self.tail.sequence:
             return bodies if chain == self.tail.chain else None
-        if previous == self._base.sequence:
+        if previous < self._base.sequence:
+            # The leader's log holds all that is committed, so up to there it is ours.
+            spans = [Record.span_of(body)[1] for body in bodies]
+            bodies = bodies[bisect_right(spans, self._base.sequence) :]
+            held = list(self.pending)
+            if spans and spans[-1] > self._base.sequence and self._base.sequence not in (previous, *spans):
+                return None
+        elif previous == self._base.sequence:
             if chain != self._base.chain:
                 return None
             held = list(self.pending)
