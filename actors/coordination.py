@@ -1,35 +1,76 @@
 """CoordinatorActor: the one thread that talks to the node's coordinator, so that no order waits for it.
 
-Messages: CoordinatorCall; answers CoordinatorAnswer to whom the call names. A store that cannot be reached is an answer
-too; any other failure ends the actor and is the node's to judge.
+It keeps the node's lease, by which the others tell a dead leader from a slow one, and carries out the calls of the
+BookActors. A store that cannot be reached is an answer too: markets that need no change go on without it.
+
+Messages: CoordinatorCall; answers CoordinatorAnswer to whom the call names. StoreStatus (ask) answers what is wrong.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from ..transport.coordinator import Coordinator
-from ..transport.errors import Unavailable
-from ._base import NodeActor, tell
-from .messages import ActorFailed, CoordinatorAnswer, CoordinatorCall
+from ..transport.errors import OpenOutcryError
+from ._base import TICK, NodeActor, tell
+from .messages import ActorFailed, CoordinatorAnswer, CoordinatorCall, StoreStatus
+
+logger = logging.getLogger(__name__)
 
 
 class CoordinatorActor(NodeActor):
-    """Owns the node's coordinator object and closes it."""
+    """Owns the node's coordinator object and closes it; renews the lease of ``node`` every third of ``lease_ms``."""
 
-    def __init__(self, *, coordinator: Coordinator, report: Callable[[ActorFailed], None]) -> None:
+    tick_ms: ClassVar[int] = 50
+
+    def __init__(
+        self, *, coordinator: Coordinator, node: str, lease_ms: int, report: Callable[[ActorFailed], None]
+    ) -> None:
         super().__init__(report=report)
         self._coordinator = coordinator
+        self._node = node
+        self._lease_ms = lease_ms
+        self._renew_at_s = 0.0
+        self._error: OpenOutcryError | None = None
 
-    def on_receive(self, message: Any) -> None:
-        assert isinstance(message, CoordinatorCall), f"CoordinatorActor does not understand {type(message).__name__}"
-        try:
-            record = message.run(self._coordinator)
-        except Unavailable as error:
-            tell(message.reply_to, CoordinatorAnswer(message.what, None, error))
+    def on_receive(self, message: Any) -> Any:
+        if isinstance(message, CoordinatorCall):
+            self._call(message)
+        elif isinstance(message, StoreStatus):
+            return None if self._error is None else str(self._error)
         else:
-            tell(message.reply_to, CoordinatorAnswer(message.what, record, None))
+            assert message is TICK, f"CoordinatorActor does not understand {type(message).__name__}"
+        if time.monotonic() >= self._renew_at_s:
+            self._renew()
+        return None
+
+    def _call(self, call: CoordinatorCall) -> None:
+        try:
+            answer = call.run(self._coordinator)
+        except OpenOutcryError as error:
+            tell(call.reply_to, CoordinatorAnswer(call.what, None, error))
+        else:
+            tell(call.reply_to, CoordinatorAnswer(call.what, answer, None))
+
+    def _renew(self) -> None:
+        self._renew_at_s = time.monotonic() + self._lease_ms / 3000
+        try:
+            self._coordinator.renew(self._node, ttl_ms=self._lease_ms)
+        except OpenOutcryError as error:
+            if self._error is None:
+                logger.error("the coordinator cannot be used; markets go on as they are: %s", error)
+            self._error = error
+        else:
+            if self._error is not None:
+                logger.info("the coordinator can be used again")
+            self._error = None
 
     def on_stop(self) -> None:
+        try:
+            self._coordinator.release(self._node)
+        except OpenOutcryError as error:
+            logger.warning("the lease was not given up, and will lapse: %s", error)
         self._coordinator.close()

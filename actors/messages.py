@@ -19,8 +19,6 @@ from .book.record import CHAIN_START, COMMANDS_MAX, RECORD_SIZE_MAX
 if TYPE_CHECKING:
     from pykka import ActorRef
 
-    from ..transport.coordinator import MarketRecord
-
 NodeId = Annotated[str, codec.Str(80, 1)]
 MarketName = Annotated[str, codec.Str(64, 1)]
 Epoch = Annotated[int, codec.Int(0)]
@@ -90,6 +88,14 @@ class Rewind:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Resign:
+    """Leader to a follower: I lead no longer after ``epoch``; take over if you are in sync."""
+
+    market: MarketName
+    epoch: Epoch
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Append:
     """Leader to follower: the records that follow ``previous``, and how far the log is committed.
 
@@ -137,11 +143,11 @@ class Refused:
     reason: Annotated[str, codec.Str(500)]
 
 
-MarketMessage = Lead | Join | Rewind | Append | Ack | Forward | Refused
+MarketMessage = Lead | Join | Rewind | Append | Ack | Forward | Refused | Resign
 Message = Hello | MarketMessage
 
 CODEC: Final[codec.Codec[Any]] = codec.Codec(
-    {1: Hello, 2: Lead, 3: Join, 4: Rewind, 5: Append, 6: Ack, 7: Forward, 8: Refused}
+    {1: Hello, 2: Lead, 3: Join, 4: Rewind, 5: Append, 6: Ack, 7: Forward, 8: Refused, 9: Resign}
 )
 
 
@@ -308,8 +314,28 @@ class CoordinatorAnswer:
     """CoordinatorActor to BookActor: what the store said; ``error`` if it could not be reached."""
 
     what: Any
-    record: MarketRecord | None
+    record: Any
     error: Exception | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StoreStatus:
+    """The API to the CoordinatorActor (ask): answers what is wrong with the store, None if nothing."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LeaseLapsed:
+    """What a BookActor asks the coordinator about the leader it has lost: has the lease of ``leader`` lapsed?"""
+
+    leader: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HandOver:
+    """The node to a BookActor (ask), before it closes: give leadership to a follower that has everything.
+
+    Answers whether nothing is left to hand over: not leading, or nobody to take it.
+    """
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

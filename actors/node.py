@@ -66,6 +66,7 @@ from .discovery import NODE_SERVICE, Announce, DiscoveryActor, Find, Unannounce
 from .messages import (
     CODEC,
     ActorFailed,
+    HandOver,
     Heard,
     Hello,
     HelloHeard,
@@ -75,6 +76,7 @@ from .messages import (
     PeerUp,
     PipeRemoved,
     Query,
+    StoreStatus,
     Submit,
 )
 from .peer import PeerActor
@@ -93,6 +95,8 @@ from .views import (
 
 logger = logging.getLogger(__name__)
 
+HAND_OVER_S: Final = 3.0
+"""How long a node that closes waits for others to take over what it leads, in seconds."""
 IN_FLIGHT_MAX: Final = 65_536
 """Most commands of one market that a node may have unanswered; a submitter beyond waits, then gets Overloaded."""
 
@@ -171,6 +175,7 @@ class ExchangeNode:
         serve_directory: str | None = None,
         ttl_ms: int = 2000,
         min_in_sync: int = 1,
+        lease_ms: int = 2000,
         timeout: float = 5.0,
     ) -> None:
         """Start the node; it is announced and recovering when this returns, :meth:`wait_ready` tells when it can trade.
@@ -188,6 +193,7 @@ class ExchangeNode:
             serve_directory: also be a rendezvous, at this address.
             ttl_ms: how long the directory remembers this node when it falls silent.
             min_in_sync: how many replicas have to hold a command durably before it is answered.
+            lease_ms: how long the others wait, when this node falls silent, before one takes over what it leads.
             timeout: the default bound of every call, in seconds.
 
         Raises:
@@ -221,7 +227,9 @@ class ExchangeNode:
                 raise ConfigurationError(f"a market's name has 1 to {NAME_LENGTH_MAX} characters, not {market!r:.80}")
         rendezvous = [directory] if isinstance(directory, str) else list(directory)
         try:
-            self._start(wanted, rendezvous, data_dir, coordinator, listen, advertise, serve_directory, min_in_sync)
+            self._start(
+                wanted, rendezvous, data_dir, coordinator, listen, advertise, serve_directory, min_in_sync, lease_ms
+            )
         except BaseException:
             self._closed = True
             self._undo.close()
@@ -238,6 +246,7 @@ class ExchangeNode:
         advertise: str | None,
         serve_directory: str | None,
         min_in_sync: int,
+        lease_ms: int,
     ) -> None:
         undo = self._undo
         if data_dir is None:
@@ -254,8 +263,11 @@ class ExchangeNode:
         except BaseException:
             coordinator.close()
             raise
-        keeper = CoordinatorActor.start(coordinator=coordinator, report=self._report)
+        keeper = CoordinatorActor.start(
+            coordinator=coordinator, node=self.node_id, lease_ms=lease_ms, report=self._report
+        )
         undo.callback(stop_and_join, keeper, timeout_s=10)
+        self._keeper = keeper
         self._supervisor = _Supervisor.start(self)
         undo.callback(stop_and_join, self._supervisor, timeout_s=10)
         if serve_directory is not None:
@@ -305,13 +317,30 @@ class ExchangeNode:
         return f"<ExchangeNode {self.name} at {self.address}{' (closed)' if self._closed else ''}>"
 
     def close(self) -> None:
-        """Stop the node in order; commands without an answer fail with Closed. Idempotent, callable from any thread."""
+        """Stop the node in order; idempotent, callable from any thread.
+
+        What the node leads it hands over first, to a follower that has everything, for ``HAND_OVER_S`` at most.
+        Commands that have no answer by then fail with Closed; their outcome is unknown.
+        """
         with self._closing:
             if self._closed:
                 return
+            self._hand_over()
             self._closed = True
             _open_nodes.discard(self)
             self._undo.close()
+
+    def _hand_over(self) -> None:
+        deadline = time.monotonic() + HAND_OVER_S
+        waiting = list(self._books.values())
+        while waiting and time.monotonic() < deadline:
+            try:
+                if waiting[-1].ask(HandOver(), timeout=HAND_OVER_S):
+                    waiting.pop()
+                else:
+                    time.sleep(0.005)
+            except (pykka.ActorDeadError, pykka.Timeout):
+                waiting.pop()
 
     def wait_ready(self, timeout: float = 30.0) -> None:
         """Wait until commands of every market can be sent from this node.
@@ -673,6 +702,7 @@ class ExchangeNode:
             "address": self.address,
             "directory": list(self._rendezvous),
             "coordinator": self._coordinator_id,
+            "coordinator_error": self._ask_message(self._keeper, StoreStatus(), self.timeout),
             "peers": links,
             "frames_refused": self._inbox.frames_refused,
             "failures": list(self._failures),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -361,8 +362,8 @@ def test_database_of_another_program_is_refused_and_left_alone(path: Path, mode:
 
 def test_unknown_schema_version_is_refused(path: Path) -> None:
     SqliteCoordinator(path).close()
-    execute(path, "PRAGMA user_version = 2")
-    with pytest.raises(ConfigurationError, match="has version 2 of the coordinator's schema"):
+    execute(path, "PRAGMA user_version = 3")
+    with pytest.raises(ConfigurationError, match="has version 3 of the coordinator's schema"):
         SqliteCoordinator(path)
 
 
@@ -483,3 +484,50 @@ def test_file_is_synced_beyond_full_and_kept_out_of_wal(path: Path, at_path: Sql
     with contextlib.closing(SqliteCoordinator(path)) as again:
         again.create(MARKET, "n1", NODES)
         assert not path.with_name(path.name + "-wal").exists()
+
+
+HOLDER = """
+store = make(location)
+store.renew(me, ttl_ms=600_000)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def lapses(coordinator: Coordinator, node: str, *, within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while not coordinator.lapsed(node):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def test_lease_is_held_while_renewed_and_lapses_when_it_is_not(coordinator: Coordinator) -> None:
+    assert coordinator.lapsed("n1"), "a node that never had one"
+    for _ in range(5):
+        coordinator.renew("n1", ttl_ms=300)
+        assert not coordinator.lapsed("n1")
+        time.sleep(0.1)
+    assert lapses(coordinator, "n1", within_s=5)
+
+
+def test_lease_that_is_given_up_has_lapsed_at_once(coordinator: Coordinator) -> None:
+    coordinator.renew("n1", ttl_ms=600_000)
+    coordinator.renew("n2", ttl_ms=600_000)
+    coordinator.release("n1")
+    assert coordinator.lapsed("n1")
+    assert not coordinator.lapsed("n2")
+
+
+def test_lease_of_a_killed_process_lapses_long_before_its_time_and_that_of_a_stopped_one_does_not(
+    store: Store, coordinator: Coordinator
+) -> None:
+    child = store.start_child(HOLDER, me="n1")
+    go(child)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "held\n"
+    child.send_signal(signal.SIGSTOP)
+    assert not coordinator.lapsed("n1")
+    child.kill()  # the parent has not waited for it: even a zombie is dead
+    assert lapses(coordinator, "n1", within_s=5)

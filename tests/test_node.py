@@ -250,26 +250,59 @@ def test_a_dead_follower_is_removed_and_returns_with_the_same_book(exchange: Any
     net.assert_same_hash(MARKET)
 
 
-def test_without_the_leader_the_caller_gets_a_clear_error_soon_and_may_retry_when_it_is_back(exchange: Any) -> None:
-    net = exchange(nodes=2, markets={MARKET: RULES})
-    follower = net[1]
-    first = follower.submit_order(MARKET, "buy", "100", "1", client_order_id="first")
-    net[0].close()
-    started = time.monotonic()
+def test_a_leader_that_is_closed_hands_over_and_commands_in_flight_are_answered(exchange: Any) -> None:
+    net = exchange(nodes=3, markets={MARKET: RULES})
+    survivor = net[1]
+    first = survivor.submit_order(MARKET, "buy", "100", "1", client_order_id="first")
+    stop = threading.Event()
+    answered: list[int] = []
+    gaps: list[float] = []
 
-    def refused() -> Any:
-        with pytest.raises(Unavailable) as caught:
-            follower.submit_order(MARKET, "buy", "100", "1", client_order_id="second", timeout=2)
-        return caught.value.code == "leader_unreachable"
+    def trade() -> None:
+        last = time.monotonic()
+        while not stop.is_set():
+            answered.append(survivor.submit_order(MARKET, "sell", "101", "1", timeout=10).sequence)
+            gaps.append(time.monotonic() - last)
+            last = time.monotonic()
 
-    until(refused, "the follower knows that the leader is gone")
-    assert time.monotonic() - started < 10
-    assert follower.get_order(MARKET, first.order_id) is not None, "reads go on"
+    trader = threading.Thread(target=trade)
+    trader.start()
+    try:
+        until(lambda: len(answered) > 20, "orders flow")
+        net[0].close()
+        seen = len(answered)
+        until(lambda: len(answered) > seen + 20, "orders flow again")
+    finally:
+        stop.set()
+        trader.join()
+    assert survivor.status()["markets"][MARKET]["leader"] != net[0].node_id
+    assert len(set(answered)) == len(answered)
+    assert len(survivor.all_orders(MARKET)) == 1 + len(answered), "each order is in the book once"
+    assert survivor.submit_order(MARKET, "buy", "100", "1", client_order_id="first").order_id == first.order_id
     net.restart(0)
-    until(lambda: follower.status()["markets"][MARKET]["ready"], "the leader is back")
-    again = follower.submit_order(MARKET, "buy", "100", "1", client_order_id="first")
-    assert (again.duplicate, again.order_id) == (True, first.order_id)
-    assert not follower.submit_order(MARKET, "buy", "100", "1", client_order_id="second").duplicate
+    net.wait_same_sequence(MARKET)
+    net.assert_same_hash(MARKET)
+
+
+def test_a_replica_that_is_not_in_sync_never_leads_and_says_so_in_time(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    net[0].submit_order(MARKET, "buy", "100", "1")
+    net.wait_same_sequence(MARKET)
+    net[1].close()
+    until(lambda: in_sync(net[0]) == 1, "the follower is out of the in-sync set")
+    late = net[0].submit_order(MARKET, "buy", "100", "1")
+    net[0].close()
+    behind = net.restart(1, wait=False)
+    assert behind.sequence(MARKET) < late.sequence, "reads go on, and say where they are true"
+    command = (1, "ann", "retry-me", 0, 0, 400, 10, 0, 0, 0)
+    started = time.monotonic()
+    with pytest.raises(Unavailable) as caught:
+        behind.submit_many(MARKET, [command], timeout=1)
+    assert caught.value.code == "leader_unreachable"
+    assert time.monotonic() - started < 5
+    net.restart(0)
+    (result,) = behind.submit_many(MARKET, [command])
+    assert (result.status, result.duplicate) == ("resting", False)
     net.wait_same_sequence(MARKET)
     net.assert_same_hash(MARKET)
 

@@ -93,3 +93,26 @@ def test_the_leader_goes_on_when_a_follower_is_killed_and_takes_it_back(tmp_path
         net.settle()
     assert len(ann.acked) == 20_000
     assert_acknowledged_once(net, {"ann": ann.acked})
+
+
+def test_another_takes_over_when_the_leader_is_killed_and_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+    acked: dict[str, list[tuple[str, int]]] = {}
+    with market(tmp_path) as net:
+        nodes = {"ann": net.start("ann")[0]}
+        nodes |= {node.name: node for node in net.start("bob", "cat")}
+        net.wait_in_sync()
+        for node in nodes.values():
+            node.trade(1, 30_000)
+        nodes["ann"].wait_acked(1000)
+        nodes["ann"].kill()
+        acked["ann"] = nodes["ann"].acked
+        for name in ("bob", "cat"):
+            nodes[name].wait_acked(len(nodes[name].acked) + 2000)
+        net.start("ann")
+        for name in ("bob", "cat"):
+            nodes[name].wait_traded()
+            acked[name] = nodes[name].acked
+        eventually(lambda: len(nodes["bob"].call("status")["markets"][MARKET]["in_sync"]) == 3, "all are in sync again")
+        net.settle()
+    assert len(acked["bob"]) == len(acked["cat"]) == 30_000
+    assert_acknowledged_once(net, acked)

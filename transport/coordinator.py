@@ -3,8 +3,8 @@
 Owns the record, the rules of its changes and the protocol that every store implements (:mod:`.sqlite`: all nodes on one
 machine; etcd: many machines). Never decides who should lead, never keeps time, and is never on the path of an order.
 
-Leases, which say when a leader may be taken for dead, will be kept in the same store beside the records. Safety does
-not rest on them, so nothing here knows them: a leader that was deposed finds its next swap refused.
+Leases, which say when a leader may be taken for dead, are kept in the same store beside the records. Safety does not
+rest on them: a leader that was deposed too early finds its next swap refused, and its acks missing.
 """
 
 from __future__ import annotations
@@ -78,6 +78,18 @@ class Coordinator(Protocol):
         """Replace ``expected``, if the store holds exactly that, by its :func:`successor`; return the new record.
 
         None, and nothing is changed, if the store holds anything else: another version, other content, no record.
+        """
+
+    def renew(self, node: str, *, ttl_ms: int) -> None:
+        """Keep the lease of ``node`` for another ``ttl_ms``; it belongs to the calling process."""
+
+    def release(self, node: str) -> None:
+        """Give the lease of ``node`` up: it counts as lapsed at once."""
+
+    def lapsed(self, node: str) -> bool:
+        """Return whether ``node`` holds no lease: it never did, gave it up, has let it lapse, or its process is gone.
+
+        It may have been renewed before the caller acts; whoever acts on it has to do so by a swap.
         """
 
     def close(self) -> None:

@@ -37,8 +37,8 @@ from .errors import Closed, ConfigurationError, OpenOutcryError, StorageError, U
 APPLICATION_ID: Final = int.from_bytes(b"OOut")
 """SQLite's ``application_id`` of our files: what tells them from those of other programs."""
 
-SCHEMA_VERSION: Final = 1
-"""SQLite's ``user_version`` of our files. Leases will make it 2."""
+SCHEMA_VERSION: Final = 2
+"""SQLite's ``user_version`` of our files."""
 
 BUSY_MS: Final = 2_000
 """How long an operation waits for the locks of other processes, in milliseconds: once to begin, once to commit."""
@@ -54,11 +54,17 @@ _SCHEMA: Final = (
         leader  TEXT NOT NULL CHECK (typeof(leader) = 'text'),
         in_sync TEXT NOT NULL CHECK (typeof(in_sync) = 'text') -- a JSON array of names, sorted
     )""",
+    """CREATE TABLE lease (
+        node       TEXT NOT NULL PRIMARY KEY CHECK (typeof(node) = 'text'),
+        process    TEXT NOT NULL CHECK (typeof(process) = 'text'), -- boot id, pid, start time of the holder
+        expires_ns INTEGER NOT NULL CHECK (typeof(expires_ns) = 'integer') -- CLOCK_MONOTONIC
+    )""",
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 _SELECT: Final = "SELECT market, version, epoch, leader, in_sync FROM market"
 _INSERT: Final = "INSERT INTO market (version, epoch, leader, in_sync, market) VALUES (?, ?, ?, ?, ?)"
+_LEASE: Final = "INSERT OR REPLACE INTO lease (node, process, expires_ns) VALUES (?, ?, ?)"
 _UPDATE: Final = "UPDATE market SET version = ?, epoch = ?, leader = ?, in_sync = ? WHERE market = ?"
 
 _RETRY_S: Final = 0.002
@@ -129,6 +135,23 @@ class SqliteCoordinator:
                 return None
             connection.execute(_UPDATE, _values(record))
         return record
+
+    def renew(self, node: str, *, ttl_ms: int) -> None:
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            connection.execute(_LEASE, (node, _process(os.getpid()), time.monotonic_ns() + ttl_ms * 1_000_000))
+
+    def release(self, node: str) -> None:
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            connection.execute("DELETE FROM lease WHERE node = ?", (node,))
+
+    def lapsed(self, node: str) -> bool:
+        """As the protocol says; a holder that was killed is seen to be gone at once, without waiting for its lease."""
+        with self._transaction("BEGIN") as connection:
+            row = connection.execute("SELECT process, expires_ns FROM lease WHERE node = ?", (node,)).fetchone()
+        if row is None:
+            return True
+        process, expires_ns = row
+        return bool(time.monotonic_ns() > expires_ns or process != _process(int(process.split()[1])))
 
     def close(self) -> None:
         with self._owned():
@@ -287,3 +310,19 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
 def _values(record: MarketRecord) -> tuple[int, int, str, str, str]:
     in_sync = json.dumps(record.in_sync, ensure_ascii=False, separators=(",", ":"))
     return record.version, record.epoch, record.leader, in_sync, record.market
+
+
+def _process(pid: int) -> str:
+    """Return what names process ``pid`` for ever: boot id, pid and start time; another text once it is dead.
+
+    CLOCK_MONOTONIC is one clock for all processes of one boot, and starts anew with the next: hence the boot id.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # After the command in parentheses, which may hold anything: state is field 3, start time field 22.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        if pid == os.getpid():
+            return f"- {pid} -"  # no /proc: leases end by time alone
+        return f"- {pid} -" if not Path("/proc/self/stat").exists() else "gone"
+    return "gone" if fields[0] in "ZX" else f"{boot} {pid} {fields[19]}"

@@ -42,10 +42,12 @@ from ..messages import (
     CoordinatorCall,
     CutLog,
     Forward,
+    HandOver,
     Heard,
     Join,
     JournalFailed,
     Lead,
+    LeaseLapsed,
     LogRead,
     PeerDown,
     PeerUp,
@@ -55,6 +57,7 @@ from ..messages import (
     ReadLog,
     Refused,
     ResetLink,
+    Resign,
     Rewind,
     SendFrame,
     Submit,
@@ -86,6 +89,7 @@ logger = logging.getLogger(__name__)
 
 BATCH_MAX: Final = COMMANDS_MAX
 """Most commands the leader gathers into one record; their longest form fits into one."""
+NOT_LEADER: Final = "not_leader"
 WAITING_MAX: Final = 65_536
 """Most commands that may wait at the leader to be ordered; beyond, they are refused as overloaded."""
 
@@ -140,6 +144,16 @@ class Unwatch:
 
 
 @dataclasses.dataclass(slots=True)
+class _Request:
+    """A request of this node that has no answer yet."""
+
+    submit: Submit
+    sent_to: str | None = None
+    """The node that has been asked to order it, while it may still do so."""
+    sent_ever: bool = False
+
+
+@dataclasses.dataclass(slots=True)
 class _Waiting:
     """A request that waits at the leader to be put into a record."""
 
@@ -191,9 +205,9 @@ class BookActor(NodeActor):
         self._waiting: deque[_Waiting] = deque()
         self._waiting_commands = 0
         self._writing = False
-        self._outstanding: dict[int, Submit] = {}
-        self._forwarded: set[int] = set()
+        self._outstanding: dict[int, _Request] = {}
         self._next_request = self._clock_ns()
+        self._asking_lease = False
         self._watchers: list[Watcher] = []
         self.failure: OpenOutcryError | None = None
         self.counters = {"commands": 0, "records": 0, "events": 0, "protocol_errors": 0, "swaps": 0}
@@ -257,11 +271,13 @@ class BookActor(NodeActor):
         if isinstance(message, PeerUp):
             self._links[message.node] = message
             self._run(self.replica.on_peer_up(message.node))
+            self._route_again(away_from=None)
         elif isinstance(message, PeerDown):
             self._links.pop(message.node, None)
-            if message.node == self.replica.leader:
-                self._fail_forwarded("the link to the leader broke")
             self._run(self.replica.on_peer_down(message.node, now_ns))
+            for request in self._outstanding.values():
+                if request.sent_to == message.node:
+                    request.sent_to = None
         elif isinstance(message, LogRead):
             read = message
             self._run(self.replica.on_log_read(read.node, read.after, read.token, read.chain, read.bodies, now_ns))
@@ -271,6 +287,9 @@ class BookActor(NodeActor):
             error = message.error
             assert isinstance(error, StorageError)
             self._run(self.replica.stop(error))
+        elif isinstance(message, HandOver):
+            self._run(self.replica.resign())
+            return self.replica.role is not Role.LEADING or not self.replica.successors()
         elif isinstance(message, Watch):
             return self._watch(message)
         elif isinstance(message, Unwatch):
@@ -282,17 +301,36 @@ class BookActor(NodeActor):
     def _tick(self) -> None:
         now_ns = time.monotonic_ns()
         self._run(self.replica.on_tick(now_ns))
-        late = [number for number, submit in self._outstanding.items() if submit.deadline_ns <= now_ns]
-        if late:
-            self._fail_requests(
-                late,
-                RequestTimeout(
-                    "no answer in time: the outcome is unknown; retry with the same client order id to learn it"
-                ),
-            )
+        self._expire_requests(now_ns)
+        self._route_again(away_from=None)
+        self._watch_leader()
         expiry_ns = self.book.next_expiry_ns()
         if expiry_ns is not None and expiry_ns <= self._clock_ns() and self._leads and not self._waiting:
             self._enqueue(_Waiting("", 0, ((CLOCK, "", ""),)))
+
+    def _expire_requests(self, now_ns: int) -> None:
+        late = [number for number, request in self._outstanding.items() if request.submit.deadline_ns <= now_ns]
+        for number in late:
+            if self._outstanding[number].sent_ever:
+                error: OpenOutcryError = RequestTimeout(
+                    "no answer in time: the outcome is unknown; retry with the same client order id to learn it"
+                )
+            else:
+                error = Unavailable(
+                    f"market {self._market}: its leader ({self.replica.leader or 'not known yet'}) could not be "
+                    "reached in time; nothing was sent, retry later",
+                    code="leader_unreachable",
+                )
+            self._fail_requests([number], error)
+
+    def _watch_leader(self) -> None:
+        """Follower without a link to its leader: take over if the leader's lease has lapsed."""
+        replica = self.replica
+        leader = replica.leader
+        lost = leader is not None and leader != self._node and leader not in self._links
+        if lost and replica.role is Role.FOLLOWING and self._node in replica.in_sync and not self._asking_lease:
+            self._asking_lease = True
+            self._ask_coordinator(LeaseLapsed(str(leader)), lambda store: store.lapsed(leader))
 
     # -- requests -----------------------------------------------------------------------------------------------
 
@@ -301,29 +339,41 @@ class BookActor(NodeActor):
         return self.replica.may_propose
 
     def _submit(self, submit: Submit) -> None:
-        replica = self.replica
+        if self.replica.role is Role.STOPPED:
+            _fail(submit.future, self.failure or Unavailable(f"market {self._market} has stopped"))
+            return
         self._next_request += 1
-        request = self._next_request
-        error: OpenOutcryError | None = None
+        self._outstanding[self._next_request] = _Request(submit)
+        self._route(self._next_request)
+
+    def _route(self, number: int) -> None:
+        """Bring a request to whoever leads now; without a leader it waits for one, or for its deadline.
+
+        A request that was brought to a former leader may be in the log already: then the book answers the second
+        attempt with the first one's result.
+        """
+        replica = self.replica
+        request = self._outstanding[number]
+        commands = request.submit.commands
         if replica.role is Role.LEADING:
-            error = self._refusal(len(submit.commands))
-            if error is None:
-                self._outstanding[request] = submit
-                self._enqueue(_Waiting(self._node, request, submit.commands))
-        elif replica.role is Role.STOPPED:
-            error = self.failure or Unavailable(f"market {self._market} has stopped")
-        elif replica.leader is None or replica.leader not in self._links:
-            error = Unavailable(
-                f"market {self._market}: its leader ({replica.leader or 'not known yet'}) cannot be reached; "
-                "nothing was sent, retry later",
-                code="leader_unreachable",
-            )
-        else:
-            self._outstanding[request] = submit
-            self._forwarded.add(request)
-            self._send((replica.leader,), Forward(self._market, request, submit.commands))
-        if error is not None:
-            _fail(submit.future, error)
+            if replica.resigned:
+                return
+            if error := self._refusal(len(commands)):
+                self._fail_requests([number], error)
+            else:
+                request.sent_to = self._node
+                self._enqueue(_Waiting(self._node, number, commands))
+        elif replica.joined and replica.leader in self._links:
+            request.sent_to = replica.leader
+            self._send((replica.leader,), Forward(self._market, number, commands))
+        request.sent_ever = request.sent_ever or request.sent_to is not None
+
+    def _route_again(self, *, away_from: str | None) -> None:
+        """Route every request that waits for a leader, and those that were brought to ``away_from``."""
+        for number, request in list(self._outstanding.items()):
+            if request.sent_to is None or request.sent_to == away_from:
+                request.sent_to = None
+                self._route(number)
 
     def _refusal(self, commands: int) -> OpenOutcryError | None:
         """Leader: why no more commands can be taken in now, or None."""
@@ -366,20 +416,9 @@ class BookActor(NodeActor):
 
     def _fail_requests(self, requests: Iterable[int], error: OpenOutcryError) -> None:
         for request in requests:
-            self._forwarded.discard(request)
-            submit = self._outstanding.pop(request, None)
-            if submit is not None:
-                _fail(submit.future, error)
-
-    def _fail_forwarded(self, why: str) -> None:
-        if self._forwarded:
-            self._fail_requests(
-                list(self._forwarded),
-                Unavailable(
-                    f"market {self._market}: {why}; the outcome is unknown: retry with the same client order id",
-                    code="leader_lost",
-                ),
-            )
+            found = self._outstanding.pop(request, None)
+            if found is not None:
+                _fail(found.submit.future, error)
 
     # -- links --------------------------------------------------------------------------------------------------
 
@@ -397,21 +436,32 @@ class BookActor(NodeActor):
             elif isinstance(message, Join):
                 self._run(replica.on_join(sender, message, now_ns))
             elif isinstance(message, Lead):
+                before = replica.leader
                 self._run(replica.on_lead(sender, message))
+                self._route_again(away_from=before if before != replica.leader else None)
             elif isinstance(message, Rewind):
                 self._run(replica.on_rewind(sender, message))
+            elif isinstance(message, Resign):
+                self._run(replica.on_resign(sender, message))
             elif isinstance(message, Refused):
-                self._fail_requests([message.request], Unavailable(message.reason, code=message.code))
+                self._hear_refusal(message)
         except ProtocolError as error:
             self.counters["protocol_errors"] += 1
             if (link := self._links.get(sender)) is not None:
                 tell(link.peer, ResetLink(f"market {self._market}: {error.message}"))
 
+    def _hear_refusal(self, message: Refused) -> None:
+        """A leader has not taken a request: if only because it leads no more, the request is routed again on a tick."""
+        if message.code == NOT_LEADER and message.request in self._outstanding:
+            self._outstanding[message.request].sent_to = None
+        else:
+            self._fail_requests([message.request], Unavailable(message.reason, code=message.code))
+
     def _take_forward(self, sender: str, message: Forward) -> None:
-        if self.replica.role is not Role.LEADING:
+        if self.replica.role is not Role.LEADING or self.replica.resigned:
             error: OpenOutcryError | None = Unavailable(
                 f"market {self._market} is not led by the node that was asked; nothing was executed, retry",
-                code="not_leader",
+                code=NOT_LEADER,
             )
         else:
             error = self._refusal(len(message.commands))
@@ -427,7 +477,12 @@ class BookActor(NodeActor):
                 tell(link.peer, SendFrame(link.session, frame))
 
     def _hear_coordinator(self, answer: CoordinatorAnswer, now_ns: int) -> None:
-        if answer.error is not None:
+        if isinstance(answer.what, LeaseLapsed):
+            self._asking_lease = False
+            if answer.record is True and answer.what.leader not in self._links:
+                logger.warning("market %s: the lease of leader %s has lapsed", self._market, answer.what.leader)
+                self._run(self.replica.on_leader_lapsed(answer.what.leader))
+        elif answer.error is not None:
             logger.warning("market %s: the coordinator could not be asked: %s", self._market, answer.error)
             self._run(self.replica.on_coordinator_unavailable(answer.what))
         elif isinstance(answer.what, SwapRecord):
@@ -473,25 +528,24 @@ class BookActor(NodeActor):
             if self.replica.tail.sequence == 0 and self._own_rules is not None:
                 opening = (CONFIGURE, "", "", self._own_rules.to_tuple())
             self._propose((opening,), ())
+            self._route_again(away_from=None)
         elif isinstance(effect, LeadershipLost):
             logger.warning("market %s: no longer leading", market)
             self._refuse_waiting()
+            self._route_again(away_from=node)
         elif isinstance(effect, Stop):
             self._stop_replica(effect.error)
 
-    def _ask_coordinator(self, what: Effect, run: Callable[[Any], Any]) -> None:
+    def _ask_coordinator(self, what: Effect | LeaseLapsed, run: Callable[[Any], Any]) -> None:
         tell(self._coordinator, CoordinatorCall(self.actor_ref, run, what))
 
     def _refuse_waiting(self) -> None:
+        """Give back what has not been put into the log: to its origin, which routes it to whoever leads now."""
         while self._waiting:
             waiting = self._waiting.popleft()
-            error = Unavailable(
-                f"market {self._market} has a new leader; nothing was executed, retry", code="not_leader"
-            )
-            if waiting.origin == self._node:
-                self._fail_requests([waiting.request], error)
-            elif waiting.origin:
-                self._send((waiting.origin,), Refused(self._market, waiting.request, error.code, error.message))
+            if waiting.origin and waiting.origin != self._node:
+                reason = f"market {self._market} has a new leader; nothing was executed, retry"
+                self._send((waiting.origin,), Refused(self._market, waiting.request, NOT_LEADER, reason))
         self._waiting_commands = 0
 
     def _stop_replica(self, error: OpenOutcryError) -> None:
@@ -523,9 +577,9 @@ class BookActor(NodeActor):
                     return
             at = 0
             for origin, request, count in record.origins:
-                if origin == self._node and (submit := self._outstanding.pop(request, None)) is not None:
-                    self._forwarded.discard(request)
-                    answers.append((submit, record.first_sequence + at, record.commands[at : at + count], events))
+                if origin == self._node and (found := self._outstanding.pop(request, None)) is not None:
+                    asked = record.commands[at : at + count]
+                    answers.append((found.submit, record.first_sequence + at, asked, events))
                 at += count
         self.counters["records"] += len(records)
         self.counters["events"] += len(all_events)

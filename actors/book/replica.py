@@ -31,7 +31,7 @@ from typing import Final
 
 from ...transport.coordinator import MarketRecord
 from ...transport.errors import OpenOutcryError, StorageError
-from ..messages import Ack, Append, Join, Lead, MarketMessage, Rewind
+from ..messages import Ack, Append, Join, Lead, MarketMessage, Resign, Rewind
 from .commands import Command
 from .record import Origin, Record, Tail
 
@@ -203,6 +203,8 @@ class Replica:
         self.record: MarketRecord | None = None
         self.in_sync: tuple[str, ...] = ()
         self.leader: str | None = None
+        self.resigned = False
+        """Leader: takes in nothing more, and waits for another to take over."""
         self.joined = False
         """Follower: the leader's log is being received, from our tail on."""
         self._base = applied
@@ -285,6 +287,29 @@ class Replica:
         self._lapsed = leader
         return [ReadRecord()]
 
+    def resign(self) -> list[Effect]:
+        """Leader: take in nothing more, and once all is committed ask a follower that has everything to take over.
+
+        Call it until the role changes or ``successors`` is empty; until then this replica leads on without commands.
+        """
+        if self.role is not Role.LEADING:
+            return []
+        self.resigned = True
+        ready = [name for name in self.successors() if self._followers[name].acked == self.tail.sequence]
+        if self.pending or not ready:
+            return []
+        return [Send((ready[0],), Resign(self.market, self.epoch))]
+
+    def successors(self) -> list[str]:
+        """Leader: the members of the in-sync set that could take over."""
+        return [m for m in self.in_sync if (f := self._followers.get(m)) is not None and f.matched]
+
+    def on_resign(self, sender: str, message: Resign) -> list[Effect]:
+        """Our leader wants to lead no longer."""
+        if sender != self.leader or message.epoch != self.epoch:
+            return []
+        return self.on_leader_lapsed(sender)
+
     def _claim(self, in_sync: tuple[str, ...]) -> list[Effect]:
         assert self.record is not None, "a claim replaces a record"
         self.role = Role.CLAIMING
@@ -310,6 +335,7 @@ class Replica:
         effects: list[Effect] = []
         if self.role is Role.CLAIMING:
             self.role = Role.LEADING
+            self.resigned = False
             self.epoch = record.epoch
             self.leader = self.node
             self.joined = False
@@ -414,8 +440,8 @@ class Replica:
 
     @property
     def may_propose(self) -> bool:
-        """Whether this replica leads and its in-sync set is large enough to commit."""
-        return self.role is Role.LEADING and len(self.in_sync) >= self.min_in_sync
+        """Whether this replica leads, means to go on, and its in-sync set is large enough to commit."""
+        return self.role is Role.LEADING and not self.resigned and len(self.in_sync) >= self.min_in_sync
 
     @property
     def matched(self) -> bool:
@@ -723,8 +749,11 @@ class Replica:
         return self._stop(error) if self.role is not Role.STOPPED else []
 
     def _stop(self, error: OpenOutcryError) -> list[Effect]:
+        effects: list[Effect] = []
+        if self.role is Role.LEADING and (successors := self.successors()):
+            effects.append(Send(tuple(successors), Resign(self.market, self.epoch)))
         self.role = Role.STOPPED
         self.leader = None
         self.joined = False
         self._followers.clear()
-        return [Stop(error)]
+        return [*effects, Stop(error)]
