@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -68,11 +69,27 @@ class NodeActor(pykka.ThreadingActor):
     def __init__(self, *, report: Callable[[ActorFailed], None]) -> None:
         super().__init__()
         self._report = report
+        self.failed_by: BaseException | None = None
+        """What ended the actor, if it was not stopped; set before :meth:`on_stop`."""
 
     def _start_actor_loop(self) -> None:
-        thread = threading.Thread(target=self._actor_loop, name=str(self), daemon=True)
+        thread = threading.Thread(target=self._run_loop, name=str(self), daemon=True)
         _threads[self.actor_urn] = thread
         thread.start()
+
+    def _run_loop(self) -> None:
+        try:
+            self._actor_loop()
+        finally:
+            _threads.pop(self.actor_urn, None)
+
+    def _actor_loop_setup(self) -> None:
+        # Pykka's own ends the actor too, but tells nobody.
+        try:
+            self.on_start()
+        except Exception as error:
+            self._handle_failure(*sys.exc_info())
+            self.on_failure(type(error), error, error.__traceback__)
 
     def _create_actor_inbox(self) -> Any:  # type: ignore[override]
         return TickingInbox(self.tick_ms)
@@ -83,10 +100,27 @@ class NodeActor(pykka.ThreadingActor):
         exception_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Report the failure to the node, which decides what is restarted."""
+        """Give up what the actor owns (:meth:`on_stop`), and report to the node, which decides what is restarted."""
         del exception_type, traceback
         error = exception_value or RuntimeError("unknown failure")
+        self.failed_by = error
+        try:
+            self.on_stop()
+        except Exception:
+            logger.exception("%s failed again while it was ending", self)
         self._report(ActorFailed(str(self), error))
+
+    def _actor_loop_teardown(self) -> None:
+        unhandled = []
+        while not self.actor_inbox.empty():
+            unhandled.append(self.actor_inbox.get())
+        for envelope in unhandled:
+            self.on_unhandled(envelope.message)
+            self.actor_inbox.put(envelope)
+        super()._actor_loop_teardown()  # answers those who asked
+
+    def on_unhandled(self, message: Any) -> None:
+        """Give up a message that came after the actor's end; does nothing by default."""
 
     @property
     def idle(self) -> bool:
@@ -96,7 +130,7 @@ class NodeActor(pykka.ThreadingActor):
 
 def stop_and_join(ref: pykka.ActorRef[Any], *, timeout_s: float) -> bool:
     """Stop an actor after what it has been told so far and join its thread; return whether ``timeout_s`` sufficed."""
-    thread = _threads.pop(ref.actor_urn, None)
+    thread = _threads.get(ref.actor_urn)
     with contextlib.suppress(pykka.ActorDeadError, pykka.Timeout):
         ref.stop(timeout=timeout_s)
     if thread is not None:

@@ -100,7 +100,7 @@ def directory(listen: str, advertise: str | None, peers: tuple[str, ...]) -> Non
 @click.option("--directory", multiple=True, help=f"A rendezvous' address. Repeatable.  [default: {DIRECTORY_DEFAULT}]")
 @click.option("--serve-directory", help="Be a rendezvous too, at this address.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="For its journals.  [default: HOME/nodes/NAME]")
-@click.option("--coordinator", type=click.Path(path_type=Path), help="The SQLite file that all nodes share.")
+@click.option("--coordinator", help="The SQLite file, or etcd://HOST:PORT,…/PREFIX, that all nodes share.")
 @click.option("--listen", help="Where other nodes reach this one.  [default: tcp://127.0.0.1:0]")
 @click.option("--advertise", help="The address to announce where it differs from --listen.")
 @click.option("--ttl-ms", type=int, help="How long the directory remembers a silent node.  [default: 2000]")

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..transport.errors import ConfigurationError
+from ..transport.etcd import is_etcd
 from .book.rules import MarketRules
 
 DIRECTORY_DEFAULT: Final = "tcp://127.0.0.1:7400"
@@ -36,7 +37,8 @@ class NodeConfig:
 
     name: str
     data_dir: Path
-    coordinator: Path
+    coordinator: Path | str
+    """The path of a file, or the address of an etcd."""
     listen: str = "tcp://127.0.0.1:0"
     advertise: str | None = None
     directory: tuple[str, ...] = (DIRECTORY_DEFAULT,)
@@ -135,7 +137,7 @@ def _parse(values: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[s
             raise ConfigurationError(f"{section} is a section: write [{section}]")
     node = {key: _checked(key, value, "node") for key, value in values.get("node", {}).items()}
     for key in ("data_dir", "coordinator"):
-        if key in node:
+        if isinstance(node.get(key), Path):
             node[key] = folder / node[key]
     markets: dict[str, MarketRules | None] = {}
     for name, fields in values.get("markets", {}).items():
@@ -209,6 +211,10 @@ def _path(what: str, value: Any) -> Path:
     return value if isinstance(value, Path) else Path(_text(what, value)).expanduser()
 
 
+def _store(what: str, value: Any) -> Path | str:
+    return str(value) if is_etcd(value) else _path(what, value)
+
+
 def _addresses(what: str, value: Any) -> tuple[str, ...]:
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, (list, tuple)):
@@ -235,7 +241,7 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "advertise": _text,
     "directory": _addresses,
     "serve_directory": _text,
-    "coordinator": _path,
+    "coordinator": _store,
     "ttl_ms": _whole,
     "min_in_sync": _whole,
     "timeout": _seconds,

@@ -49,10 +49,13 @@ class Unannounce:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Find:
-    """Look ``service`` up; answers a :class:`~openoutcry.transport.survey.Lookup` within ``timeout_s``."""
+    """Look ``service`` up; answers a :class:`~openoutcry.transport.survey.Lookup`.
+
+    The actor may do nothing else until ``deadline_s``, of :func:`time.monotonic`: ask for a short time, and again.
+    """
 
     service: str
-    timeout_s: float
+    deadline_s: float
 
 
 class DiscoveryActor(NodeActor):
@@ -101,7 +104,7 @@ class DiscoveryActor(NodeActor):
         elif isinstance(message, Unannounce):
             return directory.unannounce(message.entry)
         elif isinstance(message, Find):
-            return directory.lookup(message.service, deadline=time.monotonic() + message.timeout_s)
+            return directory.lookup(message.service, deadline=message.deadline_s)
         return None
 
     def _poll(self) -> None:

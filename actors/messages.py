@@ -19,6 +19,13 @@ from .book.record import CHAIN_START, COMMANDS_MAX, RECORD_SIZE_MAX
 if TYPE_CHECKING:
     from pykka import ActorRef
 
+    from .book.record import Tail
+
+CHUNK_SIZE: Final = 1024 * 1024
+"""Bytes of a snapshot that travel in one frame."""
+SNAPSHOT_SIZE_MAX: Final = 16 * 1024 * 1024 * 1024
+"""Largest snapshot, in bytes, that a follower accepts."""
+
 NodeId = Annotated[str, codec.Str(80, 1)]
 MarketName = Annotated[str, codec.Str(64, 1)]
 Epoch = Annotated[int, codec.Int(0)]
@@ -114,6 +121,39 @@ class Append:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Offer:
+    """Leader to follower: your tail is too far back for my log; fetch my state at ``sequence``, ``size`` bytes."""
+
+    market: MarketName
+    epoch: Epoch
+    sequence: Sequence
+    size: Annotated[int, codec.Int(1, SNAPSHOT_SIZE_MAX)]
+    tail_epoch: Epoch
+    chain: Chain
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fetch:
+    """Follower to leader: the state at ``sequence`` from byte ``offset`` on. It asks piece by piece, at its pace."""
+
+    market: MarketName
+    epoch: Epoch
+    sequence: Sequence
+    offset: Annotated[int, codec.Int(0, SNAPSHOT_SIZE_MAX)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Chunk:
+    """Leader to follower: the answer to :class:`Fetch`."""
+
+    market: MarketName
+    epoch: Epoch
+    sequence: Sequence
+    offset: Annotated[int, codec.Int(0, SNAPSHOT_SIZE_MAX)]
+    data: Annotated[bytes, codec.Bytes(CHUNK_SIZE, 1)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Ack:
     """Follower to leader: durable here up to ``durable``, applied up to ``applied``."""
 
@@ -143,11 +183,11 @@ class Refused:
     reason: Annotated[str, codec.Str(500)]
 
 
-MarketMessage = Lead | Join | Rewind | Append | Ack | Forward | Refused | Resign
+MarketMessage = Lead | Join | Rewind | Append | Offer | Fetch | Chunk | Ack | Forward | Refused | Resign
 Message = Hello | MarketMessage
 
 CODEC: Final[codec.Codec[Any]] = codec.Codec(
-    {1: Hello, 2: Lead, 3: Join, 4: Rewind, 5: Append, 6: Ack, 7: Forward, 8: Refused, 9: Resign}
+    dict(enumerate((Hello, Lead, Join, Rewind, Append, Ack, Forward, Refused, Resign, Offer, Fetch, Chunk), 1))
 )
 
 
@@ -274,6 +314,25 @@ class CutLog:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class KeepSnapshot:
+    """BookActor to its JournalActor: write ``book``, the state at ``tail``, and prune the log before the one before it.
+
+    With ``reset`` the state came from the leader: then the log begins anew after ``tail``.
+    """
+
+    tail: Tail
+    book: bytes
+    reset: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SnapshotKept:
+    """JournalActor to its BookActor: the log has begun anew with the snapshot at ``tail``, durably."""
+
+    tail: Tail
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class ReadLog:
     """BookActor to its JournalActor: read what follows ``after`` for the follower ``node``."""
 
@@ -284,13 +343,17 @@ class ReadLog:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LogRead:
-    """JournalActor to its BookActor: answers :class:`ReadLog`; ``chain`` is None if no record ends at ``after``."""
+    """JournalActor to its BookActor: answers :class:`ReadLog`; ``chain`` is None if no record ends at ``after``.
+
+    ``base`` is the sequence number after which the log begins.
+    """
 
     node: str
     after: int
     token: int
     chain: bytes | None
     bodies: tuple[bytes, ...]
+    base: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, TypeVar, cast
+from typing import Any, ClassVar, Final, TypeVar, cast
 from urllib.parse import quote
 
 import pykka
@@ -39,11 +39,12 @@ from ..transport.errors import (
     StorageError,
     Unavailable,
 )
+from ..transport.etcd import is_etcd, open_etcd
 from ..transport.rendezvous import Rendezvous
-from ..transport.sockets import Inbox
+from ..transport.sockets import Inbox, checked_address
 from ..transport.sqlite import SqliteCoordinator
 from ..transport.survey import Lookup, ServiceEntry
-from ._base import NodeActor, stop_and_join, tell
+from ._base import TICK, NodeActor, stop_and_join, tell
 from .book.actor import BookActor, Outcome, Unwatch, Watch
 from .book.commands import (
     AMEND,
@@ -57,6 +58,7 @@ from .book.commands import (
     SelfTradePrevention,
     Side,
     TimeInForce,
+    checked_commands,
 )
 from .book.journal import FolderLock
 from .book.record import COMMANDS_MAX
@@ -100,6 +102,14 @@ HAND_OVER_S: Final = 3.0
 IN_FLIGHT_MAX: Final = 65_536
 """Most commands of one market that a node may have unanswered; a submitter beyond waits, then gets Overloaded."""
 
+PEERS_MAX: Final = 256
+"""Most other nodes that a node keeps links to; the hello of one more costs its sender the link."""
+ABSENT_S_MAX: Final = 60.0
+"""How long a node that is in no directory may be without a link before it is forgotten, in seconds."""
+TIMEOUT_S_MAX: Final = 86_400.0
+"""Longest time-out of a call, in seconds."""
+_FIND_S: Final = 0.5
+
 _T = TypeVar("_T")
 _open_nodes: weakref.WeakSet[ExchangeNode] = weakref.WeakSet()
 
@@ -116,7 +126,7 @@ class _Gate:
         with self._condition:
             if not self._condition.wait_for(lambda: self._in_flight + count <= self._limit, timeout_s):
                 raise Overloaded(
-                    f"{self._in_flight} commands are unanswered already; nothing was sent, wait for answers"
+                    f"{self._in_flight} commands are unanswered already; this request was not sent, wait for answers"
                 )
             self._in_flight += count
 
@@ -133,16 +143,24 @@ class _Supervisor(NodeActor):
     restarting the node recovers it from disk. Discovery and links hold nothing of worth and are restarted.
     """
 
+    tick_ms: ClassVar[int] = 1000
+
     def __init__(self, node: ExchangeNode) -> None:
         super().__init__(report=lambda failed: logger.critical("the supervisor failed: %s", failed.error))
         self._node = node
+        self._announced: set[str] = set()
+        self._absent_since_s: dict[str, float] = {}
 
     def on_receive(self, message: Any) -> None:
         node = self._node
         if isinstance(message, PeerFound):
+            self._announced.add(message.node)
             node._meet(message)
         elif isinstance(message, PeerLost):
+            self._announced.discard(message.node)
             node._forget(message.node)
+        elif message is TICK:
+            self._forget_absent()
         elif isinstance(message, HelloHeard):
             hello = message.hello
             peer = node._meet(PeerFound(hello.node, hello.name, hello.address))
@@ -150,6 +168,16 @@ class _Supervisor(NodeActor):
                 tell(peer, message)
         elif isinstance(message, ActorFailed):
             node._handle_failure(message)
+
+    def _forget_absent(self) -> None:
+        """Forget who has neither been announced nor linked for long: nodes come and go, most under new ids."""
+        now_s = time.monotonic()
+        with self._node._lock:
+            absent = set(self._node._peers) - set(self._node._links) - self._announced
+        self._absent_since_s = {node: self._absent_since_s.get(node, now_s) for node in absent}
+        for node, since_s in self._absent_since_s.items():
+            if now_s - since_s > ABSENT_S_MAX:
+                self._node._forget(node)
 
 
 class ExchangeNode:
@@ -176,6 +204,7 @@ class ExchangeNode:
         ttl_ms: int = 2000,
         min_in_sync: int = 1,
         lease_ms: int = 2000,
+        snapshot_every: int = 250_000,
         timeout: float = 5.0,
     ) -> None:
         """Start the node; it is announced and recovering when this returns, :meth:`wait_ready` tells when it can trade.
@@ -186,7 +215,8 @@ class ExchangeNode:
                 of names: join only a market that somebody else opens).
             directory: addresses of the rendezvous (``tcp://HOST:PORT``) through which nodes find each other.
             data_dir: where journals live. None: a temporary directory, gone when the node is closed.
-            coordinator: the store that nodes which share markets have to share: a path of an SQLite file or an
+            coordinator: the store that nodes which share markets have to share: a path of an SQLite file, an
+                address of etcd (``etcd://HOST:PORT,…/PREFIX``, see :func:`~openoutcry.transport.etcd.open_etcd`) or an
                 object. None: ``coordinator.sqlite`` in ``data_dir``, for a node that stands alone.
             listen: where other nodes reach this one; port 0 = any free port.
             advertise: the address to announce where it differs from ``listen`` (behind NAT, or 0.0.0.0).
@@ -194,6 +224,7 @@ class ExchangeNode:
             ttl_ms: how long the directory remembers this node when it falls silent.
             min_in_sync: how many replicas have to hold a command durably before it is answered.
             lease_ms: how long the others wait, when this node falls silent, before one takes over what it leads.
+            snapshot_every: after how many commands a market's book is written to disk whole and its log pruned.
             timeout: the default bound of every call, in seconds.
 
         Raises:
@@ -206,7 +237,7 @@ class ExchangeNode:
         if min_in_sync < 1:
             raise ConfigurationError("min_in_sync is at least 1: the leader itself")
         self.name = name
-        self.timeout = timeout
+        self.timeout = _timeout(timeout)
         self._ttl_ms = ttl_ms
         self._closing = threading.Lock()
         self._closed = False
@@ -221,6 +252,8 @@ class ExchangeNode:
         self._lock = threading.RLock()
         self._failures: list[str] = []
         self._undo = contextlib.ExitStack()
+        if isinstance(markets, str):
+            markets = [markets]
         wanted = dict(markets) if isinstance(markets, Mapping) else dict.fromkeys(markets)
         for market in wanted:
             if not market or len(market) > NAME_LENGTH_MAX:
@@ -228,7 +261,16 @@ class ExchangeNode:
         rendezvous = [directory] if isinstance(directory, str) else list(directory)
         try:
             self._start(
-                wanted, rendezvous, data_dir, coordinator, listen, advertise, serve_directory, min_in_sync, lease_ms
+                wanted,
+                rendezvous,
+                data_dir,
+                coordinator,
+                listen,
+                advertise,
+                serve_directory,
+                min_in_sync,
+                lease_ms,
+                snapshot_every,
             )
         except BaseException:
             self._closed = True
@@ -247,6 +289,7 @@ class ExchangeNode:
         serve_directory: str | None,
         min_in_sync: int,
         lease_ms: int,
+        snapshot_every: int,
     ) -> None:
         undo = self._undo
         if data_dir is None:
@@ -256,7 +299,9 @@ class ExchangeNode:
         lock = FolderLock(self.data_dir)
         undo.callback(lock.release)
         self.node_id = _node_id(self.data_dir, self.name)
-        if coordinator is None or isinstance(coordinator, (str, Path)):
+        if isinstance(coordinator, str) and is_etcd(coordinator):
+            coordinator = open_etcd(coordinator)
+        elif coordinator is None or isinstance(coordinator, (str, Path)):
             coordinator = SqliteCoordinator(Path(coordinator or self.data_dir / "coordinator.sqlite"))
         try:
             self._coordinator_id = coordinator.coordinator_id
@@ -280,7 +325,7 @@ class ExchangeNode:
             self.directory_address = None
         self._inbox = Inbox(listen, on_frame=self._hear, on_pipe_removed=self._pipe_removed, name=self.name)
         undo.callback(self._inbox.close)
-        self.address = advertise or self._inbox.address
+        self.address = checked_address(advertise) if advertise else self._inbox.address
         self._me = Hello(self.node_id, self.name, self.address, self._coordinator_id, 1, 0)
         for market, rules in markets.items():
             self._gates[market] = _Gate(IN_FLIGHT_MAX)
@@ -291,6 +336,7 @@ class ExchangeNode:
                 folder=self.data_dir / "markets" / quote(market, safe=""),
                 coordinator=keeper,
                 min_in_sync=min_in_sync,
+                snapshot_every=snapshot_every,
                 report=self._report,
             )
             self._books[market] = book
@@ -477,7 +523,8 @@ class ExchangeNode:
         """Send commands made by :meth:`order`, :meth:`cancel` and :meth:`amend` as one batch, and wait for all answers.
 
         Rejections are results (``status == "rejected"``), not exceptions. The commands keep their order; commands of
-        others may come between chunks of ``COMMANDS_MAX``.
+        others may come between chunks of ``COMMANDS_MAX``. Raises as :meth:`submit_order` does; some of the commands
+        may have been executed then, and all may be sent again with the same client order ids.
         """
         return self.submit_many_async(market, commands, timeout=timeout)()
 
@@ -488,16 +535,20 @@ class ExchangeNode:
 
         Blocks only while ``IN_FLIGHT_MAX`` commands are unanswered.
         """
-        timeout = self.timeout if timeout is None else timeout
-        every = tuple(commands)
-        futures = [
-            self._send(market, every[at : at + COMMANDS_MAX], timeout) for at in range(0, len(every), COMMANDS_MAX)
-        ]
+        deadline_s = self._deadline_s(timeout)
+        every = _checked(tuple(commands))
+        futures: list[Future[Outcome]] = []
+        for at in range(0, len(every), COMMANDS_MAX):
+            try:
+                futures.append(self._send(market, every[at : at + COMMANDS_MAX], deadline_s))
+            except Unavailable as error:
+                sent = f" ({at} of {len(every)} commands were sent before; their outcome is unknown)" if at else ""
+                raise type(error)(f"{error.message}{sent}", code=error.code) from error
 
         def answers() -> list[OrderResult]:
             results: list[OrderResult] = []
             for future in futures:
-                results += _to_results(market, _wait(future, timeout))
+                results += _to_results(market, _wait(future, deadline_s))
             return results
 
         return answers
@@ -568,20 +619,23 @@ class ExchangeNode:
         )
 
     def _one(self, market: str, command: Command, timeout: float | None) -> OrderResult:
-        timeout = self.timeout if timeout is None else timeout
-        result = _to_results(market, _wait(self._send(market, (command,), timeout), timeout))[0]
+        deadline_s = self._deadline_s(timeout)
+        result = _to_results(market, _wait(self._send(market, _checked((command,)), deadline_s), deadline_s))[0]
         if result.code is not None:
             raise OrderRejected(result)
         return result
 
-    def _send(self, market: str, commands: tuple[Command, ...], timeout_s: float) -> Future[Outcome]:
+    def _deadline_s(self, timeout: float | None) -> float:
+        return time.monotonic() + (self.timeout if timeout is None else _timeout(timeout))
+
+    def _send(self, market: str, commands: tuple[Command, ...], deadline_s: float) -> Future[Outcome]:
         book = self._book(market)
         gate = self._gates[market]
         count = len(commands)
-        gate.enter(count, timeout_s=timeout_s)
+        gate.enter(count, timeout_s=max(0.0, deadline_s - time.monotonic()))
         future: Future[Outcome] = Future()
         future.add_done_callback(lambda _: gate.leave(count))
-        if not tell(book, Submit(commands, future, time.monotonic_ns() + int(timeout_s * 1e9))):
+        if not tell(book, Submit(commands, future, int(deadline_s * 1e9))):
             future.set_exception(self._gone(market))
         return future
 
@@ -802,8 +856,15 @@ class ExchangeNode:
         Raises:
             Unavailable: no rendezvous has answered in time (code ``directory_unavailable``).
         """
-        timeout = self.timeout if timeout is None else timeout
-        return cast("Lookup", self._ask_directory(Find(service, timeout), timeout + 1))
+        deadline_s = self._deadline_s(timeout)
+        while True:
+            # In short pieces: the actor has this node to announce meanwhile, and to end when it is closed.
+            piece_s = min(deadline_s, time.monotonic() + _FIND_S)
+            try:
+                return cast("Lookup", self._ask_directory(Find(service, piece_s), self.timeout + _FIND_S))
+            except Unavailable:
+                if time.monotonic() >= deadline_s or self._discovery is None:
+                    raise
 
     def _entry(self, service: str, address: str, metadata: Mapping[str, str] | None) -> ServiceEntry:
         return ServiceEntry(service, self.node_id, address, tuple(sorted((metadata or {}).items())))
@@ -870,6 +931,11 @@ class ExchangeNode:
             if self._closed or found.node == self.node_id:
                 return None
             peer = self._peers.get(found.node)
+            if peer is None and len(self._peers) >= PEERS_MAX:
+                logger.error(
+                    "%s at %s is not linked to: %d nodes are known already", found.name, found.address, PEERS_MAX
+                )
+                return None
             if peer is None or not peer.is_alive():
                 peer = PeerActor.start(
                     me=self._me,
@@ -906,7 +972,7 @@ class ExchangeNode:
         """Handle one frame, on the inbox's reader thread."""
         message = CODEC.decode(frame)
         if isinstance(message, Hello):
-            self._pipes[pipe_id] = message.node
+            self._introduce(pipe_id, message)
             peer = self._peers.get(message.node)
             tell(peer if peer is not None and peer.is_alive() else self._supervisor, HelloHeard(message, pipe_id))
             return
@@ -917,7 +983,22 @@ class ExchangeNode:
         if book is not None:
             tell(book, Heard(sender, message))
 
+    def _introduce(self, pipe_id: int, hello: Hello) -> None:
+        """Note whose frames come over a pipe: one node's, which is another than this, of the same exchange."""
+        if hello.node == self.node_id:
+            raise ProtocolError(
+                f"{hello.name} at {hello.address} has the id of this node: was its data directory copied from here?",
+                code="own_node_id",
+            )
+        if hello.node not in self._peers and len(self._peers) >= PEERS_MAX:
+            raise ProtocolError(f"{hello.name} is one node too many: {PEERS_MAX} are known", code="too_many_peers")
+        if hello.coordinator != self._coordinator_id:
+            return  # its PeerActor says so; it has nothing to send here but hellos
+        if self._pipes.setdefault(pipe_id, hello.node) != hello.node:
+            raise ProtocolError(f"{hello.node} speaks over the connection of {self._pipes[pipe_id]}")
+
     def _pipe_removed(self, pipe_id: int) -> None:
+        """Handle the end of a pipe, on the inbox's reader thread."""
         node = self._pipes.pop(pipe_id, None)
         peer = self._peers.get(node) if node is not None else None
         if peer is not None:
@@ -971,10 +1052,26 @@ def _node_id(folder: Path, name: str) -> str:
     return str(stored["node_id"])
 
 
-def _wait(future: Future[Outcome], timeout_s: float) -> Outcome:
+def _checked(commands: tuple[Command, ...]) -> tuple[Command, ...]:
+    """Return ``commands`` if a leader can take them: what is malformed must not get as far as a log."""
+    try:
+        return checked_commands(commands)
+    except ProtocolError as error:
+        raise InvalidRequest(error.message, code="invalid_command") from error
+
+
+def _timeout(seconds: float) -> float:
+    if not isinstance(seconds, (int, float)) or not 0 <= seconds <= TIMEOUT_S_MAX:
+        raise InvalidRequest(
+            f"a timeout is 0 to {TIMEOUT_S_MAX:g} seconds, not {seconds!r:.40}", code="invalid_timeout"
+        )
+    return seconds
+
+
+def _wait(future: Future[Outcome], deadline_s: float) -> Outcome:
     try:
         # The BookActor fails the future at its deadline; the second beyond is for a BookActor that is stuck.
-        return future.result(timeout_s + 1)
+        return future.result(max(0.0, deadline_s - time.monotonic()) + 1)
     except FutureTimeoutError:
         if future.done():
             raise

@@ -7,6 +7,7 @@ life of the link (``session``) and repeats :class:`~.messages.Hello` with the ot
 state     input                                        then
 ========  ===========================================  ==============================================
 DIALLING  our outlet connected                         say hello
+DIALLING  our outlet broken                            new session; a new outlet on the next tick
 DIALLING  hello that echoes our session                say hello; UP; tell ``PeerUp``
 UP        hello with another session of the peer       DOWN as below, then treat as in DIALLING
 UP        outlet broken, peer's pipe gone, silence,    tell ``PeerDown``; new session, new outlet: DIALLING
@@ -25,7 +26,7 @@ import time
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
-from ..transport.errors import TransportError, WouldBlock
+from ..transport.errors import ConfigurationError, TransportError, WouldBlock
 from ..transport.sockets import Outlet
 from ._base import TICK, NodeActor, tell
 from .messages import (
@@ -85,7 +86,6 @@ class PeerActor(NodeActor):
         self._connected = False
         self._outlet: Outlet | None = None
         self._complained = False
-        self.frames_dropped = 0
 
     def on_start(self) -> None:
         self._open()
@@ -100,8 +100,6 @@ class PeerActor(NodeActor):
         if isinstance(message, SendFrame):
             if message.session == self._session and self._state is LinkState.UP:
                 self._send(message.frame)
-            else:
-                self.frames_dropped += 1
         elif message is TICK:
             self._tick()
         elif isinstance(message, HelloHeard):
@@ -135,6 +133,7 @@ class PeerActor(NodeActor):
         if hello.address != self._address:
             # The node came back somewhere else.
             self._address = hello.address
+            self._complained = False
             self._reset("the peer moved")
         self._heard_s = time.monotonic()
         self._their_pipe = message.pipe_id
@@ -152,6 +151,8 @@ class PeerActor(NodeActor):
     def _tick(self) -> None:
         if self._state is LinkState.UP and time.monotonic() - self._heard_s > SILENCE_MS_MAX / 1000:
             self._reset(f"nothing heard for {SILENCE_MS_MAX} ms")
+        if self._outlet is None:
+            self._open()
         self._say_hello()
 
     def _say_hello(self) -> None:
@@ -176,20 +177,26 @@ class PeerActor(NodeActor):
         self._state = LinkState.DIALLING
         if self._outlet is not None:
             self._outlet.close()
+            self._outlet = None
         self._session = max(time.time_ns(), self._session + 1)
         self._connected = False
-        self._open()
-        if was_up:
+        if was_up:  # else on a tick: no storm of attempts at a peer that ends each of them
+            self._open()
             logger.info("link to %s is down: %s", self._name, why)
             self._tell_all(PeerDown(self._node))
 
     def _open(self) -> None:
         session, ref = self._session, self.actor_ref
-        self._outlet = Outlet(
-            self._address,
-            on_connected=lambda: _hand_over(ref, OutletConnected(session)),
-            on_broken=lambda: _hand_over(ref, OutletBroken(session)),
-        )
+        try:
+            self._outlet = Outlet(
+                self._address,
+                on_connected=lambda: _hand_over(ref, OutletConnected(session)),
+                on_broken=lambda: _hand_over(ref, OutletBroken(session)),
+            )
+        except ConfigurationError as error:
+            if not self._complained:
+                self._complained = True
+                logger.error("%s cannot be reached at the address that it gives: %s", self._name, error)
 
 
 def _hand_over(ref: Any, message: object) -> None:

@@ -15,6 +15,10 @@ from .views import MarketUpdate, to_event
 logger = logging.getLogger(__name__)
 
 
+CLOSE_S_MAX: Final = 2.0
+"""How long :meth:`Subscription.close` waits for a subscriber to take what is delivered to it, in seconds."""
+
+
 class _End:
     """Wakes a reader: no update will follow."""
 
@@ -63,9 +67,17 @@ class Subscription:
         """Whether no further update will come in."""
         return self._ended.is_set()
 
-    def offer(self, update: Applied) -> bool:
+    def offer(self, update: Applied | None) -> bool:
         """Take an update in, on the BookActor's thread; False ends the watch."""
         if self._ended.is_set():
+            return False
+        if update is None:
+            self.error = Overloaded(
+                f"market {self.market}: this node was too far behind and took over the leader's state; events were "
+                "passed over: take the book anew and subscribe from its sequence",
+                code="too_far_behind",
+            )
+            self._end()
             return False
         if self._queue.qsize() >= self._size_max:
             self.error = Overloaded(
@@ -104,13 +116,19 @@ class Subscription:
             yield update
 
     def close(self) -> None:
-        """End the subscription; what waits can still be read. Idempotent."""
+        """End the subscription; what waits can still be read. Idempotent.
+
+        A thread that delivers has ``CLOSE_S_MAX`` to hand over what waits; if the subscriber blocks it for longer, it
+        is left behind and ends when the subscriber lets it.
+        """
         if not self._ended.is_set():
             self._end()
             self._on_end(self.offer)
         thread = self._thread
         if thread is not None and thread is not threading.current_thread() and thread.is_alive():
-            thread.join()
+            thread.join(CLOSE_S_MAX)
+            if thread.is_alive():
+                logger.error("market %s: a subscriber has blocked its delivery for %g s", self.market, CLOSE_S_MAX)
 
     def _end(self) -> None:
         self._ended.set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -321,6 +322,65 @@ def test_a_market_that_needs_two_disks_refuses_commands_while_there_is_one(excha
     net.restart(1)
     until(lambda: in_sync(net[0]) == 2, "the second disk is back")
     net[0].submit_order(MARKET, "buy", "100", "1")
+
+
+def test_a_pruned_log_and_a_snapshot_recover_the_same_book(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES}, snapshot_every=500)
+    node = net[1]
+    first = node.submit_order(MARKET, "buy", "90", "1", account="ann", client_order_id="first")
+    for _ in range(8):
+        batch = [node.order(MARKET, ("buy", "sell")[n % 2], f"{95 + n % 11}", "1") for n in range(300)]
+        node.submit_many(MARKET, batch, timeout=30)
+    sequence = net.wait_same_sequence(MARKET)
+    state = net.assert_same_hash(MARKET)
+    folder = net[0].data_dir / "markets" / MARKET / "snapshots"
+    until(lambda: 1 <= len(list(folder.glob("*.snap"))) <= 2, "the last snapshots are kept")
+    book = net[0].all_orders(MARKET)
+    for each in net:
+        each.close()
+    net.restart(0, wait=False)
+    net.restart(1, wait=False)
+    for each in net:
+        each.wait_ready()
+        recovered = each.status()["markets"][MARKET]["recovered"]
+        assert sequence - 1000 < recovered <= sequence
+        assert [(o.order_id, o.open_quantity) for o in each.all_orders(MARKET)] == [
+            (o.order_id, o.open_quantity) for o in book
+        ]
+    assert net.assert_same_hash(MARKET) != state, "the opening of the new epoch is part of the state"
+    again = net[1].submit_order(MARKET, "buy", "90", "1", account="ann", client_order_id="first")
+    assert (again.duplicate, again.order_id) == (True, first.order_id), "what was answered is part of the snapshot"
+
+
+def test_a_wiped_replica_takes_over_the_leaders_state_and_is_in_sync_again_under_load(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES}, snapshot_every=1000)
+    leader = net[0]
+    for at in range(0, 60_000, 5000):
+        batch = [leader.order(MARKET, "buy", f"{10 + n % 40}", "1") for n in range(at, at + 5000)]
+        leader.submit_many(MARKET, batch, timeout=60)
+    net.wait_same_sequence(MARKET, timeout=30)
+    net[1].close()
+    until(lambda: in_sync(leader) == 1, "the follower is out of the in-sync set")
+    shutil.rmtree(net[1].data_dir)
+    stop = threading.Event()
+
+    def trade() -> None:
+        while not stop.is_set():
+            leader.submit_many(MARKET, [leader.order(MARKET, ("buy", "sell")[n % 2], "100", "1") for n in range(50)])
+
+    trader = threading.Thread(target=trade)
+    trader.start()
+    try:
+        wiped = net.restart(1, wait=False)
+        until(lambda: in_sync(leader) == 2, "the wiped replica is in sync")
+    finally:
+        stop.set()
+        trader.join()
+    net.wait_same_sequence(MARKET, timeout=30)
+    net.assert_same_hash(MARKET)
+    assert len(wiped.all_orders(MARKET)) >= 60_000
+    snapshots = list((wiped.data_dir / "markets" / MARKET / "snapshots").glob("*.snap"))
+    assert snapshots, "it came by a snapshot, not by the log"
 
 
 def test_all_nodes_restart_from_disk_to_the_same_sequence_and_hash(exchange: Any) -> None:

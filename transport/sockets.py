@@ -10,8 +10,10 @@ hand over; ``recv_max_size`` is set before dial or listen, and read back.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import queue
 import stat
 import threading
 import time
@@ -29,6 +31,7 @@ FRAME_SIZE_MAX: Final = 4 * 1024 * 1024
 
 _HEADER_ALLOWANCE = 64
 _POLL_MS = 100
+_SCHEMES = ("tcp", "ipc", "inproc")
 
 _SocketT = TypeVar("_SocketT", bound=pynng.Socket)
 
@@ -85,6 +88,18 @@ def listen(socket: pynng.Socket, address: str) -> str:
     return str(listener.url)
 
 
+def checked_address(address: str) -> str:
+    """Return ``address`` if others can be told to dial it.
+
+    Raises:
+        ConfigurationError: it names no transport of nng, or port 0.
+    """
+    scheme, separator, rest = address.partition("://")
+    if not (separator and rest and scheme in _SCHEMES) or (scheme == "tcp" and rest.endswith(":0")):
+        raise ConfigurationError(f"{address!r:.255} is no address to dial; expected tcp://HOST:PORT or ipc:///PATH")
+    return address
+
+
 def dial(socket: pynng.Socket, address: str) -> None:
     """Connect to ``address`` in the background, again and again, until the socket is closed.
 
@@ -102,7 +117,7 @@ class Inbox:
 
     ``on_frame(pipe_id, frame)`` runs on the reader thread, in order of arrival for each pipe; if it raises
     :class:`~openoutcry.transport.errors.TransportError` the pipe is closed and the error is counted and
-    logged. ``on_pipe_removed(pipe_id)`` runs on one of nng's threads and may only hand over.
+    logged. ``on_pipe_removed(pipe_id)`` runs on the reader thread too, after the last frame of the pipe.
     """
 
     def __init__(
@@ -115,11 +130,12 @@ class Inbox:
     ) -> None:
         self._on_frame = on_frame
         self._on_pipe_removed = on_pipe_removed
+        self._removed: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._socket = open_socket(pynng.Pull0)
         self.frames_refused = 0
         """Frames that cost their sender the link, since the start."""
-        self._socket.add_post_pipe_remove_cb(self._pipe_removed)
+        self._socket.add_post_pipe_remove_cb(lambda pipe: self._removed.put(pipe.id))
         try:
             self.address = listen(self._socket, address)
         except BaseException:
@@ -138,11 +154,10 @@ class Inbox:
             self._thread.join()
         self._socket.close()
 
-    def _pipe_removed(self, pipe: Any) -> None:
-        self._on_pipe_removed(pipe.id)
-
     def _read(self) -> None:
         while not self._stopping.is_set():
+            while not self._removed.empty():
+                self._on_pipe_removed(self._removed.get())
             try:
                 message = self._socket.recv_msg()
             except pynng.Timeout:
@@ -163,7 +178,8 @@ class Inbox:
                 logger.warning(
                     "inbox %s: closing the link of pipe %d: %s (%s)", self.address, pipe.id, error, error.code
                 )
-                pipe.close()
+                with contextlib.suppress(pynng.NNGException):  # its sender has gone already
+                    pipe.close()
             except Exception:
                 logger.exception("inbox %s: the frame handler failed", self.address)
 

@@ -34,21 +34,26 @@ from ...transport.errors import (
 )
 from .._base import TICK, NodeActor, stop_and_join, tell
 from ..messages import (
+    CHUNK_SIZE,
     CODEC,
     Ack,
     ActorFailed,
     Append,
+    Chunk,
     CoordinatorAnswer,
     CoordinatorCall,
     CutLog,
+    Fetch,
     Forward,
     HandOver,
     Heard,
     Join,
     JournalFailed,
+    KeepSnapshot,
     Lead,
     LeaseLapsed,
     LogRead,
+    Offer,
     PeerDown,
     PeerUp,
     Persist,
@@ -60,19 +65,23 @@ from ..messages import (
     Resign,
     Rewind,
     SendFrame,
+    SnapshotKept,
     Submit,
 )
 from .commands import CLOCK, CONFIGURE, DUPLICATE, Command, Event
 from .journal import Journal
 from .orderbook import OrderBook, events_between
-from .record import COMMANDS_MAX, EMPTY, Origin, Record
+from .record import COMMANDS_MAX, EMPTY, Origin, Record, Tail
 from .replica import (
+    SNAPSHOT_BEHIND,
     ApplyRecords,
     CreateRecord,
     CutJournal,
     Effect,
+    KeepFetched,
     LeadershipBegun,
     LeadershipLost,
+    OfferSnapshot,
     PersistRecords,
     ReadJournal,
     ReadRecord,
@@ -83,6 +92,7 @@ from .replica import (
     SwapRecord,
 )
 from .rules import MarketRules
+from .snapshots import Snapshots
 from .writer import JournalActor
 
 logger = logging.getLogger(__name__)
@@ -90,6 +100,8 @@ logger = logging.getLogger(__name__)
 BATCH_MAX: Final = COMMANDS_MAX
 """Most commands the leader gathers into one record; their longest form fits into one."""
 NOT_LEADER: Final = "not_leader"
+OFFER_S: Final = 10.0
+"""How long a snapshot is held for a follower that does not fetch it, in seconds."""
 WAITING_MAX: Final = 65_536
 """Most commands that may wait at the leader to be ordered; beyond, they are refused as overloaded."""
 
@@ -121,8 +133,11 @@ class Applied:
     rules: MarketRules
 
 
-Watcher = Callable[[Applied], bool]
-"""Called on the BookActor's thread with every applied batch; must not block. Returning False ends the watch."""
+Watcher = Callable[[Applied | None], bool]
+"""Called on the BookActor's thread with every applied batch; must not block. Returning False ends the watch.
+
+None: events were passed over, because this node has taken over the leader's state; the watch has ended.
+"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -141,6 +156,18 @@ class Unwatch:
     """The API to a BookActor: stop calling ``watcher``."""
 
     watcher: Watcher
+
+
+@dataclasses.dataclass(slots=True)
+class _Fetched:
+    """The leader's state, as far as it has come in."""
+
+    sender: str
+    epoch: int
+    tail: Tail
+    size: int
+    data: bytearray = dataclasses.field(default_factory=bytearray)
+    book: OrderBook | None = None
 
 
 @dataclasses.dataclass(slots=True)
@@ -176,12 +203,14 @@ class BookActor(NodeActor):
         folder: Path,
         coordinator: pykka.ActorRef[Any],
         min_in_sync: int,
+        snapshot_every: int,
         report: Callable[[ActorFailed], None],
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """Open the journal in ``folder`` and recover the book as far as it is known to be committed.
 
         ``rules`` are proposed as the log's first command if this node is the first to lead; None = take the log's.
+        ``snapshot_every``: after how many commands the book is written to disk whole, and the log before it pruned.
 
         Raises:
             StorageError: the journal is damaged or cannot be opened.
@@ -194,13 +223,19 @@ class BookActor(NodeActor):
         self._clock_ns = clock_ns
         self.book = OrderBook()
         self.recovered = 0
+        self._snapshot_every = snapshot_every
+        self._snapshot_at = 0
+        self._offered: tuple[Tail, bytes] | None = None
+        self._offer_until_s = 0.0
+        self._fetched: _Fetched | None = None
         journal = Journal(folder)
+        snapshots = Snapshots(folder / "snapshots")
         try:
-            self.replica = self._recover(journal, min_in_sync)
+            self.replica = self._recover(journal, snapshots, min_in_sync)
         except BaseException:
             journal.close()
             raise
-        self._journal = JournalActor.start(journal=journal, book=self.actor_ref, report=report)
+        self._journal = JournalActor.start(journal=journal, snapshots=snapshots, book=self.actor_ref, report=report)
         self._links: dict[str, PeerUp] = {}
         self._waiting: deque[_Waiting] = deque()
         self._waiting_commands = 0
@@ -212,10 +247,23 @@ class BookActor(NodeActor):
         self.failure: OpenOutcryError | None = None
         self.counters = {"commands": 0, "records": 0, "events": 0, "protocol_errors": 0, "swaps": 0}
 
-    def _recover(self, journal: Journal, min_in_sync: int) -> Replica:
+    def _recover(self, journal: Journal, snapshots: Snapshots, min_in_sync: int) -> Replica:
         applied = EMPTY
+        kept = snapshots.newest()
+        if kept is not None:
+            applied, data = kept
+            self.book = OrderBook.restore(data)
+            self._snapshot_at = applied.sequence
+            if applied.sequence > journal.tail.sequence:
+                journal.reset(applied)  # the node died between keeping a fetched snapshot and beginning the log anew
+        if journal.tail_at(applied.sequence) != applied:
+            raise StorageError(
+                f"market {self._market}: the log begins after {journal.base.sequence} and does not fit the state at "
+                f"{applied.sequence}: restore this replica from another node",
+                code="corrupt",
+            )
         pending = []
-        for record in journal.records():
+        for record in journal.records(applied):
             if record.last_sequence <= journal.committed:
                 self.book.apply(record.first_sequence, record.timestamp_ns, record.commands)
                 applied = record.tail
@@ -241,9 +289,22 @@ class BookActor(NodeActor):
         self._run(self.replica.start())
 
     def on_stop(self) -> None:
-        error = Closed("the node was closed before the command was answered; its outcome is unknown")
-        self._fail_requests(list(self._outstanding), error)
+        self._fail_requests(list(self._outstanding), self._end())
         stop_and_join(self._journal, timeout_s=10)
+
+    def on_unhandled(self, message: Any) -> None:
+        if isinstance(message, Submit):
+            _fail(message.future, self._end())
+
+    def _end(self) -> OpenOutcryError:
+        """Why nothing is answered any more."""
+        if self.failed_by is None:
+            return Closed("the node was closed before the command was answered; its outcome is unknown")
+        return StorageError(
+            f"market {self._market}: this replica has failed ({self.failed_by!r}); the command's outcome is unknown: "
+            "restart the node and retry with the same client order id",
+            code="replica_failed",
+        )
 
     def on_receive(self, message: Any) -> Any:
         answer = None
@@ -280,7 +341,11 @@ class BookActor(NodeActor):
                     request.sent_to = None
         elif isinstance(message, LogRead):
             read = message
-            self._run(self.replica.on_log_read(read.node, read.after, read.token, read.chain, read.bodies, now_ns))
+            self._run(
+                self.replica.on_log_read(read.node, read.after, read.token, read.chain, read.bodies, read.base, now_ns)
+            )
+        elif isinstance(message, SnapshotKept):
+            self._install()
         elif isinstance(message, CoordinatorAnswer):
             self._hear_coordinator(message, now_ns)
         elif isinstance(message, JournalFailed):
@@ -301,6 +366,8 @@ class BookActor(NodeActor):
     def _tick(self) -> None:
         now_ns = time.monotonic_ns()
         self._run(self.replica.on_tick(now_ns))
+        if self._offered is not None and time.monotonic() > self._offer_until_s:
+            self._offered = None
         self._expire_requests(now_ns)
         self._route_again(away_from=None)
         self._watch_leader()
@@ -441,21 +508,31 @@ class BookActor(NodeActor):
                 self._route_again(away_from=before if before != replica.leader else None)
             elif isinstance(message, Rewind):
                 self._run(replica.on_rewind(sender, message))
+            elif isinstance(message, Offer):
+                self._take_offer(sender, message)
+            elif isinstance(message, Fetch):
+                self._serve_fetch(sender, message)
+            elif isinstance(message, Chunk):
+                self._take_chunk(sender, message)
             elif isinstance(message, Resign):
                 self._run(replica.on_resign(sender, message))
             elif isinstance(message, Refused):
-                self._hear_refusal(message)
+                self._hear_refusal(sender, message)
         except ProtocolError as error:
             self.counters["protocol_errors"] += 1
             if (link := self._links.get(sender)) is not None:
                 tell(link.peer, ResetLink(f"market {self._market}: {error.message}"))
 
-    def _hear_refusal(self, message: Refused) -> None:
+    def _hear_refusal(self, sender: str, message: Refused) -> None:
         """A leader has not taken a request: if only because it leads no more, the request is routed again on a tick."""
-        if message.code == NOT_LEADER and message.request in self._outstanding:
-            self._outstanding[message.request].sent_to = None
+        request = self._outstanding.get(message.request)
+        if request is None or request.sent_to != sender:
+            return  # it has been brought to another leader since
+        if message.code == NOT_LEADER:
+            request.sent_to = None
         else:
-            self._fail_requests([message.request], Unavailable(message.reason, code=message.code))
+            kind = Overloaded if message.code == Overloaded.default_code else Unavailable
+            self._fail_requests([message.request], kind(message.reason, code=message.code))
 
     def _take_forward(self, sender: str, message: Forward) -> None:
         if self.replica.role is not Role.LEADING or self.replica.resigned:
@@ -509,6 +586,11 @@ class BookActor(NodeActor):
             tell(self._journal, ReadLog(effect.node, effect.after, effect.token))
         elif isinstance(effect, CutJournal):
             tell(self._journal, CutLog(effect.sequence))
+        elif isinstance(effect, OfferSnapshot):
+            self._offer_snapshot(effect.node, effect.after)
+        elif isinstance(effect, KeepFetched):
+            assert self._fetched is not None, "kept before it was fetched"
+            tell(self._journal, KeepSnapshot(effect.tail, bytes(self._fetched.data), reset=True))
         elif isinstance(effect, ReadRecord):
             self._ask_coordinator(effect, lambda store: store.read(market))
         elif isinstance(effect, CreateRecord):
@@ -590,6 +672,7 @@ class BookActor(NodeActor):
             earlier = {event[2]: tuple(book.events_of(event[2])) for event in mine if event[0] == DUPLICATE}
             outcome = Outcome(first, commands, tuple(mine), earlier, book.sequence, state_hash, book.rules)
             _fulfil(submit.future, outcome)
+        self._keep_snapshot()
         if self._watchers:
             first = records[0].first_sequence
             stamp = records[-1].timestamp_ns
@@ -616,6 +699,82 @@ class BookActor(NodeActor):
         if alive:
             self._watchers.append(message.watcher)
         return after
+
+    # -- snapshots ----------------------------------------------------------------------------------------------
+
+    def _keep_snapshot(self) -> None:
+        """Now and then: write the book to disk whole, so that recovery is short and the log can be pruned."""
+        if self.book.sequence - self._snapshot_at >= self._snapshot_every:
+            self._snapshot_at = self.book.sequence
+            tell(self._journal, KeepSnapshot(self.replica.base, self.book.snapshot(), reset=False))
+
+    def _offer_snapshot(self, node: str, after: int) -> None:
+        """Leader: offer the state as it is now, or was a little while ago for another follower."""
+        offered = self._offered
+        recent = offered is not None and offered[0].sequence > after
+        if offered is None or not recent or self.book.sequence - offered[0].sequence > SNAPSHOT_BEHIND // 2:
+            offered = self._offered = self.replica.base, self.book.snapshot()
+        self._offer_until_s = time.monotonic() + OFFER_S
+        tail, data = offered
+        self._send((node,), Offer(self._market, self.replica.epoch, tail.sequence, len(data), tail.epoch, tail.chain))
+
+    def _serve_fetch(self, sender: str, message: Fetch) -> None:
+        offered = self._offered
+        if offered is None or offered[0].sequence != message.sequence or self.replica.role is not Role.LEADING:
+            return  # offered too long ago: the follower joins again, and is offered another
+        self._offer_until_s = time.monotonic() + OFFER_S
+        data = offered[1][message.offset : message.offset + CHUNK_SIZE]
+        if not data:
+            raise ProtocolError(f"a snapshot of {len(offered[1])} bytes has nothing at {message.offset}")
+        chunk = Chunk(self._market, self.replica.epoch, message.sequence, message.offset, data)
+        self._send((sender,), chunk)
+
+    def _take_offer(self, sender: str, message: Offer) -> None:
+        if self.replica.wants_snapshot(sender, message.epoch, message.sequence):
+            tail = Tail(message.tail_epoch, message.sequence, message.chain)
+            if self._fetched is None or self._fetched.tail != tail or self._fetched.sender != sender:
+                self._fetched = _Fetched(sender, message.epoch, tail, message.size)
+            self._send((sender,), Fetch(self._market, message.epoch, message.sequence, len(self._fetched.data)))
+        else:
+            self._run(self.replica.on_snapshot_declined(sender, message.epoch))
+
+    def _take_chunk(self, sender: str, message: Chunk) -> None:
+        fetched = self._fetched
+        if fetched is None or (sender, message.epoch, message.sequence) != (
+            fetched.sender,
+            fetched.epoch,
+            fetched.tail.sequence,
+        ):
+            return
+        if message.offset != len(fetched.data):
+            return  # asked for twice
+        if message.offset + len(message.data) > fetched.size:
+            raise ProtocolError(f"a chunk at {message.offset} goes beyond the {fetched.size} bytes that were offered")
+        fetched.data += message.data
+        self.replica.on_fetching(time.monotonic_ns())
+        if len(fetched.data) < fetched.size:
+            self._send((sender,), Fetch(self._market, message.epoch, message.sequence, len(fetched.data)))
+        elif self.replica.wants_snapshot(sender, message.epoch, message.sequence):
+            fetched.book = OrderBook.restore(bytes(fetched.data))
+            if fetched.book.sequence != fetched.tail.sequence:
+                raise ProtocolError("the snapshot is not of the sequence that was offered")
+            self._run(self.replica.on_snapshot_fetched(fetched.tail))
+        else:
+            self._run(self.replica.on_snapshot_declined(sender, message.epoch))
+
+    def _install(self) -> None:
+        """The fetched state is durable: go on from it."""
+        fetched, self._fetched = self._fetched, None
+        assert fetched is not None, "installed before it was fetched"
+        assert fetched.book is not None, "installed before it was restored"
+        logger.info("market %s: took over the leader's state at sequence %d", self._market, fetched.tail.sequence)
+        self.book = fetched.book
+        self._snapshot_at = fetched.tail.sequence
+        for watcher in self._watchers:
+            watcher(None)
+        self._watchers = []
+        self._run(self.replica.on_snapshot_kept(fetched.tail))
+        self._route_again(away_from=fetched.sender)
 
     # -- queries ------------------------------------------------------------------------------------------------
 

@@ -23,11 +23,12 @@ from zlib import crc32
 
 from ...transport.errors import ConfigurationError, ProtocolError, StorageError
 from .record import EMPTY, Record, Tail, chain_of
+from .snapshots import sync_folder
 
 SEGMENT_SIZE: Final = 64 * 1024 * 1024
 """Size to which a segment is preallocated, in bytes; a new one starts when an entry would not fit."""
 
-_SEGMENT_HEADER: Final = struct.Struct("<8sIQQ32s")  # magic, version, epoch, sequence and chain of the tail before
+_SEGMENT_HEADER: Final = struct.Struct("<8sIIQQ32s")  # magic, version, crc32, epoch, sequence, chain of the tail before
 _SEGMENT_MAGIC: Final = b"OUTCRYJ\0"
 _SEGMENT_VERSION: Final = 1
 _ENTRY_HEADER: Final = struct.Struct("<4sIIQQ32s")  # mark, crc32, body length, durable, committed, chain
@@ -76,15 +77,19 @@ class Journal:
         self._folder = folder
         self._segment_size = segment_size
         self._failed: str | None = None
+        self.base = EMPTY
+        """The tail that the log's first record follows: EMPTY until the log is pruned."""
         self.tail = EMPTY
         self.committed = 0
         """Highest sequence number that an entry on disk says was committed."""
         self.cut_bytes = 0
         """How many bytes of a torn tail were cut on opening."""
-        # For record i: its last sequence number, and where its entry starts (segment number << 40 | offset).
+        # For record i: its last sequence number, and where its entry starts (segment number << 40 | offset). Segments
+        # are numbered on from those that were pruned: segment n is at ``_paths[n - _pruned]``.
         self._last = array("Q")
         self._where = array("Q")
         self._paths: list[Path] = []
+        self._pruned = 0
         self._fd = -1
         self._end = 0
         try:
@@ -125,7 +130,7 @@ class Journal:
             check = crc32(record.body, crc32(_ENTRY_HEADER.pack(_ENTRY_MARK, 0, *known)[_CHECKED_FROM:]))
             parts += (_ENTRY_HEADER.pack(_ENTRY_MARK, check, *known), record.body)
             self._last.append(record.last_sequence)
-            self._where.append((len(self._paths) - 1) << _OFFSET_BITS | end)
+            self._where.append((self._pruned + len(self._paths) - 1) << _OFFSET_BITS | end)
             end += size
             tail = record.tail
             at += 1
@@ -160,13 +165,55 @@ class Journal:
             self._open_segment(self._paths[segment])
             self._end = offset
             self._erase_after_end()
-            self._sync_folder()
+            sync_folder(self._folder)
             del self._last[keep:]
             del self._where[keep:]
             self.tail = self._tail_at(keep)
         except OSError as error:
             raise self._fail("cut", error) from error
         return self.tail
+
+    def prune(self, sequence: int) -> None:
+        """Remove the segments that hold nothing after ``sequence``; the last one always stays.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        self._assert_usable()
+        try:
+            while len(self._paths) > 1:
+                base = self._header_of(self._paths[1])
+                assert base is not None, "only the last segment can be without a header"
+                if base.sequence > sequence:
+                    break
+                self._paths.pop(0).unlink()
+                self._pruned += 1
+                self.base = base
+            sync_folder(self._folder)
+        except OSError as error:
+            raise self._fail("prune", error) from error
+        gone = bisect_right(self._last, self.base.sequence)
+        del self._last[:gone]
+        del self._where[:gone]
+
+    def reset(self, tail: Tail) -> None:
+        """Begin the log anew after ``tail``, whose state is kept elsewhere: nothing that was in it is left.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        self._assert_usable()
+        try:
+            while self._paths:  # the newest first: what a crash leaves is a prefix of the old log
+                self._paths.pop().unlink()
+            sync_folder(self._folder)
+            del self._last[:]
+            del self._where[:]
+            self.base = self.tail = tail
+            self.committed = tail.sequence
+            self._start_segment()
+        except OSError as error:
+            raise self._fail("reset", error) from error
 
     def close(self) -> None:
         """Close the files. Idempotent."""
@@ -179,8 +226,8 @@ class Journal:
 
     def tail_at(self, sequence: int) -> Tail | None:
         """Return the tail of the log up to ``sequence``, or None unless a record ends there."""
-        if sequence == 0:
-            return EMPTY
+        if sequence == self.base.sequence:
+            return self.base
         at = bisect_left(self._last, sequence)
         if at == len(self._last) or self._last[at] != sequence:
             return None
@@ -198,14 +245,14 @@ class Journal:
             found.append(body)
         return found
 
-    def records(self, after: Tail = EMPTY) -> Iterator[Record]:
-        """Yield the records after the boundary ``after``, verified against the chain.
+    def records(self, after: Tail | None = None) -> Iterator[Record]:
+        """Yield the records after the boundary ``after`` (default: all), verified against the chain.
 
         Raises:
             StorageError: a record does not follow from the one before it (code ``corrupt``).
         """
-        tail = after
-        for at in range(bisect_right(self._last, after.sequence), len(self._last)):
+        tail = self.base if after is None else after
+        for at in range(bisect_right(self._last, tail.sequence), len(self._last)):
             chain, body = self._entry(at)
             try:
                 record = Record.parse(tail, body)
@@ -225,6 +272,9 @@ class Journal:
             self._paths.pop().unlink()
         for number, path in enumerate(self._paths):
             base = self._header_of(path)
+            if number == 0 and base is not None:
+                self.base = self.tail = base
+                self.committed = base.sequence
             if base != self.tail:
                 raise StorageError(f"{path} does not follow the segment before it", code="corrupt")
             self._end = self._scan(number, path, is_last=number == len(self._paths) - 1)
@@ -244,11 +294,8 @@ class Journal:
                 break
             if chain_of(self.tail.chain, body) != chain:
                 raise StorageError(f"{path} at byte {at}: the chain is broken", code="corrupt")
-            try:
-                tail = Record.parse(self.tail, body).tail
-            except ProtocolError as error:
-                raise StorageError(f"{path} at byte {at}: {error}", code="corrupt") from error
-            self.tail = tail
+            epoch, sequence = Record.span_of(body)  # parsed in full when it is replayed
+            tail = self.tail = Tail(epoch, sequence, chain)
             self.committed = max(self.committed, committed)
             self._last.append(tail.sequence)
             self._where.append(number << _OFFSET_BITS | at)
@@ -284,10 +331,10 @@ class Journal:
             head = file.read(_SEGMENT_HEADER.size)
         if len(head) < _SEGMENT_HEADER.size or not any(head):
             return None
-        magic, version, epoch, sequence, chain = _SEGMENT_HEADER.unpack(head)
-        if magic != _SEGMENT_MAGIC or version != _SEGMENT_VERSION:
+        magic, version, check, *base = _SEGMENT_HEADER.unpack(head)
+        if magic != _SEGMENT_MAGIC or version != _SEGMENT_VERSION or check != _segment_check(*base):
             raise StorageError(f"{path} is not a journal segment of a version that this program reads", code="corrupt")
-        return Tail(epoch, sequence, chain)
+        return Tail(*base)
 
     # -- files --------------------------------------------------------------------------------------------------
 
@@ -298,12 +345,13 @@ class Journal:
         path = self._folder / f"{tail.sequence + 1:020d}.log"
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         self._preallocate()
-        header = _SEGMENT_HEADER.pack(_SEGMENT_MAGIC, _SEGMENT_VERSION, tail.epoch, tail.sequence, tail.chain)
+        base = (tail.epoch, tail.sequence, tail.chain)
+        header = _SEGMENT_HEADER.pack(_SEGMENT_MAGIC, _SEGMENT_VERSION, _segment_check(*base), *base)
         os.pwrite(self._fd, header, 0)
         os.fsync(self._fd)
         self._paths.append(path)
         self._end = _SEGMENT_HEADER.size
-        self._sync_folder()
+        sync_folder(self._folder)
 
     def _open_segment(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -324,15 +372,8 @@ class Journal:
         self._preallocate()
         os.fsync(self._fd)
 
-    def _sync_folder(self) -> None:
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
     def _place(self, at: int) -> tuple[int, int]:
-        return self._where[at] >> _OFFSET_BITS, self._where[at] & ((1 << _OFFSET_BITS) - 1)
+        return (self._where[at] >> _OFFSET_BITS) - self._pruned, self._where[at] & ((1 << _OFFSET_BITS) - 1)
 
     def _entry(self, at: int) -> tuple[bytes, bytes]:
         """Return chain and body of record number ``at``, checked against its checksum."""
@@ -355,7 +396,7 @@ class Journal:
     def _tail_at(self, count: int) -> Tail:
         """Return the tail after the first ``count`` records."""
         if count == 0:
-            return EMPTY
+            return self.base
         chain, body = self._entry(count - 1)
         return Tail(Record.span_of(body)[0], self._last[count - 1], chain)
 
@@ -370,6 +411,10 @@ class Journal:
     def _fail(self, what: str, error: OSError) -> StorageError:
         self._failed = f"an earlier {what} failed: {error}"
         return StorageError(f"{what} to the journal in {self._folder} failed: {error}; the replica stops")
+
+
+def _segment_check(epoch: int, sequence: int, chain: bytes) -> int:
+    return crc32(chain, crc32(f"{epoch},{sequence}".encode()))
 
 
 def _is_sound(header: bytes, body: bytes) -> bool:

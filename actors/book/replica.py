@@ -37,6 +37,7 @@ from .record import Origin, Record, Tail
 
 IN_FLIGHT_MAX: Final = 65_536
 """Commands a follower may have unacknowledged before the leader stops streaming and lets it read at its own pace."""
+SNAPSHOT_BEHIND: Final = 50_000
 _ASK_NS: Final = 300_000_000
 """How often a follower without a leader's log asks the coordinator, and the leader it names."""
 _REJOIN_NS: Final = 1_000_000_000
@@ -77,6 +78,21 @@ class ReadJournal:
     node: str
     after: int
     token: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OfferSnapshot:
+    """Offer the state of the book, later than ``after``, to ``node``, whose log ends there: too far back."""
+
+    node: str
+    after: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KeepFetched:
+    """Make the snapshot that was fetched durable, in place of the log to ``tail``; then call ``on_snapshot_kept``."""
+
+    tail: Tail
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -135,6 +151,8 @@ Effect = (
     PersistRecords
     | CutJournal
     | ReadJournal
+    | OfferSnapshot
+    | KeepFetched
     | ApplyRecords
     | Send
     | ReadRecord
@@ -187,18 +205,21 @@ class Replica:
         min_in_sync: int = 1,
         absent_ms_max: int = 3000,
         lag_ms_max: int = 5000,
+        snapshot_behind: int = SNAPSHOT_BEHIND,
     ) -> None:
         """Start from what the disk holds: ``applied`` is known to be committed, ``pending`` follows it.
 
         ``incarnation``: a positive number larger than that of any earlier start (a clock will do).
         ``min_in_sync``: below it nothing commits and proposals are refused. ``absent_ms_max``: how long a new leader
-        waits for a member that it has no link to; ``lag_ms_max``: how long a member may not acknowledge anything.
+        waits for a member that it has no link to; ``lag_ms_max``: how long a member may not acknowledge anything;
+        ``snapshot_behind``: a replica that joins more than this many commands behind gets a snapshot, not the log.
         """
         self.market = market
         self.node = node
         self.min_in_sync = min_in_sync
         self._absent_ns_max = absent_ms_max * 1_000_000
         self._lag_ns_max = lag_ms_max * 1_000_000
+        self._snapshot_behind = snapshot_behind
         self.role = Role.FOLLOWING
         self.record: MarketRecord | None = None
         self.in_sync: tuple[str, ...] = ()
@@ -225,6 +246,7 @@ class Replica:
         self._inherited = 0
         self._lapsed: str | None = None
         self._must_read = True
+        self._loading = False
         self._tokens = 0
         self._join_number = incarnation
         self._known_committed = applied.sequence
@@ -282,7 +304,7 @@ class Replica:
         That is safe whenever it is called: any member of the in-sync set may lead, the swap decides which one does, and
         the epoch it begins fences off the former leader, dead or alive.
         """
-        if self.role is not Role.FOLLOWING:
+        if self.role is not Role.FOLLOWING or self._loading:
             return []
         self._lapsed = leader
         return [ReadRecord()]
@@ -525,13 +547,15 @@ class Replica:
         return [ReadJournal(sender, probe.sequence, self._tokens)]
 
     def on_log_read(
-        self, node: str, after: int, token: int, chain: bytes | None, bodies: Sequence[bytes], now_ns: int
+        self, node: str, after: int, token: int, chain: bytes | None, bodies: Sequence[bytes], base: int, now_ns: int
     ) -> list[Effect]:
-        """Leader: the journal answered a :class:`ReadJournal`."""
+        """Leader: the journal, which begins after ``base``, answered a :class:`ReadJournal`."""
         follower = self._followers.get(node)
         if self.role is not Role.LEADING or follower is None or follower.token != token:
             return []
         follower.reading = False
+        if after < base or (not follower.matched and self.committed - after > self._snapshot_behind):
+            return [OfferSnapshot(node, after)]
         if not follower.matched:
             if chain != follower.probe.chain:
                 return [Send((node,), Rewind(self.market, self.epoch, max(after - 1, 0)))]
@@ -630,7 +654,9 @@ class Replica:
         return [LeadershipLost()] if was_leading else []
 
     def _join(self) -> list[Effect]:
-        assert self.leader is not None
+        assert self.leader is not None, "a join goes to a leader"
+        if self._loading:
+            return []
         self.joined = True
         tail = self.tail
         self._fitted = self._mismatched = False
@@ -641,7 +667,7 @@ class Replica:
 
     def on_rewind(self, sender: str, message: Rewind) -> list[Effect]:
         """Follower: our tail is not the leader's; cut it and ask again."""
-        if self.role is not Role.FOLLOWING or sender != self.leader or message.epoch != self.epoch:
+        if self.role is not Role.FOLLOWING or sender != self.leader or message.epoch != self.epoch or self._loading:
             return []
         if message.sequence < self.committed:
             return self._stop(
@@ -660,7 +686,7 @@ class Replica:
 
     def on_append(self, sender: str, message: Append) -> list[Effect]:
         """Follower: the leader's log goes on."""
-        if self.role is not Role.FOLLOWING or message.epoch < self.epoch:
+        if self.role is not Role.FOLLOWING or message.epoch < self.epoch or self._loading:
             return []
         if message.epoch > self.epoch or sender != self.leader:
             return []  # its Lead has to come first
@@ -714,6 +740,50 @@ class Replica:
         if [record.body for record in held[: len(bodies)]] != list(bodies[: len(held)]):
             return None
         return bodies[len(held) :]
+
+    def wants_snapshot(self, sender: str, epoch: int, sequence: int) -> bool:
+        """Follower: whether the leader's offer of its state at ``sequence`` is one to take.
+
+        Only one that is ahead of all that is held here: an entry that was acknowledged must not leave the disk again.
+        """
+        ours = self.role is Role.FOLLOWING and sender == self.leader and epoch == self.epoch
+        return ours and not self._loading and sequence > self.tail.sequence
+
+    def on_fetching(self, now_ns: int) -> None:
+        """Follower: a piece of the leader's state has come in; there is no need to join again."""
+        self._fitted_at_ns = now_ns
+
+    def on_snapshot_declined(self, sender: str, epoch: int) -> list[Effect]:
+        """Follower: the leader offered a state that we have gone beyond since we joined: join from where we are."""
+        ours = self.role is Role.FOLLOWING and sender == self.leader and epoch == self.epoch
+        return self._join() if ours else []
+
+    def on_snapshot_fetched(self, tail: Tail) -> list[Effect]:
+        """Follower: the leader's state at ``tail`` has come in whole; call :meth:`on_snapshot_kept` once it is durable.
+
+        Until then nothing is appended: the journal begins anew with it.
+        """
+        self._loading = True
+        self.joined = False
+        return [KeepFetched(tail)]
+
+    def on_snapshot_kept(self, tail: Tail) -> list[Effect]:
+        """Follower: the book is now the state at ``tail``, durably, and the log goes on from there."""
+        assert tail.sequence > self.tail.sequence, "a snapshot replaces nothing that is newer"
+        self._loading = False
+        self.pending.clear()
+        self._base = self.tail = tail
+        self.durable = self.committed = self.applied = tail.sequence
+        self._known_committed = max(self._known_committed, tail.sequence)
+        self.expected_hash = None
+        self.state_hash = ""
+        self._generation += 1
+        return self._join() if self.leader is not None and self.role is Role.FOLLOWING else []
+
+    @property
+    def base(self) -> Tail:
+        """The tail of the log as far as it is applied."""
+        return self._base
 
     # -- the disk and the book ----------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """JournalActor: the one thread that writes, syncs and reads a market's journal. Decides nothing.
 
-Messages: Persist, CutLog, ReadLog (from its BookActor); answers Persisted, LogRead, JournalFailed. What has queued up
-while one write was being synced goes into the next write together: group commit without a timer.
+Messages: Persist, CutLog, ReadLog, KeepSnapshot (from its BookActor); answers Persisted, LogRead, SnapshotKept,
+JournalFailed. What has queued up while one write was being synced goes into the next write together: group commit
+without a timer.
 """
 
 from __future__ import annotations
@@ -13,19 +14,38 @@ import pykka
 
 from ...transport.errors import StorageError
 from .._base import NodeActor, tell
-from ..messages import ActorFailed, CutLog, JournalFailed, LogRead, Persist, Persisted, ReadLog
+from ..messages import (
+    ActorFailed,
+    CutLog,
+    JournalFailed,
+    KeepSnapshot,
+    LogRead,
+    Persist,
+    Persisted,
+    ReadLog,
+    SnapshotKept,
+)
 from .journal import Journal
+from .snapshots import Snapshots
 
 READ_SIZE_MAX: Final = 512 * 1024
 """Most bytes of record bodies read for a follower at a time."""
 
 
 class JournalActor(NodeActor):
-    """Owns a :class:`~.journal.Journal`, opened by its BookActor, and closes it."""
+    """Owns a :class:`~.journal.Journal` and the snapshots beside it; both were opened by its BookActor."""
 
-    def __init__(self, *, journal: Journal, book: pykka.ActorRef[Any], report: Callable[[ActorFailed], None]) -> None:
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        snapshots: Snapshots,
+        book: pykka.ActorRef[Any],
+        report: Callable[[ActorFailed], None],
+    ) -> None:
         super().__init__(report=report)
         self._journal = journal
+        self._snapshots = snapshots
         self._book = book
         self._waiting: list[Any] = []
         self._generation = 0
@@ -47,7 +67,15 @@ class JournalActor(NodeActor):
                 tail = self._journal.tail_at(message.after)
                 bodies = self._journal.bodies(message.after, size_max=READ_SIZE_MAX) if tail else []
                 chain = tail.chain if tail else None
-                tell(self._book, LogRead(message.node, message.after, message.token, chain, tuple(bodies)))
+                base = self._journal.base.sequence
+                tell(self._book, LogRead(message.node, message.after, message.token, chain, tuple(bodies), base))
+            elif isinstance(message, KeepSnapshot):
+                oldest = self._snapshots.write(message.tail, message.book)
+                if message.reset:
+                    self._journal.reset(message.tail)
+                    tell(self._book, SnapshotKept(message.tail))
+                else:
+                    self._journal.prune(oldest)
         except StorageError as error:
             tell(self._book, JournalFailed(error))
 

@@ -10,16 +10,18 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from openoutcry.actors.book.commands import CANCEL_ALL, CLOCK, CONFIGURE, SUBMIT
 from openoutcry.actors.book.orderbook import OrderBook
-from openoutcry.actors.book.record import EMPTY, Record
+from openoutcry.actors.book.record import EMPTY, Record, Tail
 from openoutcry.actors.book.replica import (
     ApplyRecords,
     CreateRecord,
     CutJournal,
+    KeepFetched,
     LeadershipBegun,
+    OfferSnapshot,
     PersistRecords,
     ReadJournal,
     ReadRecord,
@@ -37,6 +39,14 @@ MARKET = "SIM"
 RULES = MarketRules(dedupe_window=64)
 
 
+class State(NamedTuple):
+    """A snapshot on its way from a leader to a follower."""
+
+    epoch: int
+    tail: Tail
+    book: bytes
+
+
 class Node:
     """One node: its disk survives a crash, the rest does not."""
 
@@ -44,13 +54,16 @@ class Node:
         self.world = world
         self.name = name
         self.disk: list[Record] = []
+        self.snapshot: tuple[Tail, bytes] = (EMPTY, OrderBook().snapshot())
+        """What the log on the disk follows."""
+        self.fetched: tuple[Tail, bytes] | None = None
         self.committed_on_disk = 0
         self.alive = False
         self.start()
 
     def start(self) -> None:
-        self.book = OrderBook()
-        applied, pending = EMPTY, []
+        applied, pending = self.snapshot[0], []
+        self.book = OrderBook.restore(self.snapshot[1])
         for record in self.disk:
             if record.last_sequence <= self.committed_on_disk:
                 self.book.apply(record.first_sequence, record.timestamp_ns, record.commands)
@@ -65,6 +78,7 @@ class Node:
             pending=pending,
             incarnation=self.world.incarnations,
             absent_ms_max=500,
+            snapshot_behind=self.world.snapshot_behind,
             lag_ms_max=2000,
         )
         self.journal: deque[Any] = deque()
@@ -84,6 +98,8 @@ class Node:
                     break
             elif isinstance(task, CutJournal):
                 self.disk = [r for r in self.disk if r.last_sequence <= task.sequence]
+            elif isinstance(task, KeepFetched):
+                self.keep_fetched()
         self.alive = False
         for other in self.world.nodes:
             if frozenset((self.name, other)) in self.world.connected:
@@ -96,8 +112,13 @@ class Node:
                 for node in effect.nodes:
                     if node in self.links:
                         world.wires[self.name, node].append(effect.message)
-            elif isinstance(effect, (PersistRecords, CutJournal, ReadJournal)):
+            elif isinstance(effect, (PersistRecords, CutJournal, ReadJournal, KeepFetched)):
                 self.journal.append(effect)
+            elif isinstance(effect, OfferSnapshot):
+                if effect.node in self.links:
+                    world.wires[self.name, effect.node].append(
+                        State(self.replica.epoch, self.replica.base, self.book.snapshot())
+                    )
             elif isinstance(effect, (ReadRecord, CreateRecord, SwapRecord)):
                 self.calls.append(effect)
             elif isinstance(effect, ApplyRecords):
@@ -132,8 +153,23 @@ class Node:
             Join: lambda: replica.on_join(sender, message, now_ns),
             Lead: lambda: replica.on_lead(sender, message),
             Rewind: lambda: replica.on_rewind(sender, message),
+            State: lambda: self.take_state(sender, message),
         }
         self.run(handlers[type(message)]())
+
+    def take_state(self, sender: str, state: State) -> list[Any]:
+        if not self.replica.wants_snapshot(sender, state.epoch, state.tail.sequence):
+            return self.replica.on_snapshot_declined(sender, state.epoch)
+        self.fetched = state.tail, state.book
+        return self.replica.on_snapshot_fetched(state.tail)
+
+    def keep_fetched(self) -> Tail:
+        """The fetched state takes the place of the log: both at once, as the snapshot's file is what counts."""
+        assert self.fetched is not None
+        self.snapshot = self.fetched
+        self.committed_on_disk = max(self.committed_on_disk, self.snapshot[0].sequence)
+        self.disk.clear()
+        return self.snapshot[0]
 
     def work_journal(self) -> None:
         """Carry out the next task of the disk."""
@@ -148,11 +184,16 @@ class Node:
             self.run(self.replica.on_durable(task.generation, sequence, now_ns))
         elif isinstance(task, CutJournal):
             self.disk = [r for r in self.disk if r.last_sequence <= task.sequence]
+        elif isinstance(task, KeepFetched):
+            tail = self.keep_fetched()
+            self.book = OrderBook.restore(self.snapshot[1])
+            self.run(self.replica.on_snapshot_kept(tail))
         else:
-            chain = {EMPTY.sequence: EMPTY.chain, **{r.last_sequence: r.chain for r in self.disk}}.get(task.after)
+            base = self.snapshot[0]
+            chain = {base.sequence: base.chain, **{r.last_sequence: r.chain for r in self.disk}}.get(task.after)
             bodies = [r.body for r in self.disk if r.first_sequence > task.after][: self.world.chance.randrange(1, 6)]
             found = bodies if chain is not None else []
-            self.run(self.replica.on_log_read(task.node, task.after, task.token, chain, found, now_ns))
+            self.run(self.replica.on_log_read(task.node, task.after, task.token, chain, found, base.sequence, now_ns))
 
     def work_coordinator(self) -> None:
         """Carry out the next call to the coordinator, or lose it, or carry it out and lose the answer."""
@@ -188,6 +229,7 @@ class World:
         self.seed = seed
         self.chance = random.Random(seed)
         self.takeovers = takeovers
+        self.snapshot_behind = self.chance.choice((3, 20, 10**9))
         self.replica_class = replica_class
         self.now_ns = 1_000_000_000
         self.incarnations = 0
@@ -219,7 +261,10 @@ class World:
             in_sync = self.store[MARKET].in_sync
             for name in in_sync:
                 held = {r.last_sequence: r.chain for r in self.nodes[name].disk}
-                assert held.get(last) == record.chain, f"{last} was acknowledged, but in-sync {name} does not hold it"
+                whole = self.nodes[name].snapshot[0].sequence
+                assert whole >= last or held.get(last) == record.chain, (
+                    f"{last} was acknowledged, but in-sync {name} does not hold it"
+                )
 
     # -- faults and steps ---------------------------------------------------------------------------------------
 

@@ -1,0 +1,98 @@
+"""Snapshots of one market's book on disk, beside its journal: written whole or not at all. Never interprets a book.
+
+A file ``<sequence, 20 digits>.snap`` is ``magic | version | epoch, sequence, chain of the log there | BLAKE2b of the
+rest | the book's bytes``. It is written to a temporary name, synced, renamed, and the folder synced.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+from hashlib import blake2b
+from pathlib import Path
+from typing import Final
+
+from ...transport.errors import StorageError
+from .record import Tail
+
+logger = logging.getLogger(__name__)
+
+KEPT: Final = 2
+"""How many snapshots are kept: the log is pruned only up to the older one."""
+
+_HEADER: Final = struct.Struct("<8sIQQ32s32s")  # magic, version, epoch, sequence, chain, digest of the body
+_MAGIC: Final = b"OUTCRYS\0"
+_VERSION: Final = 1
+
+
+class Snapshots:
+    """The snapshots in one folder. One thread at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob("*.new"):
+            leftover.unlink()
+
+    def write(self, tail: Tail, book: bytes) -> int:
+        """Keep ``book``, which is the state at ``tail``; drop all but the last ``KEPT``.
+
+        Return the sequence number of the oldest snapshot kept: no recovery needs the log before it.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        path = self._folder / f"{tail.sequence:020d}.snap"
+        scratch = path.with_suffix(".new")
+        digest = blake2b(book, digest_size=32).digest()
+        try:
+            with scratch.open("wb") as file:
+                file.write(_HEADER.pack(_MAGIC, _VERSION, tail.epoch, tail.sequence, tail.chain, digest))
+                file.write(book)
+                file.flush()
+                os.fsync(file.fileno())
+            scratch.replace(path)
+            sync_folder(self._folder)
+            paths = self._paths()
+            for old in paths[:-KEPT]:
+                old.unlink()
+        except OSError as error:
+            raise StorageError(f"cannot write the snapshot {path}: {error}") from error
+        return int(paths[-KEPT:][0].stem)
+
+    def newest(self) -> tuple[Tail, bytes] | None:
+        """Return the last snapshot that is sound, None if there is none; a damaged one is logged and passed over."""
+        for path in reversed(self._paths()):
+            try:
+                return self._read(path)
+            except StorageError as error:
+                logger.error("passing over a damaged snapshot: %s", error)
+        return None
+
+    def _paths(self) -> list[Path]:
+        return sorted(self._folder.glob("*.snap"))
+
+    def _read(self, path: Path) -> tuple[Tail, bytes]:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error}") from error
+        body = data[_HEADER.size :]
+        if len(data) < _HEADER.size:
+            raise StorageError(f"{path} is cut short", code="corrupt")
+        magic, version, epoch, sequence, chain, digest = _HEADER.unpack_from(data)
+        if magic != _MAGIC or version != _VERSION:
+            raise StorageError(f"{path} is not a snapshot of a version that this program reads", code="corrupt")
+        if blake2b(body, digest_size=32).digest() != digest:
+            raise StorageError(f"{path} is damaged", code="corrupt")
+        return Tail(epoch, sequence, chain), body
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
