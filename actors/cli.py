@@ -6,22 +6,15 @@ Exit codes: 0 done; 1 refused, unavailable or failed, with one line on stderr th
 from __future__ import annotations
 
 import contextlib
-import gc
-import itertools
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import sys
-import tempfile
 import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -29,21 +22,18 @@ import click
 
 from ..transport.errors import ConfigurationError, InvalidRequest, OpenOutcryError, RequestTimeout, Unavailable
 from ..transport.rendezvous import Rendezvous
-from .book.commands import TRADE, OrderType, SelfTradePrevention, TimeInForce
-from .book.rules import MarketRules
+from . import inspection
+from .book.commands import OrderType, SelfTradePrevention, TimeInForce
 from .config import DIRECTORY_DEFAULT, ENV_PREFIX, home_folder, load_config
 from .control import ITEMS_MAX, ControlClient, ControlServer, read_control_file, running_nodes
 from .node import ExchangeNode
-from .replay import BookRow, FlowCommands, differences, final_book_hash, read_flow
+from .replay import BookRow, final_book_hash, read_flow
+from .replay_run import ReplayNodes, spare_gc
 from .views import OrderRejected, OrderResult, as_json
 
 logger = logging.getLogger(__name__)
 
 _WATCH_S: Final = 0.1
-REPLAY_MARKET: Final = "REPLAY"
-_REPLAY_S: Final = 60.0
-_REPLAY_WINDOW: Final = 16
-_DIFFERENCES_SHOWN: Final = 10
 
 
 class _Failure(click.ClickException):
@@ -153,7 +143,7 @@ def node(
                 continue
             logger.info("node %s is ready: %s", config.name, ", ".join(sorted(config.markets)))
             break
-        _spare_gc()
+        spare_gc()
         ended.wait()
         logger.info("node %s is closing", config.name)
 
@@ -474,23 +464,146 @@ def status(node_name: str | None, data_dir: Path | None, timeout: float, as_json
     if as_json_text:
         _print_json(found)
         return
-    click.echo(f"{found['name']} ({found['node_id']}) at {found['address']}")
-    for node_id, peer in found["peers"].items():
-        click.echo(f"  peer {peer['name']} ({node_id}): {'up' if peer['up'] else 'down'}")
-    for name, market in found["markets"].items():
-        if "applied" not in market:
-            click.echo(f"  {name}: stopped: {market['error']}")
-            continue
-        state = "ready" if market["ready"] else "not ready"
-        click.echo(
-            f"  {name}: {market['role']}, {state}, epoch {market['epoch']}, sequence {market['applied']}, "
-            f"{market['open_orders']} orders, {market['trades']} trades, {len(market['in_sync'])} in sync"
-        )
-        click.echo(f"    state {market['state_hash']}")
+    click.echo("\n".join(_status_lines(found)))
+
+
+def _status_lines(found: dict[str, Any]) -> list[str]:
+    """Return a node's status: what it is and knows, a row for each market, and one for each replica it knows of."""
+    own, peers, markets = found["node_id"], found["peers"], found["markets"]
+    names = {own: found["name"], **{at: peer["name"] for at, peer in peers.items()}}
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    names = {at: at if name in twice else name for at, name in names.items()}
+    lines = [f"node {found['name']} ({own}) at {found['address']}"]
+    lines += [f"peer {peer['name']} ({at}): {'up' if peer['up'] else 'down'}" for at, peer in peers.items()]
+    if found["coordinator_error"]:
+        lines.append(f"coordinator: {found['coordinator_error']}")
+    lines += [f"failure: {failure}" for failure in found["failures"]]
+    rows = [("MARKET", "ROLE", "READY", "EPOCH", "LEADER", "IN SYNC", "SEQUENCE", "ORDERS", "TRADES", "STATE")]
+    replicas = [("MARKET", "REPLICA", "IN SYNC", "APPLIED", "DURABLE", "LAG")]
+    troubles = []
+    for name, market in markets.items():
         if market["error"]:
-            click.echo(f"    error: {market['error']}")
-    for failure in found["failures"]:
-        click.echo(f"  failure: {failure}")
+            troubles.append(f"{name}: error: {market['error']}")
+        if market.get("repairing"):
+            troubles.append(f"{name}: being made good from a peer: {market['repairing']}")
+        if "applied" not in market:
+            rows.append((name, "stopped", "no", *["-"] * 7))
+            continue
+        leader = names.get(market["leader"], market["leader"]) or "-"
+        in_sync = ",".join([names.get(at, at) for at in market["in_sync"]]) or "-"
+        role, ready = "observing" if market.get("observer") else market["role"], "yes" if market["ready"] else "no"
+        counts = [str(market[key]) for key in ("applied", "open_orders", "trades")]
+        rows.append((name, role, ready, str(market["epoch"]), leader, in_sync, *counts, market["state_hash"]))
+        # Only a leader knows of others than itself.
+        for at, replica in {own: market, **market["followers"]}.items():
+            member = "leader" if at == market["leader"] else "yes" if at in market["in_sync"] else "no"
+            lag = max(0, market["appended"] - replica["durable"])
+            counts = [str(count) for count in (replica["applied"], replica["durable"], lag)]
+            replicas.append((name, names.get(at, at), member, *counts))
+    if markets:
+        lines += ["", *_table(rows), "", *_table(replicas)]
+    return [*lines, *troubles]
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the lines of a table: columns as wide as they have to be, whole numbers to the right."""
+    columns = [
+        [cell.rjust(width) if numeric else cell.ljust(width) for cell in column]
+        for column in zip(*rows, strict=True)
+        for width in (max([len(cell) for cell in column]),)
+        for numeric in (all([cell.isdecimal() or cell == "-" for cell in column[1:]]),)
+    ]
+    return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
+
+
+# -- a stopped node's disk -----------------------------------------------------------------------------------------
+
+_FOLDER: Final = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
+def verify(folder: Path, as_json_text: bool) -> None:
+    """Check what a node that does not run has on its disk, and change nothing there.
+
+    DIR is a node's data directory, or the folder of one market in it. Checked are the checksums, the hash chain and the
+    snapshots, and that the log, executed from its beginning, leads to one state that holds together. The exit code is 0
+    if all is sound, and 1 if something is damaged: what is printed then says where, and what to do.
+    """
+    with inspection.held(folder):
+        folders, aside = inspection.market_folders(folder)
+        reports = []
+        for market, path in folders.items():
+            with click.progressbar(length=1, label=f"reading {market}", file=sys.stderr) as bar:
+
+                def on_progress(more: int, in_all: int, bar: Any = bar) -> None:
+                    bar.length = in_all
+                    bar.update(more)
+
+                reports.append(inspection.verify_market(market, path, on_progress))
+    damaged = [report.market for report in reports if not report.sound]
+    if as_json_text:
+        _print_json({"sound": not damaged, "markets": reports, "put_aside": [str(path) for path in aside]})
+    else:
+        for report in reports:
+            click.echo("\n".join(_report_lines(report)))
+        for path in aside:
+            click.echo(f"{path}: was put aside as damaged, and not checked")
+    if damaged:
+        raise _Failure(f"damaged: {', '.join(damaged)}", "damaged")
+
+
+def _report_lines(report: inspection.MarketReport) -> list[str]:
+    log = f"{report.records} with {report.commands} commands"
+    values = {
+        "records": f"{log}, after sequence {report.begins_after}" if report.begins_after else log,
+        "last sequence": report.sequence,
+        "epoch": report.epoch,
+        "chain": report.chain[:16],
+        "state hash": report.state_hash or "unknown",
+        "committed": report.committed,
+        "torn tail": f"{report.torn_bytes} bytes" + (", cut at the next start" if report.torn_bytes else ""),
+        "snapshots": ", ".join([f"at {sequence}" for sequence in report.snapshots]) or "none",
+        "open orders": report.open_orders if report.open_orders is not None else "unknown",
+    }
+    if report.repairing:
+        values["repairing"] = f"from a peer, as the node will go on to: {report.repairing}"
+    lines = [f"{report.market}: {'sound' if report.sound else 'DAMAGED'}"]
+    for damage in report.damage:
+        lines += [f"  damage         {damage}", f"  what to do     {damage.advice}"]
+    return [*lines, *[f"  {name:<13}  {value}" for name, value in values.items()]]
+
+
+@main.command()
+@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.argument("market")
+@click.option("--from", "first", type=click.IntRange(1), default=1, help="The first sequence number.")
+@click.option("--to", "last", type=click.IntRange(1), help="The last sequence number.")
+@click.option(
+    "--events", "with_events", is_flag=True, help="Execute the log, and print below each command what it did."
+)
+@click.option("--json", "as_json_text", is_flag=True, help="Print a line of JSON for each command.")
+def log(*, folder: Path, market: str, first: int, last: int | None, with_events: bool, as_json_text: bool) -> None:
+    """Print a market's log as a node that does not run has it on its disk.
+
+    DIR is the node's data directory. A line is a command's sequence number, epoch and time (by the leader's clock, in
+    UTC), and what was asked, by whom. What is behind the committed mark that `verify` shows may still be cut.
+    """
+    with inspection.held(folder):
+        folders, _ = inspection.market_folders(folder)
+        if market not in folders:
+            raise InvalidRequest(
+                f"{folder} has no market {market}; it has: {', '.join(folders)}", code="unknown_market"
+            )
+        for logged in inspection.read_log(folders[market], first=first, last=last, with_events=with_events):
+            if as_json_text:
+                _print_json(inspection.command_fields(logged))
+                continue
+            when = inspection.time_words(logged.timestamp_ns)
+            click.echo(f"{logged.sequence:>8}  {logged.epoch:>3}  {when}  {inspection.command_words(logged)}")
+            for event in inspection.events_of(logged):
+                click.echo(f"{'':>47}{inspection.event_words(event)}")
 
 
 # -- replay --------------------------------------------------------------------------------------------------------
@@ -518,7 +631,7 @@ def replay(file: Path, nodes: int, batch: int, via: str, as_json_text: bool) -> 
         raise click.UsageError("one node alone has no follower: use --nodes 2 or more")
     rows_in_file = len(read_flow(file))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    with _ReplayNodes(nodes) as exchange:
+    with ReplayNodes(nodes) as exchange:
         feeder = exchange.role("leading" if via == "leader" else "following")
         with click.progressbar(length=rows_in_file, label="replaying", file=sys.stderr) as bar:
             fed = exchange.ask(feeder, ("feed", file, batch), on_progress=bar.update)
@@ -549,149 +662,3 @@ def _show_replay(report: dict[str, Any]) -> None:
         state = f"{end['open_orders']:,} orders, state {end['state_hash']}"
         click.echo(f"{end['node']}: book {end['book_hash'][:16]}, {state}")
     click.echo("equal on all nodes" if report["equal"] else "the nodes DIFFER")
-
-
-class _ReplayNodes:
-    """Node processes of one exchange, in sync when made, with all that they share in a temporary folder."""
-
-    def __init__(self, nodes: int) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self._pipes: list[Connection] = []
-        self._processes: list[SpawnProcess] = []
-        with ExitStack() as undo:
-            home = undo.enter_context(tempfile.TemporaryDirectory(prefix="openoutcry-", ignore_cleanup_errors=True))
-            rendezvous = undo.enter_context(Rendezvous("tcp://127.0.0.1:0"))
-            undo.callback(self._stop)
-            for at in range(nodes):
-                ours, theirs = spawn.Pipe()
-                arguments = (f"node-{at}", Path(home), rendezvous.address, nodes, theirs)
-                process = spawn.Process(target=_run_replay_node, args=arguments, daemon=True)
-                process.start()
-                theirs.close()
-                self._pipes.append(ours)
-                self._processes.append(process)
-            self._roles: list[str] = [self._answer(at, None) for at in range(nodes)]
-            self._undo = undo.pop_all()
-
-    def __enter__(self) -> _ReplayNodes:
-        return self
-
-    def __exit__(self, *_exc_info: object) -> None:
-        self._undo.close()
-
-    def role(self, wanted: str) -> int:
-        """Return the first node of a role."""
-        return self._roles.index(wanted)
-
-    def ask(self, at: int, request: tuple[Any, ...], on_progress: Callable[[int], object] | None = None) -> Any:
-        """Return a node's answer, or raise what it failed with."""
-        with contextlib.suppress(OSError):  # a process that is gone is found by its answer
-            self._pipes[at].send(request)
-        return self._answer(at, on_progress)
-
-    def _answer(self, at: int, on_progress: Callable[[int], object] | None) -> Any:
-        pipe = self._pipes[at]
-        try:
-            while pipe.poll(2 * _REPLAY_S):
-                kind, *values = pipe.recv()
-                if kind == "progress" and on_progress is not None:
-                    on_progress(values[0])
-                elif kind == "failed":
-                    raise OpenOutcryError(f"node-{at}: {values[1]}", code=values[0])
-                elif kind == "done":
-                    return values[0]
-        except (EOFError, OSError):
-            raise Unavailable(f"the process of node-{at} has ended", code="node_died") from None
-        raise Unavailable(f"the process of node-{at} does not answer", code="node_silent")
-
-    def _stop(self) -> None:
-        for pipe in self._pipes:
-            pipe.close()
-        for process in self._processes:
-            process.join(30)
-            if process.is_alive():
-                process.kill()
-                process.join()
-
-
-def _run_replay_node(name: str, home: Path, directory: str, nodes: int, pipe: Connection) -> None:
-    """Be one node, in a process of its own: answer the parent's requests until it closes the pipe or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    rules = MarketRules(tick_size="1", lot_size="1")
-    try:
-        with ExchangeNode(
-            name,
-            markets={REPLAY_MARKET: rules},
-            directory=directory,
-            data_dir=home / name,
-            coordinator=home / "coordinator.sqlite",
-            timeout=_REPLAY_S,
-        ) as node:
-            node.wait_ready(_REPLAY_S)
-            node.wait_in_sync(REPLAY_MARKET, nodes, _REPLAY_S)
-            _spare_gc()
-            pipe.send(("done", node.status()["markets"][REPLAY_MARKET]["role"]))
-            while True:
-                kind, *values = pipe.recv()
-                pipe.send(("done", _feed(node, pipe, *values) if kind == "feed" else _end_state(node, *values)))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
-    except OpenOutcryError as error:
-        with contextlib.suppress(OSError):
-            pipe.send(("failed", error.code, error.message))
-
-
-def _feed(node: ExchangeNode, pipe: Connection, file: Path, batch: int) -> dict[str, Any]:
-    """Send the flow in order, several batches in flight; return what came of it."""
-    rows = read_flow(file)
-    first_sequence = node.sequence(REPLAY_MARKET) + 1
-    flow = FlowCommands(first_sequence=first_sequence)
-    commands = [flow.command(row) for row in rows]
-    results: list[OrderResult] = []
-    in_flight: deque[Callable[[], list[OrderResult]]] = deque()
-
-    def collect() -> None:
-        answers = in_flight.popleft()()
-        results.extend(answers)
-        pipe.send(("progress", len(answers)))
-
-    started_s = time.perf_counter()
-    for at in range(0, len(commands), batch):
-        in_flight.append(node.submit_many_async(REPLAY_MARKET, commands[at : at + batch]))
-        if len(in_flight) == _REPLAY_WINDOW:
-            collect()
-    while in_flight:
-        collect()
-    seconds = time.perf_counter() - started_s
-    events = list(itertools.chain.from_iterable([result.raw_events for result in results]))
-    differ = list(differences(rows, events, first_sequence=first_sequence, flow_ids=flow.flow_ids))
-    return {
-        "commands": len(rows),
-        "seconds": round(seconds, 4),
-        "commands_per_s": round(len(rows) / seconds) if rows else 0,
-        "fills": len([event for event in events if event[0] == TRADE]),
-        "differences": len(differ),
-        "first_differences": [str(each) for each in differ[:_DIFFERENCES_SHOWN]],
-        "sequence": results[-1].sequence if results else first_sequence - 1,
-        "flow_ids": flow.flow_ids,
-    }
-
-
-def _end_state(node: ExchangeNode, sequence: int) -> tuple[str, str, list[tuple[str, int, int, int]]]:
-    """Return the node's name, its state hash at ``sequence``, and its orders as the flow's rows, by the book's ids."""
-    node.wait_sequence(REPLAY_MARKET, sequence, _REPLAY_S)
-    found, state_hash = node.position(REPLAY_MARKET)
-    if found != sequence:
-        raise Unavailable(f"it is at sequence {found}, beyond the replay's last, {sequence}", code="replay_disturbed")
-    orders = [
-        ("A" if order.side == "sell" else "B", int(order.price), order.order_id, int(order.open_quantity))
-        for order in node.all_orders(REPLAY_MARKET)
-    ]
-    return node.name, state_hash, orders
-
-
-def _spare_gc() -> None:
-    """Keep the garbage collector from walking all resting orders again and again: this process is ours alone."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)

@@ -34,7 +34,7 @@ class CoordinatorActor(NodeActor):
         self._node = node
         self._lease_ms = lease_ms
         self._renew_at_s = 0.0
-        self._error: OpenOutcryError | None = None
+        self._error: Exception | None = None
 
     def on_receive(self, message: Any) -> Any:
         if isinstance(message, CoordinatorCall):
@@ -52,6 +52,10 @@ class CoordinatorActor(NodeActor):
             answer = call.run(self._coordinator)
         except OpenOutcryError as error:
             tell(call.reply_to, CoordinatorAnswer(call.what, None, error))
+        except Exception as error:
+            # A fault of ours or of the store's library. Whoever asked has to hear of it, and asks again.
+            logger.exception("a call to the coordinator failed: %s", call.what)
+            tell(call.reply_to, CoordinatorAnswer(call.what, None, error))
         else:
             tell(call.reply_to, CoordinatorAnswer(call.what, answer, None))
 
@@ -59,7 +63,7 @@ class CoordinatorActor(NodeActor):
         self._renew_at_s = time.monotonic() + self._lease_ms / 3000
         try:
             self._coordinator.renew(self._node, ttl_ms=self._lease_ms)
-        except OpenOutcryError as error:
+        except Exception as error:
             if self._error is None:
                 logger.error("the coordinator cannot be used; markets go on as they are: %s", error)
             self._error = error

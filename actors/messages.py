@@ -83,14 +83,17 @@ class Join:
     tail_sequence: Sequence
     tail_chain: Chain
     durable: Sequence
+    observer: Annotated[bool, codec.Bool()]
+    """It reads only: never to be in sync, never to be waited for."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rewind:
-    """Leader to follower: your tail is not in my log; cut to at most ``sequence`` and join again."""
+    """Leader to follower: the tail you joined at is not in my log; cut to at most ``sequence`` and join again."""
 
     market: MarketName
     epoch: Epoch
+    join: Annotated[int, codec.Int(1)]
     sequence: Sequence
 
 
@@ -107,7 +110,8 @@ class Append:
     """Leader to follower: the records that follow ``previous``, and how far the log is committed.
 
     ``bodies`` may be empty: then only the commit index moves. ``state_hash`` is the leader's book at
-    ``state_sequence``; a follower that reaches that sequence with another hash has diverged, and stops.
+    ``state_sequence``; a follower that reaches that sequence with another hash has diverged, and stops. ``join`` is the
+    join that it answers; 0 in what goes to all followers.
     """
 
     market: MarketName
@@ -118,6 +122,7 @@ class Append:
     committed: Sequence
     state_sequence: Sequence
     state_hash: Annotated[str, codec.Str(64)]
+    join: Annotated[int, codec.Int(0)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -196,7 +201,10 @@ CODEC: Final[codec.Codec[Any]] = codec.Codec(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Heard:
-    """The inbox's reader to a BookActor: a market message from the node ``sender`` over a link that is up."""
+    """The inbox's reader to a BookActor: a market message from ``sender``, as the connection's hello has named it.
+
+    The link need not be up, or be up still: see its session, join and request numbers for what is stale.
+    """
 
     sender: str
     message: MarketMessage
@@ -395,10 +403,13 @@ class LeaseLapsed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HandOver:
-    """The node to a BookActor (ask), before it closes: give leadership to a follower that has everything.
+    """The node to a BookActor (ask), again and again: give leadership to ``to`` (None: any member that has everything).
 
-    Answers whether nothing is left to hand over: not leading, or nobody to take it.
+    Answers whether nothing is left to hand over: not leading, or nobody to take it. With ``give_up`` it leads on.
     """
+
+    to: str | None = None
+    give_up: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

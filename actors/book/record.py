@@ -112,14 +112,21 @@ class Record:
 
     @staticmethod
     def span_of(body: bytes) -> tuple[int, int]:
-        """Return epoch and last sequence number of a record that was checked before, without parsing its commands."""
+        """Return epoch and last sequence number of a record without parsing, or checking, its commands.
+
+        Raises:
+            ProtocolError: it does not begin as a record does.
+        """
         unpacker = msgpack.Unpacker(use_list=False)
         unpacker.feed(body[:64])
-        unpacker.read_array_header()
-        epoch: int = unpacker.unpack()
-        first_sequence: int = unpacker.unpack()
-        unpacker.skip()
-        return epoch, first_sequence + unpacker.read_array_header() - 1
+        try:
+            unpacker.read_array_header()
+            epoch = _EPOCH(unpacker.unpack(), "record: epoch")
+            first_sequence = _SEQUENCE(unpacker.unpack(), "record: first sequence")
+            unpacker.skip()
+            return epoch, first_sequence + unpacker.read_array_header() - 1
+        except (ValueError, TypeError, msgpack.UnpackException) as error:
+            raise ProtocolError(f"record: not a record ({error or type(error).__name__})") from error
 
 
 def chain_of(previous: bytes, body: bytes) -> bytes:

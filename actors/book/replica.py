@@ -42,6 +42,10 @@ _ASK_NS: Final = 300_000_000
 """How often a follower without a leader's log asks the coordinator, and the leader it names."""
 _REJOIN_NS: Final = 1_000_000_000
 """How long a follower that has joined waits for an append that fits its tail before it joins again."""
+_AUDIT_NS: Final = 10_000_000_000
+"""How often a replica that leads, or follows a leader, looks at the coordinator's record."""
+_BEHIND_NS_MAX: Final = 30_000_000_000
+"""How long the coordinator may answer with an older epoch than is known here: longer than any answer is under way."""
 
 
 class Role(enum.Enum):
@@ -131,6 +135,11 @@ class SwapRecord:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class RepairEnded:
+    """The replica holds all that is committed again: take away the mark that it was being repaired."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class LeadershipBegun:
     """This replica leads from now on; the first record of the epoch is the shell's to propose."""
 
@@ -158,6 +167,7 @@ Effect = (
     | ReadRecord
     | CreateRecord
     | SwapRecord
+    | RepairEnded
     | LeadershipBegun
     | LeadershipLost
     | Stop
@@ -170,6 +180,7 @@ class _Follower:
 
     token: int
     join: int
+    observer: bool
     probe: Tail
     """The tail that the follower asked to join at."""
     matched: bool = False
@@ -206,6 +217,8 @@ class Replica:
         absent_ms_max: int = 3000,
         lag_ms_max: int = 5000,
         snapshot_behind: int = SNAPSHOT_BEHIND,
+        observer: bool = False,
+        repairing: bool = False,
     ) -> None:
         """Start from what the disk holds: ``applied`` is known to be committed, ``pending`` follows it.
 
@@ -213,6 +226,8 @@ class Replica:
         ``min_in_sync``: below it nothing commits and proposals are refused. ``absent_ms_max``: how long a new leader
         waits for a member that it has no link to; ``lag_ms_max``: how long a member may not acknowledge anything;
         ``snapshot_behind``: a replica that joins more than this many commands behind gets a snapshot, not the log.
+        ``observer``: read only; never in sync, never leads. ``repairing``: what this disk held was damaged and has been
+        put aside; the replica does not lead until it holds all that is committed again.
         """
         self.market = market
         self.node = node
@@ -220,10 +235,14 @@ class Replica:
         self._absent_ns_max = absent_ms_max * 1_000_000
         self._lag_ns_max = lag_ms_max * 1_000_000
         self._snapshot_behind = snapshot_behind
+        self.observer = observer
+        self.repairing = repairing
         self.role = Role.FOLLOWING
         self.record: MarketRecord | None = None
         self.in_sync: tuple[str, ...] = ()
         self.leader: str | None = None
+        self.present = 0
+        """Leader: how many of the in-sync set, itself among them, are neither gone nor too slow."""
         self.resigned = False
         """Leader: takes in nothing more, and waits for another to take over."""
         self.joined = False
@@ -247,6 +266,7 @@ class Replica:
         self._lapsed: str | None = None
         self._must_read = True
         self._loading = False
+        self._behind_since_ns: int | None = None
         self._tokens = 0
         self._join_number = incarnation
         self._known_committed = applied.sequence
@@ -265,17 +285,11 @@ class Replica:
         """The coordinator answered a read or a create."""
         if self.role is Role.STOPPED or (self._swap is not None and not self._swap_lost):
             return []  # the answer to the swap says what the record is, and later than this
-        if record is None:
+        if record is None and self.epoch == 0:
             return [CreateRecord()]
-        if record.epoch < self.epoch and self.role is Role.FOLLOWING:
-            # Cannot be: epochs in logs and messages come from swaps of the coordinator's record.
-            return self._stop(
-                StorageError(
-                    f"market {self.market}: this log has reached epoch {self.epoch}, the coordinator {record.epoch}: "
-                    "the coordinator's store was lost or belongs to another exchange",
-                    code="coordinator_behind",
-                )
-            )
+        if record is None or record.epoch < self.epoch:
+            return self._on_record_behind(0 if record is None else record.epoch, now_ns)
+        self._behind_since_ns = None
         self.record = record
         self._must_read = False
         if record.leader != self.node:
@@ -285,9 +299,16 @@ class Replica:
             self.in_sync = record.in_sync
             lapsed, self._lapsed = self._lapsed, None
             if lapsed == record.leader and self.node in record.in_sync and self._swap is None:
-                effects += self._claim(tuple([member for member in record.in_sync if member != lapsed]))
+                left = tuple([member for member in record.in_sync if member != lapsed])
+                effects += self._claim(left if len(left) >= self.min_in_sync else record.in_sync)
+            if self.role is Role.FOLLOWING and self.leader in self._links and not self.joined:
+                effects += self._join()
             return effects
         if self.role is Role.FOLLOWING:
+            if self.repairing:
+                # Others of the in-sync set have what this disk has lost: let one of them lead.
+                others = tuple([member for member in record.in_sync if member != self.node])
+                return [Send(others, Resign(self.market, record.epoch))] if others else []
             return self._claim(record.in_sync)
         if self._swap is not None and self._swap_lost:
             self._swap_lost = False
@@ -298,26 +319,46 @@ class Replica:
             return [*self._advance(), *self._reconsider(now_ns)]
         return []
 
+    def _on_record_behind(self, epoch: int, now_ns: int) -> list[Effect]:
+        """The coordinator's answer is older than an epoch that is known here.
+
+        Epochs in logs and messages come from swaps of its record, so the answer was under way while a message of a new
+        leader overtook it. One that is asked for again and again and still behind cannot be explained by that.
+        """
+        self._must_read = True
+        if self._behind_since_ns is None:
+            self._behind_since_ns = now_ns
+        if now_ns - self._behind_since_ns < _BEHIND_NS_MAX or self.role is not Role.FOLLOWING:
+            return []
+        return self._stop(
+            StorageError(
+                f"market {self.market}: this log has reached epoch {self.epoch}, the coordinator {epoch}: "
+                "the coordinator's store was lost or belongs to another exchange",
+                code="coordinator_behind",
+            )
+        )
+
     def on_leader_lapsed(self, leader: str) -> list[Effect]:
         """The lease of ``leader`` has lapsed: if it still leads and this replica is in sync, take over by a swap.
 
         That is safe whenever it is called: any member of the in-sync set may lead, the swap decides which one does, and
         the epoch it begins fences off the former leader, dead or alive.
         """
-        if self.role is not Role.FOLLOWING or self._loading:
+        if self.role is not Role.FOLLOWING or self._loading or self.repairing or self.observer:
             return []
         self._lapsed = leader
         return [ReadRecord()]
 
-    def resign(self) -> list[Effect]:
-        """Leader: take in nothing more, and once all is committed ask a follower that has everything to take over.
+    def resign(self, to: str | None = None) -> list[Effect]:
+        """Leader: take in nothing more, and once all is committed ask a member (``to``, or any) to take over.
 
         Call it until the role changes or ``successors`` is empty; until then this replica leads on without commands.
         """
         if self.role is not Role.LEADING:
             return []
         self.resigned = True
-        ready = [name for name in self.successors() if self._followers[name].acked == self.tail.sequence]
+        able = [name for name in self.successors() if to in (None, name)]
+        ready = [name for name in able if self._followers[name].acked == self.tail.sequence]
         if self.pending or not ready:
             return []
         return [Send((ready[0],), Resign(self.market, self.epoch))]
@@ -334,6 +375,9 @@ class Replica:
 
     def _claim(self, in_sync: tuple[str, ...]) -> list[Effect]:
         assert self.record is not None, "a claim replaces a record"
+        if self._loading:  # the log is being replaced: ask again when that is done
+            self._must_read = True
+            return []
         self.role = Role.CLAIMING
         return self._start_swap(self.record.epoch + 1, in_sync)
 
@@ -355,6 +399,7 @@ class Replica:
         self.record = record
         self.in_sync = record.in_sync
         effects: list[Effect] = []
+        begun = False
         if self.role is Role.CLAIMING:
             self.role = Role.LEADING
             self.resigned = False
@@ -364,11 +409,13 @@ class Replica:
             self._inherited = self.tail.sequence
             self._followers.clear()
             self._missing_since_ns = {member: now_ns for member in record.in_sync if member != self.node}
-            effects.append(LeadershipBegun())
+            begun = True
         if self.role is Role.LEADING:
             effects.append(Send(tuple(sorted(self._links)), Lead(self.market, self.epoch, self.in_sync)))
             effects += self._advance()
             effects += self._reconsider(now_ns)
+        if begun:
+            effects.append(LeadershipBegun())  # last: what the shell proposes has to follow what is applied above
         return effects
 
     def on_coordinator_unavailable(self, call: ReadRecord | CreateRecord | SwapRecord) -> list[Effect]:
@@ -415,7 +462,9 @@ class Replica:
     def on_tick(self, now_ns: int) -> list[Effect]:
         """Time has passed; ``now_ns`` is monotonic."""
         if self.role is Role.LEADING:
-            return [ReadRecord()] if self._swap_lost else self._reconsider(now_ns)
+            if self._swap_lost:
+                return [ReadRecord()]
+            return [*self._audit(now_ns), *self._reconsider(now_ns)]
         if self.role is not Role.FOLLOWING:
             return []
         if self.joined and not self._must_read:
@@ -423,12 +472,22 @@ class Replica:
                 self._fitted_at_ns = now_ns
             elif now_ns - self._fitted_at_ns > _REJOIN_NS:
                 self._fitted_at_ns = now_ns
-                return self._join()
-            return []
+                return [ReadRecord(), *self._join()]  # it may lead no longer
+            return self._audit(now_ns)
         if now_ns - self._asked_ns < _ASK_NS:
             return []
         self._asked_ns = now_ns
         return [ReadRecord(), *(self._join() if self.leader in self._links and not self.joined else [])]
+
+    def _audit(self, now_ns: int) -> list[Effect]:
+        """Look now and then whether the coordinator has it as we do.
+
+        A take-over whose answer was lost may be carried out later: then nobody knows of it until somebody looks.
+        """
+        if now_ns - self._asked_ns < _AUDIT_NS:
+            return []
+        self._asked_ns = now_ns
+        return [ReadRecord()]
 
     def _reconsider(self, now_ns: int) -> list[Effect]:
         """Leader: start a swap if a member is gone or too slow, or a follower has caught up."""
@@ -448,12 +507,18 @@ class Replica:
                     follower.behind_since_ns = now_ns
                 if now_ns - follower.behind_since_ns < self._lag_ns_max:
                     members.add(member)
-        # A former leader may still commit what it had sent to the members of its epoch, us among them. Until all of
-        # that is committed here as well, a new member could be in sync without it.
-        if self.committed >= self._inherited:
-            for name, follower in self._followers.items():
-                if name not in self.in_sync and follower.streaming and follower.acked >= self.committed:
-                    members.add(name)
+        self.present = len(members)
+        # A former leader may still commit what it had sent to the members of its epoch, us among them: a new member has
+        # to hold all of that, committed here or not.
+        needed = max(self.committed, self._inherited)
+        for name, follower in self._followers.items():
+            caught_up = follower.streaming and follower.acked >= needed
+            if caught_up and name not in self.in_sync and not follower.observer:
+                members.add(name)
+        if len(members) < self.min_in_sync:
+            # Nothing commits below the minimum, so to remove a member would gain nothing; but as long as it is one, it
+            # may take over if those that are left lose their disks.
+            members.update(self.in_sync)
         if members == set(self.in_sync):
             return []
         return self._start_swap(self.epoch, tuple(members))
@@ -462,8 +527,8 @@ class Replica:
 
     @property
     def may_propose(self) -> bool:
-        """Whether this replica leads, means to go on, and its in-sync set is large enough to commit."""
-        return self.role is Role.LEADING and not self.resigned and len(self.in_sync) >= self.min_in_sync
+        """Whether this replica leads, means to go on, and enough of its in-sync set are there to commit."""
+        return self.role is Role.LEADING and not self.resigned and self.present >= self.min_in_sync
 
     @property
     def matched(self) -> bool:
@@ -519,7 +584,7 @@ class Replica:
             self._followers[name].told = self.committed
         return [Send(news, self._append(self.tail, ()))]
 
-    def _append(self, previous: Tail, bodies: tuple[bytes, ...]) -> Append:
+    def _append(self, previous: Tail, bodies: tuple[bytes, ...], *, join: int = 0) -> Append:
         return Append(
             self.market,
             self.epoch,
@@ -529,6 +594,7 @@ class Replica:
             self.committed,
             self.applied if self.state_hash else 0,
             self.state_hash,
+            join,
         )
 
     def on_join(self, sender: str, message: Join, now_ns: int) -> list[Effect]:
@@ -537,13 +603,18 @@ class Replica:
             return []
         if message.epoch != self.epoch:
             return [Send((sender,), Lead(self.market, self.epoch, self.in_sync))]
+        before = self._followers.get(sender)
+        if before is not None and message.join < before.join:
+            return []  # late, from an earlier life of the link
         self._tokens += 1
         probe = Tail(message.tail_epoch, message.tail_sequence, message.tail_chain)
         self._followers[sender] = _Follower(
-            self._tokens, message.join, probe, acked=message.durable, behind_since_ns=now_ns
+            self._tokens, message.join, message.observer, probe, acked=message.durable, behind_since_ns=now_ns
         )
+        if before is not None:  # to join again and again is no progress
+            self._followers[sender].behind_since_ns = before.behind_since_ns
         if probe.sequence > self.tail.sequence:
-            return [Send((sender,), Rewind(self.market, self.epoch, self.tail.sequence))]
+            return [Send((sender,), Rewind(self.market, self.epoch, message.join, self.tail.sequence))]
         return [ReadJournal(sender, probe.sequence, self._tokens)]
 
     def on_log_read(
@@ -558,7 +629,9 @@ class Replica:
             return [OfferSnapshot(node, after)]
         if not follower.matched:
             if chain != follower.probe.chain:
-                return [Send((node,), Rewind(self.market, self.epoch, max(after - 1, 0)))]
+                # What it holds beyond what we inherited is of an older epoch, so none of that is ours either.
+                back_to = min(max(after - 1, 0), self._inherited)
+                return [Send((node,), Rewind(self.market, self.epoch, follower.join, back_to))]
             follower.matched = True
             follower.sent = after
         assert follower.sent == after, "one read of the journal a follower at a time"
@@ -567,7 +640,7 @@ class Replica:
             follower.sent = Record.span_of(bodies[-1])[1]
         follower.streaming = follower.sent == self.tail.sequence
         follower.told = self.committed
-        send = Send((node,), self._append(Tail(0, after, chain), tuple(bodies)))
+        send = Send((node,), self._append(Tail(0, after, chain), tuple(bodies), join=follower.join))
         return [send, *self._advance(), *self._reconsider(now_ns)]
 
     def _feed(self, name: str, follower: _Follower) -> list[Effect]:
@@ -627,6 +700,10 @@ class Replica:
         """Somebody says that it leads."""
         if self.role in (Role.STOPPED, Role.CLAIMING) or message.epoch < self.epoch or sender == self.node:
             return []  # the coordinator's answer decides what becomes of a claim
+        if self.record is None:
+            # Since the start the coordinator has not been asked. Before it this replica may have promised not to follow
+            # anybody of this epoch any more, by following or claiming a later one of which it holds no entry.
+            return []
         if message.epoch == self.epoch and self.leader not in (None, sender):
             return self._stop(
                 StorageError(f"two leaders in epoch {self.epoch}: {self.leader} and {sender}", code="two_leaders")
@@ -637,7 +714,7 @@ class Replica:
         self.in_sync = message.in_sync
         if not self.matched:
             effects += self._join()
-        return effects
+        return effects + self._repaired()
 
     def _follow(self, leader: str, epoch: int) -> None:
         self.leader = leader
@@ -662,12 +739,17 @@ class Replica:
         self._fitted = self._mismatched = False
         self._join_number += 1
         number = self._join_number
-        join = Join(self.market, self.epoch, number, tail.epoch, tail.sequence, tail.chain, self.durable)
+        join = Join(self.market, self.epoch, number, tail.epoch, tail.sequence, tail.chain, self.durable, self.observer)
         return [Send((self.leader,), join)]
 
     def on_rewind(self, sender: str, message: Rewind) -> list[Effect]:
-        """Follower: our tail is not the leader's; cut it and ask again."""
+        """Follower: our tail is not the leader's; cut it and ask again.
+
+        An answer to an earlier join is ignored: what it would cut may have been matched and acknowledged since.
+        """
         if self.role is not Role.FOLLOWING or sender != self.leader or message.epoch != self.epoch or self._loading:
+            return []
+        if message.join != self._join_number:
             return []
         if message.sequence < self.committed:
             return self._stop(
@@ -696,7 +778,8 @@ class Replica:
             self._mismatched = True
             return []
         self._mismatched = False
-        self._fitted = True
+        if message.join == self._join_number:
+            self._fitted = True  # any other may be of an earlier join's stream, and the leader may not know of this one
         tail = self.tail
         records = []
         for body in bodies:
@@ -713,7 +796,7 @@ class Replica:
             effects.insert(0, PersistRecords(self._generation, tuple(records)))
         elif message.bodies:
             effects.insert(0, self._ack())
-        return effects
+        return effects + self._repaired()
 
     def _news_in(self, message: Append) -> tuple[bytes, ...] | None:
         """Return the bodies that follow our tail: those after any we hold already; None if the logs do not fit."""
@@ -800,8 +883,19 @@ class Replica:
                 effects += self._feed(name, follower)
             return effects
         if self.role is Role.FOLLOWING and self.joined and self.leader is not None:
-            return [self._ack(), *self._commit(min(self._known_committed, self.durable))]
+            return [self._ack(), *self._commit(min(self._known_committed, self.durable)), *self._repaired()]
         return []
+
+    def _repaired(self) -> list[Effect]:
+        """Follower: whether the repair is over: in sync again, and durable up to all that this leader has committed.
+
+        What it commits after it made us a member needs our ack.
+        """
+        whole = self.matched and self.node in self.in_sync and self.durable >= self._known_committed
+        if not self.repairing or not whole:
+            return []
+        self.repairing = False
+        return [RepairEnded()]
 
     def _ack(self) -> Effect:
         assert self.leader is not None, "an ack goes to a leader"

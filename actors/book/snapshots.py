@@ -65,7 +65,7 @@ class Snapshots:
         """Return the last snapshot that is sound, None if there is none; a damaged one is logged and passed over."""
         for path in reversed(self._paths()):
             try:
-                return self._read(path)
+                return read_snapshot(path)
             except StorageError as error:
                 logger.error("passing over a damaged snapshot: %s", error)
         return None
@@ -73,20 +73,26 @@ class Snapshots:
     def _paths(self) -> list[Path]:
         return sorted(self._folder.glob("*.snap"))
 
-    def _read(self, path: Path) -> tuple[Tail, bytes]:
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise StorageError(f"cannot read {path}: {error}") from error
-        body = data[_HEADER.size :]
-        if len(data) < _HEADER.size:
-            raise StorageError(f"{path} is cut short", code="corrupt")
-        magic, version, epoch, sequence, chain, digest = _HEADER.unpack_from(data)
-        if magic != _MAGIC or version != _VERSION:
-            raise StorageError(f"{path} is not a snapshot of a version that this program reads", code="corrupt")
-        if blake2b(body, digest_size=32).digest() != digest:
-            raise StorageError(f"{path} is damaged", code="corrupt")
-        return Tail(epoch, sequence, chain), body
+
+def read_snapshot(path: Path) -> tuple[Tail, bytes]:
+    """Return the tail of the log at which a snapshot was taken, and the book's bytes.
+
+    Raises:
+        StorageError: it cannot be read, or is damaged (code ``corrupt``).
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error}") from error
+    body = data[_HEADER.size :]
+    if len(data) < _HEADER.size:
+        raise StorageError(f"{path} is cut short", code="corrupt")
+    magic, version, epoch, sequence, chain, digest = _HEADER.unpack_from(data)
+    if magic != _MAGIC or version != _VERSION:
+        raise StorageError(f"{path} is not a snapshot of a version that this program reads", code="corrupt")
+    if blake2b(body, digest_size=32).digest() != digest:
+        raise StorageError(f"{path} is damaged", code="corrupt")
+    return Tail(epoch, sequence, chain), body
 
 
 def sync_folder(folder: Path) -> None:

@@ -87,3 +87,5 @@ class JournalActor(NodeActor):
 
     def on_stop(self) -> None:
         self._journal.close()
+        if self.failed_by is not None:
+            tell(self._book, JournalFailed(StorageError(f"the journal's thread failed: {self.failed_by!r}")))

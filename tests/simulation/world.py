@@ -1,8 +1,23 @@
 """A whole exchange in one thread, from one seed: the pure replicas and books; network, disks, coordinator simulated.
 
 Every choice (what happens next, what a crash leaves on a disk, whether a coordinator call that failed had been carried
-out) is drawn from one ``random.Random(seed)``, so a seed is a schedule, and a failure can be replayed. Invariants are
-checked at every applied record, convergence at the end with all faults healed.
+out) is drawn from one ``random.Random(seed)``, so a seed is a schedule, and a failure can be replayed. Each seed draws
+its own mix of faults first: some schedules are all crashes, some all cut links, some nearly quiet.
+
+==============  =====================================================================================================
+what            how it can go wrong here
+==============  =====================================================================================================
+link            cut at any moment; each side notices in its own time; what was under way is lost or, up to any point,
+                delivered late, even after the link is up again (a socket's buffers outlive it); one direction stalls
+node            killed, stopped or slow for a while; closed in order (it resigns first); its clocks are off
+disk            slow; loses what was not synced, keeps any prefix of it; wiped: the node returns under a new id
+coordinator     slow, unreachable for one node or all; a call that failed was carried out, was not, or will be later
+lease           lapses at any moment, also of a leader that is well
+client          sends any command again, to whoever leads then
+==============  =====================================================================================================
+
+Checked at every step: :meth:`World.check`, and at every applied record: :meth:`World.note_applied`. At the end all
+faults are healed: then every node must be in sync within a bounded number of steps, and a last command be executed.
 """
 
 from __future__ import annotations
@@ -12,7 +27,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from openoutcry.actors.book.commands import CANCEL_ALL, CLOCK, CONFIGURE, SUBMIT
+from openoutcry.actors.book import replica as protocol
+from openoutcry.actors.book.commands import CANCEL_ALL, CLOCK, CONFIGURE, DUPLICATE, SUBMIT
 from openoutcry.actors.book.orderbook import OrderBook
 from openoutcry.actors.book.record import EMPTY, Record, Tail
 from openoutcry.actors.book.replica import (
@@ -32,11 +48,26 @@ from openoutcry.actors.book.replica import (
     SwapRecord,
 )
 from openoutcry.actors.book.rules import MarketRules
-from openoutcry.actors.messages import Ack, Append, Join, Lead, Rewind
+from openoutcry.actors.messages import Ack, Append, Join, Lead, Resign, Rewind
 from openoutcry.transport.coordinator import MarketRecord
 
 MARKET = "SIM"
-RULES = MarketRules(dedupe_window=64)
+WINDOW = 256
+RULES = MarketRules(dedupe_window=WINDOW)
+
+_FAULTS = {
+    "crash": 0.03,
+    "wipe": 0.02,
+    "close": 0.01,
+    "slow": 0.02,
+    "cut": 0.02,
+    "stall": 0.02,
+    "unreachable": 0.02,
+    "outage": 0.005,
+    "lapse": 0.03,
+}
+"""How likely each fault is in a step, for each node (or link) it can strike; a seed multiplies each by 0 to 4."""
+_UNAVAILABLE = object()
 
 
 class State(NamedTuple):
@@ -50,10 +81,14 @@ class State(NamedTuple):
 class Node:
     """One node: its disk survives a crash, the rest does not."""
 
+    book_class: type[OrderBook] = OrderBook
+
     def __init__(self, world: World, name: str) -> None:
         self.world = world
         self.name = name
         self.disk: list[Record] = []
+        self.chains: dict[int, bytes] = {}
+        """Of each record in ``disk``: where it ends, and its chain."""
         self.snapshot: tuple[Tail, bytes] = (EMPTY, OrderBook().snapshot())
         """What the log on the disk follows."""
         self.fetched: tuple[Tail, bytes] | None = None
@@ -61,15 +96,19 @@ class Node:
         self.alive = False
         self.start()
 
+    # -- life ---------------------------------------------------------------------------------------------------
+
     def start(self) -> None:
         applied, pending = self.snapshot[0], []
-        self.book = OrderBook.restore(self.snapshot[1])
+        self.book = self.book_class.restore(self.snapshot[1])
         for record in self.disk:
             if record.last_sequence <= self.committed_on_disk:
                 self.book.apply(record.first_sequence, record.timestamp_ns, record.commands)
                 applied = record.tail
             else:
                 pending.append(record)
+        if applied.sequence:
+            self.world.note_state(self, applied.sequence, applied.chain)
         self.world.incarnations += 1000
         self.replica = self.world.replica_class(
             market=MARKET,
@@ -77,48 +116,58 @@ class Node:
             applied=applied,
             pending=pending,
             incarnation=self.world.incarnations,
+            min_in_sync=self.world.min_in_sync,
             absent_ms_max=500,
             snapshot_behind=self.world.snapshot_behind,
             lag_ms_max=2000,
         )
         self.journal: deque[Any] = deque()
         self.calls: deque[Any] = deque()
+        self.answers: deque[tuple[Any, Any]] = deque()
         self.links: set[str] = set()
         self.alive = True
+        self.closing = False
+        self.pace = 1.0
+        self.reaches_store = True
+        self.clock_off_ns = self.world.chance.randrange(10**9)
+        self.wall_off_ns = self.world.chance.choice((0, 0, -(10**9), 10**9))
         self.run(self.replica.start())
 
     def crash(self) -> None:
         """Die: of what was being written, any prefix may be on the disk, and a cut may have happened or not."""
-        chance = self.world.chance
+        world, chance = self.world, self.world.chance
         for task in list(self.journal)[: chance.randrange(len(self.journal) + 1)]:
             if isinstance(task, PersistRecords):
                 survived = chance.randrange(len(task.records) + 1)
-                self.disk += task.records[:survived]
+                self.write(task.records[:survived])
                 if survived < len(task.records):
                     break
             elif isinstance(task, CutJournal):
-                self.disk = [r for r in self.disk if r.last_sequence <= task.sequence]
+                self.cut_disk(task.sequence)
             elif isinstance(task, KeepFetched):
                 self.keep_fetched()
+        if self.calls and isinstance(self.calls[0], SwapRecord) and chance.random() < 0.5:
+            world.late.append(self.calls[0])
         self.alive = False
-        for other in self.world.nodes:
-            if frozenset((self.name, other)) in self.world.connected:
-                self.world.cut(self.name, other)
+        world.hang_up(self.name)
+
+    @property
+    def now_ns(self) -> int:
+        return self.world.now_ns + self.clock_off_ns
+
+    # -- the shell of the replica -------------------------------------------------------------------------------
 
     def run(self, effects: list[Any]) -> None:
         world = self.world
         for effect in effects:
             if isinstance(effect, Send):
                 for node in effect.nodes:
-                    if node in self.links:
-                        world.wires[self.name, node].append(effect.message)
+                    world.send(self.name, node, effect.message)
             elif isinstance(effect, (PersistRecords, CutJournal, ReadJournal, KeepFetched)):
                 self.journal.append(effect)
             elif isinstance(effect, OfferSnapshot):
-                if effect.node in self.links:
-                    world.wires[self.name, effect.node].append(
-                        State(self.replica.epoch, self.replica.base, self.book.snapshot())
-                    )
+                state = State(self.replica.epoch, self.replica.base, self.book.snapshot())
+                world.send(self.name, effect.node, state)
             elif isinstance(effect, (ReadRecord, CreateRecord, SwapRecord)):
                 self.calls.append(effect)
             elif isinstance(effect, ApplyRecords):
@@ -132,26 +181,26 @@ class Node:
 
     def apply(self, records: tuple[Record, ...]) -> None:
         for record in records:
-            self.book.apply(record.first_sequence, record.timestamp_ns, record.commands)
-            self.world.note_applied(self, record)
+            events = self.book.apply(record.first_sequence, record.timestamp_ns, record.commands)
+            self.world.note_applied(self, record, events)
             expected = self.replica.expected_hash
             if expected is not None and expected[0] == record.last_sequence:
                 assert self.book.state_hash() == expected[1], f"{self.name} diverged at {record.last_sequence}"
         self.run(self.replica.on_applied(self.book.sequence, self.book.state_hash()))
 
     def propose(self, commands: tuple[Any, ...]) -> None:
-        world = self.world
         last = self.replica.pending[-1].timestamp_ns if self.replica.pending else self.book.timestamp_ns
-        stamp = max(world.now_ns, last)
-        self.run(self.replica.propose(commands, (), timestamp_ns=stamp, now_ns=world.now_ns))
+        stamp = max(self.world.now_ns + self.wall_off_ns, last)
+        self.run(self.replica.propose(commands, (), timestamp_ns=stamp, now_ns=self.now_ns))
 
     def deliver(self, sender: str, message: Any) -> None:
-        replica, now_ns = self.replica, self.world.now_ns
+        replica, now_ns = self.replica, self.now_ns
         handlers: dict[type, Callable[[], list[Any]]] = {
             Append: lambda: replica.on_append(sender, message),
             Ack: lambda: replica.on_ack(sender, message, now_ns),
             Join: lambda: replica.on_join(sender, message, now_ns),
             Lead: lambda: replica.on_lead(sender, message),
+            Resign: lambda: replica.on_resign(sender, message),
             Rewind: lambda: replica.on_rewind(sender, message),
             State: lambda: self.take_state(sender, message),
         }
@@ -159,9 +208,23 @@ class Node:
 
     def take_state(self, sender: str, state: State) -> list[Any]:
         if not self.replica.wants_snapshot(sender, state.epoch, state.tail.sequence):
-            return self.replica.on_snapshot_declined(sender, state.epoch)
+            return []
         self.fetched = state.tail, state.book
         return self.replica.on_snapshot_fetched(state.tail)
+
+    # -- the disk -----------------------------------------------------------------------------------------------
+
+    def holds(self, sequence: int, chain: bytes) -> bool:
+        """Whether the log up to ``sequence`` is on the disk, as records or in the snapshot."""
+        return self.snapshot[0].sequence >= sequence or self.chains.get(sequence) == chain
+
+    def write(self, records: tuple[Record, ...]) -> None:
+        self.disk += records
+        self.chains.update({record.last_sequence: record.chain for record in records})
+
+    def cut_disk(self, sequence: int) -> None:
+        self.disk = [record for record in self.disk if record.last_sequence <= sequence]
+        self.chains = {record.last_sequence: record.chain for record in self.disk}
 
     def keep_fetched(self) -> Tail:
         """The fetched state takes the place of the log: both at once, as the snapshot's file is what counts."""
@@ -169,116 +232,203 @@ class Node:
         self.snapshot = self.fetched
         self.committed_on_disk = max(self.committed_on_disk, self.snapshot[0].sequence)
         self.disk.clear()
+        self.chains.clear()
         return self.snapshot[0]
 
     def work_journal(self) -> None:
         """Carry out the next task of the disk."""
         task = self.journal.popleft()
-        now_ns = self.world.now_ns
+        now_ns = self.now_ns
         if isinstance(task, PersistRecords):
-            self.disk += task.records
-            self.committed_on_disk = max(
-                self.committed_on_disk, min(self.replica.committed, self.disk[-1].last_sequence)
-            )
+            self.write(task.records)
             sequence = task.records[-1].last_sequence
+            self.committed_on_disk = max(self.committed_on_disk, min(self.replica.committed, sequence))
             self.run(self.replica.on_durable(task.generation, sequence, now_ns))
         elif isinstance(task, CutJournal):
-            self.disk = [r for r in self.disk if r.last_sequence <= task.sequence]
+            self.cut_disk(task.sequence)
         elif isinstance(task, KeepFetched):
             tail = self.keep_fetched()
-            self.book = OrderBook.restore(self.snapshot[1])
+            self.book = self.book_class.restore(self.snapshot[1])
+            self.world.note_state(self, tail.sequence, tail.chain)
             self.run(self.replica.on_snapshot_kept(tail))
         else:
             base = self.snapshot[0]
-            chain = {base.sequence: base.chain, **{r.last_sequence: r.chain for r in self.disk}}.get(task.after)
+            chain = base.chain if task.after == base.sequence else self.chains.get(task.after)
             bodies = [r.body for r in self.disk if r.first_sequence > task.after][: self.world.chance.randrange(1, 6)]
             found = bodies if chain is not None else []
             self.run(self.replica.on_log_read(task.node, task.after, task.token, chain, found, base.sequence, now_ns))
 
-    def work_coordinator(self) -> None:
-        """Carry out the next call to the coordinator, or lose it, or carry it out and lose the answer."""
+    # -- the coordinator ----------------------------------------------------------------------------------------
+
+    def call_store(self) -> None:
+        """Carry out the next call to the coordinator: its answer is under way, or lost, or it is carried out late."""
+        world = self.world
         call = self.calls.popleft()
-        fate = self.world.chance.random() if self.world.faulty else 1.0
-        store, now_ns = self.world.store, self.world.now_ns
-        if fate < 0.05:
-            self.run(self.replica.on_coordinator_unavailable(call))
-            return
-        if isinstance(call, ReadRecord):
-            answer = store.get(MARKET)
-        elif isinstance(call, CreateRecord):
-            answer = store.setdefault(MARKET, MarketRecord(MARKET, 1, 1, self.name, (self.name,)))
-        else:
-            answer = None
-            if store[MARKET] == call.expected:
-                answer = MarketRecord(MARKET, call.expected.version + 1, call.epoch, call.leader, call.in_sync)
-                store[MARKET] = answer
-        if fate < 0.1:
+        fate = world.chance.random() if world.faulty else 1.0
+        answer: Any = _UNAVAILABLE
+        if self.reaches_store and not world.outage and fate >= 0.03:
+            answer = world.carry_out(self.name, call)
+            if fate < 0.06:
+                answer = _UNAVAILABLE
+        elif isinstance(call, SwapRecord) and fate < 0.02:
+            world.late.append(call)
+        self.answers.append((call, answer))
+
+    def hear_store(self) -> None:
+        call, answer = self.answers.popleft()
+        if answer is _UNAVAILABLE:
             self.run(self.replica.on_coordinator_unavailable(call))
         elif isinstance(call, SwapRecord):
-            self.run(self.replica.on_swapped(call, answer, now_ns))
+            self.run(self.replica.on_swapped(call, answer, self.now_ns))
         else:
-            self.run(self.replica.on_record(answer, now_ns))
+            self.run(self.replica.on_record(answer, self.now_ns))
 
 
 class World:
     """All nodes, what is between them, and what has been promised to users."""
 
     def __init__(
-        self, seed: int, *, nodes: int = 3, takeovers: bool = True, replica_class: type[Replica] = Replica
+        self,
+        seed: int,
+        *,
+        nodes: int | None = None,
+        replica_class: type[Replica] = Replica,
+        node_class: type[Node] = Node,
+        more: str | None = None,
     ) -> None:
+        """``more``: a fault that is to be frequent whatever the seed draws."""
         self.seed = seed
-        self.chance = random.Random(seed)
-        self.takeovers = takeovers
-        self.snapshot_behind = self.chance.choice((3, 20, 10**9))
+        self.chance = chance = random.Random(seed)
         self.replica_class = replica_class
+        self.node_class = node_class
+        count = chance.randrange(2, 6) if nodes is None else nodes
+        self.min_in_sync = min(count, chance.choice((1, 1, 2)))
+        self.snapshot_behind = chance.choice((3, 20, 10**9, 10**9))
+        self.in_flight_max = chance.choice((8, 65_536))
+        self.batch_max = chance.choice((3, 3, 40))
+        self.rates = {fault: rate * chance.choice((0, 0.3, 1, 1, 4)) for fault, rate in _FAULTS.items()}
+        if more is not None:
+            self.rates[more] = 5 * _FAULTS[more]
         self.now_ns = 1_000_000_000
         self.incarnations = 0
         self.faulty = True
+        self.outage = False
         self.store: dict[str, MarketRecord] = {}
+        self.late: list[SwapRecord] = []
+        """Swaps that their nodes have given up, and that the coordinator may still carry out."""
         self.log: dict[int, bytes] = {}
         self.hashes: dict[int, str] = {}
         self.acknowledged = 0
-        self.proposed = 0
+        self.tried: list[tuple[Any, ...]] = []
+        """Every command that a client has sent."""
+        self.floors: dict[tuple[str, str], int] = {}
+        """What had been acknowledged when a command was sent for the first time."""
+        self.executed: dict[tuple[str, str], int] = {}
         self.leaderships: list[tuple[int, str]] = []
-        names = [f"n{number}" for number in range(nodes)]
-        self.wires: dict[tuple[str, str], deque[Any]] = {(a, b): deque() for a in names for b in names if a != b}
+        self.wires: dict[tuple[str, str], deque[Any]] = {}
+        self.stalled: list[tuple[str, str]] = []
+        self.ghosts: dict[tuple[str, str], deque[Any]] = {}
+        """What was under way on links that are no more, and will still be delivered."""
         self.connected: set[frozenset[str]] = set()
         self.rising: list[tuple[str, str]] = []
+        self.falling: list[tuple[str, str]] = []
+        self.wiped: set[str] = set()
         self.nodes: dict[str, Node] = {}
-        for name in names:
-            self.nodes[name] = Node(self, name)
+        for number in range(count):
+            self.nodes[f"n{number}"] = node_class(self, f"n{number}")
 
     # -- promises -----------------------------------------------------------------------------------------------
 
-    def note_applied(self, node: Node, record: Record) -> None:
-        """Equal sequence number, equal log and equal state, at whoever applies, however often."""
-        last = record.last_sequence
-        assert self.log.setdefault(last, record.chain) == record.chain, f"{node.name}: another log at {last}"
+    def note_state(self, node: Node, sequence: int, chain: bytes) -> None:
+        """Equal sequence number, equal log and equal state, at every node, however it came by it."""
+        assert self.log.setdefault(sequence, chain) == chain, f"{node.name}: another log at {sequence}"
         found = node.book.state_hash()
-        assert self.hashes.setdefault(last, found) == found, f"{node.name}: another state at {last}"
-        if node.replica.role is Role.LEADING:
-            self.acknowledged = max(self.acknowledged, last)
-            in_sync = self.store[MARKET].in_sync
-            for name in in_sync:
-                held = {r.last_sequence: r.chain for r in self.nodes[name].disk}
-                whole = self.nodes[name].snapshot[0].sequence
-                assert whole >= last or held.get(last) == record.chain, (
-                    f"{last} was acknowledged, but in-sync {name} does not hold it"
-                )
+        assert self.hashes.setdefault(sequence, found) == found, f"{node.name}: another state at {sequence}"
 
-    # -- faults and steps ---------------------------------------------------------------------------------------
+    def note_applied(self, node: Node, record: Record, events: list[Any]) -> None:
+        """``node`` may answer whoever waits for what is in ``record``: from now on it is acknowledged.
+
+        It was executed once; at a sequence number after all that had been acknowledged when it was sent; and it is on
+        as many disks as were promised.
+        """
+        last = record.last_sequence
+        self.note_state(node, last, record.chain)
+        if last <= self.acknowledged:
+            return
+        self.acknowledged = last
+        holders = [name for name, other in self.nodes.items() if other.holds(last, record.chain)]
+        assert len(holders) + len(self.wiped) >= self.min_in_sync, (
+            f"{last} was acknowledged, but only {holders} have it"
+        )
+        firsts = {event[1]: event[2] for event in events if event[0] == DUPLICATE}
+        for sequence, command in enumerate(record.commands, record.first_sequence):
+            key = command[1], command[2]
+            if not key[1]:
+                continue
+            if sequence in firsts:
+                assert self.executed.get(key) == firsts[sequence], f"{key} at {sequence} was answered for another"
+                continue
+            assert sequence - self.executed.get(key, -WINDOW) >= WINDOW, f"{key} was executed twice"
+            assert key in self.executed or sequence > self.floors[key], f"{key} went before what was acknowledged"
+            self.executed[key] = sequence
+
+    def check(self) -> None:
+        """What has been acknowledged is on the disk of every member of the in-sync set, at every moment."""
+        record = self.store.get(MARKET)
+        if record is None or not self.acknowledged:
+            return
+        chain = self.log[self.acknowledged]
+        for name in record.in_sync:
+            node = self.nodes.get(name)
+            assert node is None or node.holds(self.acknowledged, chain), (
+                f"{self.acknowledged} was acknowledged, but {name}, in sync, does not hold it"
+            )
+
+    # -- the coordinator ----------------------------------------------------------------------------------------
+
+    def carry_out(self, name: str, call: ReadRecord | CreateRecord | SwapRecord) -> MarketRecord | None:
+        """Do what ``call`` asks for in the store, and return its answer."""
+        if isinstance(call, ReadRecord):
+            return self.store.get(MARKET)
+        if isinstance(call, CreateRecord):
+            return self.store.setdefault(MARKET, MarketRecord(MARKET, 1, 1, name, (name,)))
+        if self.store[MARKET] != call.expected:
+            return None
+        record = MarketRecord(MARKET, call.expected.version + 1, call.epoch, call.leader, call.in_sync)
+        self.store[MARKET] = record
+        return record
+
+    # -- links --------------------------------------------------------------------------------------------------
+
+    def send(self, sender: str, receiver: str, message: Any) -> None:
+        """Put ``message`` on the wire if ``sender`` has reason to believe that there is one; it may lead nowhere."""
+        pair = sender, receiver
+        if receiver in self.nodes[sender].links and frozenset(pair) in self.connected and pair not in self.falling:
+            self.wires.setdefault(pair, deque()).append(message)
 
     def cut(self, a: str, b: str) -> None:
+        """End a link; what was under way is lost from some point on, and up to it delivered at any later time."""
         self.connected.discard(frozenset((a, b)))
-        for one, other in ((a, b), (b, a)):
-            self.wires[one, other].clear()
-            if (one, other) in self.rising:
-                self.rising.remove((one, other))
-            node = self.nodes[one]
-            if other in node.links:
-                node.links.discard(other)
-                if node.alive:
-                    node.run(node.replica.on_peer_down(other, self.now_ns))
+        for pair in ((a, b), (b, a)):
+            wire = list(self.wires.pop(pair, ()))
+            self.resume(pair)
+            kept = wire[: self.chance.randrange(len(wire) + 1)]
+            if kept and self.chance.random() < 0.5:
+                self.ghosts.setdefault(pair, deque()).extend(kept)
+            if pair in self.rising:
+                self.rising.remove(pair)
+            elif pair[1] in self.nodes[pair[0]].links and pair not in self.falling:
+                self.falling.append(pair)
+
+    def hang_up(self, name: str) -> None:
+        """``name`` is dead: nothing reaches it any more, and the others will notice."""
+        for other in self.nodes:
+            if frozenset((name, other)) in self.connected:
+                self.cut(name, other)
+            self.ghosts.pop((other, name), None)
+            if (name, other) in self.falling:
+                self.falling.remove((name, other))
+        self.nodes[name].links.clear()
 
     def connect(self, a: str, b: str) -> None:
         """Bring a link up; each side learns of it when its turn comes, maybe after the other's first messages."""
@@ -291,81 +441,227 @@ class World:
         node.links.add(other)
         node.run(node.replica.on_peer_up(other))
 
+    def fall(self, one: str, other: str) -> None:
+        self.falling.remove((one, other))
+        node = self.nodes[one]
+        node.links.discard(other)
+        node.run(node.replica.on_peer_down(other, node.now_ns))
+
+    def deliver(self, pair: tuple[str, str], wires: dict[tuple[str, str], deque[Any]]) -> None:
+        self.nodes[pair[1]].deliver(pair[0], wires[pair].popleft())
+        if not wires[pair]:
+            del wires[pair]
+
+    # -- steps --------------------------------------------------------------------------------------------------
+
     def step(self) -> None:
         """Let one thing happen."""
-        chance = self.chance
-        possible: list[tuple[float, Callable[[], None]]] = [(1.0, self.tick)]
-        for (sender, receiver), wire in self.wires.items():
-            if wire and self.nodes[receiver].alive:
-                possible.append((4.0, lambda s=sender, r=receiver, w=wire: self.nodes[r].deliver(s, w.popleft())))
-        for one, other in self.rising:
-            possible.append((4.0, lambda a=one, b=other: self.rise(a, b)))
-        for name, node in self.nodes.items():
+        actions: list[tuple[Any, ...]] = [(self.tick,)]
+        weights = [1.0]
+
+        def may(weight: float, *action: Any) -> None:
+            if weight > 0:
+                weights.append(weight)
+                actions.append(action)
+
+        nodes = self.nodes
+        for pair in self.wires:
+            if pair not in self.stalled:
+                may(4.0 * nodes[pair[1]].pace, self.deliver, pair, self.wires)
+        for pair in self.ghosts:
+            may(1.0 * nodes[pair[1]].pace, self.deliver, pair, self.ghosts)
+        for pair in self.rising:
+            may(4.0 * nodes[pair[0]].pace, self.rise, *pair)
+        for pair in self.falling:
+            may(2.0 * nodes[pair[0]].pace, self.fall, *pair)
+        if self.late:
+            may(0.3, self.do_late)
+        names = list(nodes)
+        for at, name in enumerate(names):
+            node = nodes[name]
             if not node.alive:
-                possible.append((0.4 if self.faulty else 5.0, node.start))
+                may(0.4 if self.faulty else 5.0, node.start)
                 continue
+            pace = node.pace
             if node.journal:
-                possible.append((3.0, node.work_journal))
+                may(3.0 * pace, node.work_journal)
             if node.calls:
-                possible.append((2.0, node.work_coordinator))
-            if node.replica.may_propose and len(node.replica.pending) < 8 and self.faulty:
-                possible.append((1.5, lambda n=node: self.trade(n)))
-            for other in self.nodes:
-                if name < other and self.nodes[other].alive:
-                    if frozenset((name, other)) not in self.connected:
-                        possible.append((1.0, lambda a=name, b=other: self.connect(a, b)))
-                    elif self.faulty:
-                        possible.append((0.02, lambda a=name, b=other: self.cut(a, b)))
+                may(2.0 * pace, node.call_store)
+            if node.answers:
+                may(2.0 * pace, node.hear_store)
+            if self.faulty and node.replica.may_propose and len(node.replica.pending) < 8:
+                may(1.5 * pace, self.trade, node)
+            if node.closing:
+                may(0.5 * pace, self.close, node)
+            if self.leader_is_gone(node):
+                may(0.3 * pace, self.lapse, node)
+            for other in names[at + 1 :]:
+                if not nodes[other].alive:
+                    continue
+                pair = name, other
+                if frozenset(pair) not in self.connected:
+                    if pair not in self.falling and pair[::-1] not in self.falling:
+                        may(1.0 * pace * nodes[other].pace, self.connect, *pair)
+                elif self.faulty:
+                    may(self.rates["cut"], self.cut, *pair)
+                    may(self.rates["stall"], self.stall, pair)
+                    may(self.rates["stall"], self.stall, pair[::-1])
             if self.faulty:
-                possible.append((0.03, node.crash))
-                if self.takeovers and node.replica.leader is not None:
-                    possible.append((0.03, lambda n=node: n.run(n.replica.on_leader_lapsed(n.replica.leader))))
-        weights, actions = zip(*possible, strict=True)
-        chance.choices(actions, weights)[0]()
+                may(self.rates["crash"], node.crash)
+                may(self.rates["close"], self.close, node)
+                may(self.rates["slow"], self.change_pace, node)
+                may(self.rates["unreachable"], self.change_reach, node)
+                if node.replica.leader is not None:
+                    may(self.rates["lapse"] * pace, self.lapse, node)
+                if self.may_wipe():
+                    may(self.rates["wipe"], self.wipe, name)
+        if self.faulty:
+            may(self.rates["outage"] * (10 if self.outage else 1), self.change_outage)
+            for pair in self.stalled:
+                may(0.1, self.resume, pair)
+        action, *arguments = self.chance.choices(actions, weights)[0]
+        action(*arguments)
         for node in self.nodes.values():
-            if node.alive and chance.random() < 0.5:
+            if node.alive and node.pace and self.chance.random() < 0.5:
                 node.run(node.replica.announce_commit())
+        self.check()
 
     def tick(self) -> None:
         self.now_ns += self.chance.choice((1, 10, 100, 400)) * 1_000_000
         for node in self.nodes.values():
-            if node.alive:
-                node.run(node.replica.on_tick(self.now_ns))
+            if node.alive and self.chance.random() < node.pace:
+                node.run(node.replica.on_tick(node.now_ns))
 
     def trade(self, node: Node) -> None:
+        """Clients bring commands to ``node``: new ones, and old ones whose answer they may or may not have had."""
         chance = self.chance
-        commands = []
-        for _ in range(chance.randrange(1, 4)):
-            self.proposed += 1
-            account = chance.choice("ab")
+        commands: list[tuple[Any, ...]] = []
+        for _ in range(chance.randrange(1, 2 + chance.randrange(self.batch_max))):
+            if self.tried and chance.random() < 0.25:
+                commands.append(self.tried[-1 - chance.randrange(min(len(self.tried), 30))])
+                continue
+            account, client_order_id = chance.choice("ab"), f"c{len(self.tried)}"
             if chance.random() < 0.1:
-                commands.append((CANCEL_ALL, account, f"c{self.proposed}"))
+                command: tuple[Any, ...] = (CANCEL_ALL, account, client_order_id)
             else:
                 side, price = chance.randrange(2), chance.randrange(95, 106)
-                commands.append((SUBMIT, account, f"c{self.proposed}", side, 0, price, chance.randrange(1, 5), 0, 0, 1))
+                command = (SUBMIT, account, client_order_id, side, 0, price, chance.randrange(1, 5), 0, 0, 1)
+            self.tried.append(command)
+            self.floors[account, client_order_id] = self.acknowledged
+            commands.append(command)
         node.propose(tuple(commands))
+
+    def leader_is_gone(self, node: Node) -> bool:
+        """Whether the real shell of ``node`` would find the lease of its leader lapsed."""
+        replica = node.replica
+        leader = replica.leader
+        if leader is None or leader == node.name or leader in node.links or node.name not in replica.in_sync:
+            return False
+        return leader not in self.nodes or not self.nodes[leader].alive
+
+    # -- faults -------------------------------------------------------------------------------------------------
+
+    def lapse(self, node: Node) -> None:
+        assert node.replica.leader is not None
+        node.run(node.replica.on_leader_lapsed(node.replica.leader))
+
+    def close(self, node: Node) -> None:
+        """The node is being closed: it resigns, and after a while, in whatever state, ends."""
+        if node.closing and self.chance.random() < 0.2:
+            node.crash()
+            return
+        node.closing = True
+        node.run(node.replica.resign())
+
+    def stall(self, pair: tuple[str, str]) -> None:
+        if pair not in self.stalled:
+            self.stalled.append(pair)
+
+    def resume(self, pair: tuple[str, str]) -> None:
+        if pair in self.stalled:
+            self.stalled.remove(pair)
+
+    def change_pace(self, node: Node) -> None:
+        node.pace = self.chance.choice((0.0, 0.05, 0.3, 1.0, 1.0, 1.0))
+
+    def change_reach(self, node: Node) -> None:
+        node.reaches_store = self.chance.random() < 0.5
+
+    def change_outage(self) -> None:
+        self.outage = not self.outage
+
+    def do_late(self) -> None:
+        swap = self.late.pop(self.chance.randrange(len(self.late)))
+        self.carry_out(swap.leader, swap)
+
+    def may_wipe(self) -> bool:
+        """Whether a disk can be lost and no promise broken: where two are required, one of the in-sync set."""
+        record = self.store.get(MARKET)
+        if record is None or self.min_in_sync < 2 or not self.acknowledged:
+            return False
+        swaps = [call for node in self.nodes.values() for call in node.calls if isinstance(call, SwapRecord)]
+        counted = {member for swap in (*swaps, *self.late) for member in swap.in_sync}.union(record.in_sync)
+        return not counted & self.wiped
+
+    def wipe(self, name: str) -> None:
+        """The disk of a node is lost; the node comes back under a new id."""
+        self.nodes[name].crash()
+        for pair in [pair for pair in self.ghosts if name in pair]:
+            del self.ghosts[pair]
+        for pair in [pair for pair in self.falling if name in pair]:
+            self.fall(*pair)
+        del self.nodes[name]
+        self.wiped.add(name)
+        name = f"n{len(self.nodes) + len(self.wiped)}"
+        self.nodes[name] = self.node_class(self, name)
+
+    # -- a whole run --------------------------------------------------------------------------------------------
 
     def run(self, steps: int) -> None:
         """Live through ``steps`` faulty steps, then heal everything and require that all nodes converge."""
-        for _ in range(steps):
-            self.step()
-        self.faulty = False
-        for _ in range(200 + 400 * len(self.nodes)):
-            for _ in range(10):
+        in_flight_max = protocol.IN_FLIGHT_MAX
+        protocol.IN_FLIGHT_MAX = self.in_flight_max  # type: ignore[misc]
+        try:
+            for _ in range(steps):
                 self.step()
-            if self.converged():
-                break
-        else:
-            raise AssertionError(
-                f"stuck: {[(n.name, n.replica.role, n.replica.tail.sequence) for n in self.nodes.values()]}"
-            )
+            self.heal()
+            self.converge()
+            last = self.acknowledged
+            leader = next(node for node in self.nodes.values() if node.replica.role is Role.LEADING)
+            self.trade(leader)
+            self.converge()
+            assert self.acknowledged > last, "healed, but nothing is executed any more"
+        finally:
+            protocol.IN_FLIGHT_MAX = in_flight_max  # type: ignore[misc]
         for node in self.nodes.values():
             node.book.check()
             assert node.book.sequence >= self.acknowledged, f"{node.name} lost acknowledged commands"
 
+    def heal(self) -> None:
+        """End every fault."""
+        self.faulty = self.outage = False
+        self.stalled.clear()
+        for node in self.nodes.values():
+            node.pace = 1.0
+            node.reaches_store = True
+
+    def converge(self) -> None:
+        """Go on until all nodes are in sync; a schedule that does not get there is a failure."""
+        for _ in range(300 + 500 * len(self.nodes)):
+            for _ in range(10):
+                self.step()
+            if self.converged():
+                return
+        states = [
+            (n.name, n.alive, n.replica.role, n.replica.epoch, n.replica.tail.sequence) for n in self.nodes.values()
+        ]
+        raise AssertionError(f"stuck: {self.store.get(MARKET)}, {states}")
+
     def converged(self) -> bool:
         nodes = list(self.nodes.values())
-        if not all([node.alive for node in nodes]) or len(self.store[MARKET].in_sync) < len(nodes):
+        if not all([node.alive and not node.closing for node in nodes]) or set(self.store[MARKET].in_sync) != set(
+            self.nodes
+        ):
             return False
         tails = {(n.replica.tail.chain, n.replica.committed, n.book.sequence) for n in nodes}
         return len(tails) == 1 and nodes[0].replica.tail.sequence == nodes[0].book.sequence

@@ -1,0 +1,460 @@
+"""Every fault that a machine room has, done to real processes under load: nothing acknowledged is lost or doubled.
+
+Each test hurts one exchange in one way, heals it, and then checks all that its clients recorded; see ``exchange.py``
+and ``history.py``. ``OPENOUTCRY_FAULT_ROUNDS=20 python -m pytest tests/faults`` tries every variant of every fault 20
+times, at other moments, and prints how long nobody was answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from exchange import NAMES, ROUNDS, Exchange, Node, StartFailed, exchange
+from processes import eventually
+
+Finish = Callable[[Exchange, Sequence[str]], None]
+
+DISK_FAULTS = [
+    ("fdatasync", "EIO", "leader"),
+    ("pwrite", "ENOSPC", "follower"),
+    ("fdatasync", "EIO", "follower"),
+    ("pwrite", "ENOSPC", "leader"),
+]
+IN_A_SWAP = ["in_the_commit", "before_the_commit"] if shutil.which("strace") else ["before_the_commit"]
+if ROUNDS == 1:
+    DISK_FAULTS = DISK_FAULTS[:2]
+    IN_A_SWAP = IN_A_SWAP[:1]
+
+
+# -- processes ---------------------------------------------------------------------------------------------------------
+
+
+def test_kill_9_of_the_leader(tmp_path: Path, round_: int, finish: Finish) -> None:
+    with exchange(tmp_path) as net:
+        leader, *others = net.begin()
+        net.mark()
+        net.nodes[leader].kill()
+        net.wait_answers(20, *others)
+        net.start(leader)
+        net.wait_answers(20)
+        net.wait_deposed(leader)
+        finish(net, others)
+
+
+def test_kill_9_of_the_leader_in_a_history_of_20_000_operations(tmp_path: Path, round_: int, finish: Finish) -> None:
+    with exchange(tmp_path, batch_max=100) as net:
+        leader, *others = net.begin()
+        eventually(lambda: len(net.history.operations) > 10_000, "half of it is called", within=60)
+        net.mark()
+        net.nodes[leader].kill()
+        net.wait_answers(20, *others)
+        net.start(leader)
+        eventually(lambda: len(net.history.operations) > 20_000, "all of it is called", within=60)
+        finish(net, others)
+
+
+def test_kill_9_of_a_follower(tmp_path: Path, round_: int, finish: Finish) -> None:
+    with exchange(tmp_path) as net:
+        leader, victim, other = net.begin()
+        net.mark()
+        net.nodes[victim].kill()
+        net.wait_answers(20, leader, other)
+        net.start(victim)
+        net.wait_answers(20)
+        finish(net, (leader, other))
+
+
+def test_kill_9_of_all(tmp_path: Path, round_: int, finish: Finish) -> None:
+    with exchange(tmp_path) as net:
+        net.begin()
+        net.mark()
+        for name in random.sample(NAMES, 3):
+            net.nodes[name].kill()
+        net.start(*NAMES)
+        net.wait_answers(20)
+        finish(net, NAMES)
+
+
+def test_a_leader_frozen_for_longer_than_its_lease_is_deposed_and_follows_when_it_thaws(
+    tmp_path: Path, round_: int, finish: Finish
+) -> None:
+    with exchange(tmp_path) as net:
+        leader, *others = net.begin()
+        net.mark()
+        net.nodes[leader].freeze()
+        net.wait_answers(20, *others)
+        net.nodes[leader].thaw()
+        net.wait_answers(20)
+        net.wait_deposed(leader)
+        finish(net, others)
+
+
+def test_a_follower_slowed_tenfold_holds_nobody_up(tmp_path: Path, round_: int, finish: Finish) -> None:
+    with exchange(tmp_path) as net:
+        leader, victim, other = net.begin()
+        net.mark()
+        ends = time.monotonic() + 2
+        while time.monotonic() < ends:
+            net.nodes[victim].freeze()
+            time.sleep(0.09)
+            net.nodes[victim].thaw()
+            time.sleep(0.01)
+        net.wait_answers(20)
+        finish(net, (leader, other))
+
+
+# -- the network -------------------------------------------------------------------------------------------------------
+
+
+def test_links_that_are_cut_again_and_again(tmp_path: Path, round_: int, finish: Finish) -> None:
+    with exchange(tmp_path, proxied=True) as net:
+        net.begin()
+        net.mark()
+        for _ in range(6):
+            net.proxies[random.choice(NAMES)].cut()
+            time.sleep(random.uniform(0, 0.4))
+        net.wait_answers(20)
+        finish(net, NAMES)
+
+
+def test_links_that_are_slow_and_narrow(tmp_path: Path, round_: int, finish: Finish) -> None:
+    with exchange(tmp_path, proxied=True) as net:
+        net.begin()
+        net.mark()
+        for proxy in net.proxies.values():
+            proxy.delay_s = random.uniform(0.01, 0.05)
+        net.wait_answers(20)
+        net.proxies[random.choice(NAMES)].bytes_per_s = 50_000
+        net.wait_answers(20)
+        for proxy in net.proxies.values():
+            proxy.heal()
+        net.wait_answers(20)
+        finish(net, NAMES)
+
+
+def test_a_leader_that_can_speak_but_hears_nobody(tmp_path: Path, round_: int, finish: Finish) -> None:
+    with exchange(tmp_path, proxied=True) as net:
+        leader, *_ = net.begin()
+        net.mark()
+        net.proxies[leader].swallow()
+        # It reaches the coordinator, and its lease lives: it leaves the others out and goes on alone.
+        eventually(lambda: len(net.nodes[leader].market["in_sync"]) == 1, "the leader goes on alone")
+        net.wait_answers(20, leader)
+        net.proxies[leader].heal()
+        net.wait_answers(20)
+        net.wait_in_sync()
+        assert net.wait_leader(*NAMES) == leader
+        finish(net, (leader,))
+
+
+def test_a_leader_that_one_follower_does_not_hear(tmp_path: Path, round_: int, finish: Finish) -> None:
+    with exchange(tmp_path, proxied=True) as net:
+        leader, deaf, other = net.begin()
+        net.mark()
+        net.proxies[deaf].swallow([leader])
+        eventually(lambda: len(net.nodes[leader].market["in_sync"]) == 2, "the leader goes on without it")
+        net.wait_answers(20, leader, other)
+        net.proxies[deaf].heal()
+        net.wait_answers(20)
+        finish(net, (leader, other))
+
+
+def test_a_leader_cut_off_from_everybody_and_from_the_coordinator(tmp_path: Path, round_: int, finish: Finish) -> None:
+    with exchange(tmp_path, proxied=True) as net:
+        leader, *others = net.begin()
+        net.mark()
+        net.nodes[leader].hurt("take_store_away")
+        net.proxies[leader].swallow()
+        for name in others:
+            net.proxies[name].swallow([leader])
+        net.wait_answers(20, *others)
+        # It still takes itself for the leader, but nothing that it has ordered since is acknowledged.
+        new = net.wait_leader(*others)
+        before = len(net.history.times_ns([leader]))
+        assert net.nodes[leader].market["epoch"] < net.nodes[new].market["epoch"]
+        assert "store is away" in net.nodes[leader].call("status")["coordinator_error"]
+        assert len(net.history.times_ns([leader])) == before
+        net.nodes[leader].hurt("give_store_back")
+        for proxy in net.proxies.values():
+            proxy.heal()
+        net.wait_answers(20)
+        net.wait_deposed(leader)
+        finish(net, others)
+
+
+# -- disks -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("call", "error", "who"), DISK_FAULTS)
+def test_a_disk_that_fails(tmp_path: Path, round_: int, finish: Finish, call: str, error: str, who: str) -> None:
+    with exchange(tmp_path) as net:
+        victim = net.begin()[0 if who == "leader" else 1]
+        net.mark()
+        net.nodes[victim].hurt("fail", call, error, random.randrange(5))
+        go_on_without_and_take_back(net, victim)
+        finish(net, [name for name in NAMES if name != victim])
+
+
+def go_on_without_and_take_back(net: Exchange, victim: str, heal: Callable[[], object] = lambda: None) -> None:
+    """The victim's replica stops and says so, the others go on; restarted on a healthy disk it is in sync again."""
+    others = [name for name in NAMES if name != victim]
+    net.wait_stopped(victim, "failed")
+    net.wait_answers(20, *others)
+    assert net.nodes[net.wait_leader(*others)].market["in_sync"] == sorted(
+        [net.nodes[name].call("status")["node_id"] for name in others]
+    )
+    assert "storage" in net.history.refusals[victim], "its clients are told"
+    net.nodes[victim].stop()
+    heal()
+    net.start(victim)
+    net.wait_answers(20)
+
+
+def test_a_file_that_may_not_grow(tmp_path: Path, round_: int, finish: Finish) -> None:
+    with exchange(tmp_path, shims={"segment_size": 256 * 1024}) as net:
+        victim = net.begin()[round_ % 2]
+        net.mark()
+        net.nodes[victim].hurt("limit_file_size", 128 * 1024)
+        go_on_without_and_take_back(net, victim)
+        finish(net, [name for name in NAMES if name != victim])
+
+
+def test_a_full_disk(tmp_path: Path, round_: int, finish: Finish) -> None:
+    with contextlib.ExitStack() as stack:
+        for name in NAMES:
+            stack.enter_context(small_disk(tmp_path / name))
+        net = stack.enter_context(exchange(tmp_path, shims={"segment_size": 64 * 1024}))
+        victim = net.begin()[round_ % 2]
+        net.mark()
+        ballast = tmp_path / victim / "ballast"
+        room = os.statvfs(ballast.parent)
+        with ballast.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_bsize)
+        go_on_without_and_take_back(net, victim, ballast.unlink)
+        finish(net, [name for name in NAMES if name != victim])
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """Mount a tmpfs; the test is skipped where that is not allowed."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_a_sync_that_the_kernel_fails(tmp_path: Path, round_: int, finish: Finish) -> None:
+    with exchange(tmp_path) as net:
+        victim = net.begin()[round_ % 2]
+        net.mark()
+        (segment,) = net.nodes[victim].segments()
+        with traced(net.nodes[victim], "fdatasync", f"error=EIO:when={random.randint(1, 5)}+", segment):
+            go_on_without_and_take_back(net, victim)
+        finish(net, [name for name in NAMES if name != victim])
+
+
+@contextlib.contextmanager
+def traced(node: Node, call: str, fault: str, path: Path) -> Iterator[None]:
+    """strace does ``fault`` to the calls of the node that concern ``path``."""
+    inject = ["-P", str(path), "-e", f"trace={call}", "-e", f"inject={call}:{fault}"]
+    command = ["strace", "-f", "-qq", "-o", str(node.folder.parent / "strace.txt"), *inject, "-p", str(node.pid)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
+        try:
+            threads = Path(f"/proc/{node.pid}/task")
+            eventually(
+                lambda: (
+                    tracer.poll() is not None
+                    or all(["TracerPid:\t0\n" not in (task / "status").read_text() for task in threads.iterdir()])
+                ),
+                "strace is attached",
+            )
+            if tracer.poll() is not None:
+                assert tracer.stderr is not None
+                pytest.skip(f"strace cannot be attached here: {tracer.stderr.read().strip()}")
+            yield
+        finally:
+            tracer.terminate()
+
+
+# -- journals ----------------------------------------------------------------------------------------------------------
+
+
+def flip_a_bit(segments: list[Path]) -> None:
+    """Any bit of any segment but the last."""
+    path = random.choice(segments[:-1])
+    content = bytearray(path.read_bytes())
+    content[random.randrange(len(content))] ^= 1 << random.randrange(8)
+    path.write_bytes(content)
+
+
+def truncate_a_segment(segments: list[Path]) -> None:
+    """Any segment but the last ends early."""
+    path = random.choice(segments[:-1])
+    end = len(path.read_bytes().rstrip(b"\0"))
+    os.truncate(path, random.randrange(1, end))
+
+
+def lose_a_segment(segments: list[Path]) -> None:
+    """Any segment but the last is gone."""
+    random.choice(segments[:-1]).unlink()
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate_a_segment, lose_a_segment], ids=lambda damage: damage.__name__)
+def test_a_journal_damaged_before_its_tail_is_refused(
+    tmp_path: Path, round_: int, finish: Finish, damage: Callable[[list[Path]], None]
+) -> None:
+    with exchange(tmp_path, shims={"segment_size": 16 * 1024}) as net:
+        victim = random.choice(net.begin())
+        others = [name for name in NAMES if name != victim]
+        net.mark()
+        net.nodes[victim].kill()
+        damage(net.nodes[victim].segments())
+        with pytest.raises(StartFailed) as refused:
+            net.start(victim)
+        assert refused.value.code == "corrupt"
+        net.wait_answers(20, *others)
+        shutil.rmtree(net.nodes[victim].folder)
+        net.start(victim)
+        net.wait_answers(20)
+        finish(net, others)
+
+
+@pytest.mark.parametrize("how", ["torn", "truncated"])
+def test_a_journal_torn_at_its_tail_is_cut(tmp_path: Path, round_: int, finish: Finish, how: str) -> None:
+    with exchange(tmp_path) as net:
+        victim = random.choice(net.begin())
+        others = [name for name in NAMES if name != victim]
+        net.mark()
+        if how == "torn":
+            net.nodes[victim].hurt("tear", random.randrange(5))
+            net.nodes[victim].wait_gone()
+        else:
+            net.nodes[victim].kill()
+        net.wait_answers(20, *others)
+        if how == "truncated":
+            (path,) = net.nodes[victim].segments()
+            os.truncate(path, len(path.read_bytes().rstrip(b"\0")) - random.randrange(1, 60))
+        net.start(victim)
+        net.wait_answers(20)
+        finish(net, others)
+
+
+# -- the clock ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_wall_clock_that_jumps_by_hours(tmp_path: Path, round_: int, finish: Finish) -> None:
+    with exchange(tmp_path) as net:
+        leader, *others = net.begin()
+        net.mark()
+        for seconds in (3 * 3600, -7 * 3600, 2 * 3600):
+            net.nodes[leader].hurt("step_clock", seconds)
+            net.wait_answers(20)
+        net.nodes[others[0]].hurt("step_clock", -24 * 3600)
+        net.nodes[others[1]].hurt("step_clock", -24 * 3600)
+        net.nodes[leader].kill()  # whose time comes next is a day behind the log's
+        net.wait_answers(20, *others)
+        net.start(leader, clock_off_by_s=-48 * 3600)
+        net.wait_answers(20)
+        finish(net, others)
+        stamps = [record.timestamp_ns for record in net.logged(leader)]
+        assert stamps == sorted(stamps)
+        assert stamps[-1] > time.time_ns() + 3600 * 10**9, "the log's time was meant to stay where it had been"
+
+
+# -- the coordinator ---------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(store: Path) -> Iterator[None]:
+    """Another program holds the coordinator's file."""
+    connection = sqlite3.connect(store, timeout=10, isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+        connection.close()
+
+
+@contextlib.contextmanager
+def moved_away(store: Path) -> Iterator[None]:
+    """The coordinator's file is not where it was."""
+    away = store.with_name("away.sqlite")
+    store.rename(away)
+    try:
+        yield
+    finally:
+        away.rename(store)
+
+
+@pytest.mark.parametrize("unreachable", [locked, moved_away], ids=lambda fault: fault.__name__)
+def test_a_coordinator_that_cannot_be_reached_while_orders_flow(
+    tmp_path: Path, round_: int, finish: Finish, unreachable: Callable[[Path], contextlib.AbstractContextManager[None]]
+) -> None:
+    with exchange(tmp_path) as net:
+        net.begin()
+        net.mark()
+        with unreachable(tmp_path / "coordinator.sqlite"):
+            for node in net.nodes.values():
+                eventually(lambda node=node: node.call("status")["coordinator_error"], f"{node.name} says so")
+            net.wait_answers(20)
+        net.wait_answers(20)
+        for node in net.nodes.values():
+            eventually(lambda node=node: not node.call("status")["coordinator_error"], f"{node.name} can use it again")
+        assert {node.market["epoch"] for node in net.nodes.values()} == {net.nodes["ann"].market["epoch"]}
+        finish(net, NAMES)
+
+
+def test_a_follower_that_dies_while_the_coordinator_cannot_be_reached(
+    tmp_path: Path, round_: int, finish: Finish
+) -> None:
+    with exchange(tmp_path) as net:
+        leader, victim, other = net.begin()
+        net.mark()
+        with moved_away(tmp_path / "coordinator.sqlite"):
+            net.nodes[victim].kill()
+            time.sleep(random.uniform(0.5, 1.5))
+            before = len(net.history.times_ns())
+            time.sleep(0.5)
+            assert len(net.history.times_ns()) == before, "nothing is acknowledged that a member of the set may lack"
+        net.wait_answers(20, leader, other)
+        net.start(victim)
+        net.wait_answers(20)
+        finish(net, (leader, other))
+
+
+@pytest.mark.parametrize("moment", IN_A_SWAP)
+def test_a_leader_killed_in_a_swap(tmp_path: Path, round_: int, finish: Finish, moment: str) -> None:
+    store = tmp_path / "coordinator.sqlite"
+    with exchange(tmp_path) as net:
+        leader, victim, other = net.begin()
+        net.mark()
+        with contextlib.ExitStack() as stack:
+            if moment == "before_the_commit":
+                net.nodes[leader].hurt("die_in_swap")
+            else:
+                # The new record is in the file, but the rollback journal, whose end is the commit, is there too.
+                net.nodes[leader].hurt("keep_lease_as_it_is")
+                journal = store.with_name("coordinator.sqlite-journal")
+                stack.enter_context(traced(net.nodes[leader], "unlink", "signal=SIGKILL", journal))
+            net.nodes[victim].kill()
+            net.nodes[leader].wait_gone()
+        net.wait_answers(20, other)
+        net.start(leader, victim)
+        net.wait_answers(20)
+        finish(net, (other,))

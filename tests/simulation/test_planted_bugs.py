@@ -1,0 +1,333 @@
+"""What shows that the simulation can see: each row breaks one rule of the protocol, and has to be found.
+
+The mutations are made here, of the classes that the simulation runs; nothing of them is in the program. A row's number
+is how many seeds the search may take, and its fault the one that those schedules are rich in; a mutation that survives
+them all means that the simulation has gone blind. It takes 1 to 6 seeds for most, 24 at most when this was written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openoutcry.actors.book.orderbook import OrderBook
+from openoutcry.actors.book.replica import PersistRecords, Replica, Role
+from openoutcry.transport.coordinator import MarketRecord
+
+sys.path.insert(0, str(Path(__file__).parent))
+from world import Node, World
+
+
+class AcksBeforeSync(Replica):
+    """A follower acknowledges what it has received, not what is on its disk."""
+
+    def on_append(self, sender: str, message: Any) -> list[Any]:
+        effects = super().on_append(sender, message)
+        durable, self.durable = self.durable, self.tail.sequence
+        if any(isinstance(effect, PersistRecords) for effect in effects):
+            effects.append(self._ack())
+        self.durable = durable
+        return effects
+
+
+class LeaderCommitsBeforeItsOwnSync(Replica):
+    """The leader counts itself before its own disk has the entry."""
+
+    def _advance(self) -> list[Any]:
+        durable, self.durable = self.durable, self.tail.sequence
+        try:
+            return super()._advance()
+        finally:
+            self.durable = durable
+
+
+class CommitsWithoutOneMember(Replica):
+    """The leader does not wait for the last member of the in-sync set."""
+
+    def _advance(self) -> list[Any]:
+        in_sync = self.in_sync
+        others = [member for member in in_sync if member != self.node]
+        self.in_sync = tuple(member for member in in_sync if member not in others[-1:])
+        try:
+            return super()._advance()
+        finally:
+            self.in_sync = in_sync
+
+
+class CommitsBelowTheMinimum(Replica):
+    """The leader commits with fewer disks than ``min_in_sync`` asks for."""
+
+    def _advance(self) -> list[Any]:
+        minimum, self.min_in_sync = self.min_in_sync, 1
+        try:
+            return super()._advance()
+        finally:
+            self.min_in_sync = minimum
+
+
+class RemovesBeforeTheSwap(Replica):
+    """The leader stops waiting for a member as soon as it has asked the coordinator to remove it."""
+
+    def _advance(self) -> list[Any]:
+        in_sync = self.in_sync
+        if self._swap is not None:
+            self.in_sync = self._swap.in_sync
+        try:
+            return super()._advance()
+        finally:
+            self.in_sync = in_sync
+
+
+class ForgetsThatAnAddedMemberIsRequired(Replica):
+    """While the swap that adds a member is under way, the leader commits without it."""
+
+    def _advance(self) -> list[Any]:
+        swap, self._swap = self._swap, None
+        try:
+            return super()._advance()
+        finally:
+            self._swap = swap
+
+
+class GivesUpASwapWithoutAnAnswer(Replica):
+    """A swap that the coordinator did not answer is taken for one that did not happen."""
+
+    def on_coordinator_unavailable(self, call: Any) -> list[Any]:
+        effects = super().on_coordinator_unavailable(call)
+        if self.role is Role.LEADING:
+            self._swap, self._swap_lost = None, False
+        return effects
+
+
+class FollowsAnOlderEpoch(Replica):
+    """A replica follows whoever says that it leads, of an older epoch too."""
+
+    def on_lead(self, sender: str, message: Any) -> list[Any]:
+        effects: list[Any] = []
+        if message.epoch < self.epoch and self.role in (Role.FOLLOWING, Role.LEADING):
+            effects = self._step_down()
+            self.epoch = message.epoch
+        return effects + super().on_lead(sender, message)
+
+
+class ReusesAcksOfAnEarlierJoin(Replica):
+    """The leader remembers how far a follower was once, though it may have cut its log since."""
+
+    def on_join(self, sender: str, message: Any, now_ns: int) -> list[Any]:
+        self.best: dict[str, int] = getattr(self, "best", {})
+        self.best[sender] = max(self.best.get(sender, 0), message.durable)
+        effects = super().on_join(sender, message, now_ns)
+        if sender in self._followers:
+            self._followers[sender].acked = self.best[sender]
+        return effects
+
+
+class CountsAFollowerThatIsNotMatched(Replica):
+    """The leader believes what a follower says it holds before it is known to be the same log."""
+
+    def _advance(self) -> list[Any]:
+        unmatched = [follower for follower in self._followers.values() if not follower.matched]
+        for follower in unmatched:
+            follower.matched = True
+        try:
+            return super()._advance()
+        finally:
+            for follower in unmatched:
+                follower.matched = False
+
+
+class KeepsItsTail(Replica):
+    """A follower told to cut its log only joins again as if it had."""
+
+    def on_rewind(self, sender: str, message: Any) -> list[Any]:
+        pending, tail = list(self.pending), self.tail
+        effects = super().on_rewind(sender, message)
+        if self.role is Role.FOLLOWING and len(self.pending) < len(pending):
+            self.pending.extend(pending[len(self.pending) :])
+            self.tail = tail
+            effects = effects[1:]
+        return effects
+
+
+class CutsTooMuch(Replica):
+    """A follower cuts all that it does not know to be committed, as Kafka did before leader epochs (KIP-101)."""
+
+    def on_rewind(self, sender: str, message: Any) -> list[Any]:
+        committed = min(message.sequence, self.committed)
+        return super().on_rewind(sender, dataclasses.replace(message, sequence=committed))
+
+
+class AppliesWhatIsNotCommitted(Replica):
+    """A follower applies what its own disk holds."""
+
+    def on_durable(self, generation: int, sequence: int, now_ns: int) -> list[Any]:
+        effects = super().on_durable(generation, sequence, now_ns)
+        return effects + self._commit(self.durable) if self.role is Role.FOLLOWING else effects
+
+
+class ClaimsOutOfSync(Replica):
+    """A replica takes over though the coordinator does not count it in sync."""
+
+    def on_record(self, record: MarketRecord | None, now_ns: int) -> list[Any]:
+        if record is not None and self._lapsed == record.leader and self.node not in record.in_sync:
+            self.record, self.in_sync, self._lapsed = record, record.in_sync, None
+            if self.role is Role.FOLLOWING and record.epoch >= self.epoch:
+                return self._claim((self.node,))
+        return super().on_record(record, now_ns)
+
+
+class ClaimsTheSameEpoch(Replica):
+    """A replica takes over without beginning a new epoch."""
+
+    def _start_swap(self, epoch: int, in_sync: tuple[str, ...]) -> list[Any]:
+        assert self.record is not None
+        return super()._start_swap(min(epoch, max(self.record.epoch, 2)), in_sync)
+
+
+class AddsBeforeWhatItInheritedIsHeld(Replica):
+    """A new leader adds a member that lacks what its predecessor may still commit."""
+
+    def _reconsider(self, now_ns: int) -> list[Any]:
+        inherited, self._inherited = self._inherited, 0
+        try:
+            return super()._reconsider(now_ns)
+        finally:
+            self._inherited = inherited
+
+
+class AddsWhoIsBehind(Replica):
+    """The leader adds a member as soon as it has joined, whatever it holds yet."""
+
+    def _reconsider(self, now_ns: int) -> list[Any]:
+        held = {name: follower.acked for name, follower in self._followers.items()}
+        for name, follower in self._followers.items():
+            if name not in self.in_sync:
+                follower.acked = self.tail.sequence
+        try:
+            return super()._reconsider(now_ns)
+        finally:
+            for name, acked in held.items():
+                self._followers[name].acked = acked
+
+
+class ShrinksBelowTheMinimum(Replica):
+    """A leader that stands alone removes all others, and takes the last chance to recover away with its disk."""
+
+    def _reconsider(self, now_ns: int) -> list[Any]:
+        minimum, self.min_in_sync = self.min_in_sync, 1
+        try:
+            return super()._reconsider(now_ns)
+        finally:
+            self.min_in_sync = minimum
+
+
+class TrustsAnAnswerThatIsLate(Replica):
+    """A replica stops when the coordinator's answer was overtaken by a new leader's message."""
+
+    def _on_record_behind(self, epoch: int, now_ns: int) -> list[Any]:
+        self._behind_since_ns = now_ns - 10**12
+        return super()._on_record_behind(epoch, now_ns)
+
+
+class SaysDurableBeforeTheSnapshotIs(Replica):
+    """A follower goes on from a snapshot that has come in before it is on its disk."""
+
+    def on_snapshot_fetched(self, tail: Any) -> list[Any]:
+        effects = super().on_snapshot_fetched(tail)
+        return effects + super().on_snapshot_kept(tail)
+
+    def on_snapshot_kept(self, _tail: Any) -> list[Any]:
+        return []
+
+
+class ForgetfulNode(Node):
+    """The dedupe state is lost by a restart."""
+
+    def start(self) -> None:
+        super().start()
+        self.book._seen.clear()
+
+
+class BookWithoutWindow(OrderBook):
+    """The dedupe state is not part of the snapshot."""
+
+    @classmethod
+    def restore(cls, snapshot: bytes) -> OrderBook:
+        book = super().restore(snapshot)
+        book._seen.clear()
+        return book
+
+
+class NodeOfBookWithoutWindow(Node):
+    book_class = BookWithoutWindow
+
+
+class NodeThatLosesACut(Node):
+    """The disk reports a cut as done that it has not made."""
+
+    def cut_disk(self, sequence: int) -> None:
+        pass
+
+
+class NodeThatLosesItsTail(Node):
+    """A sound last entry, acknowledged long ago, is taken for a torn one on restart."""
+
+    def start(self) -> None:
+        if self.disk:
+            self.cut_disk(self.disk[-1].first_sequence - 1)
+        super().start()
+
+
+REPLICAS: list[tuple[type[Replica], int, str | None]] = [
+    (AcksBeforeSync, 40, None),
+    (LeaderCommitsBeforeItsOwnSync, 40, None),
+    (CommitsWithoutOneMember, 40, None),
+    (CommitsBelowTheMinimum, 40, None),
+    (RemovesBeforeTheSwap, 40, None),
+    (ForgetsThatAnAddedMemberIsRequired, 100, None),
+    (GivesUpASwapWithoutAnAnswer, 100, "unreachable"),
+    (FollowsAnOlderEpoch, 100, "close"),
+    (ReusesAcksOfAnEarlierJoin, 100, None),
+    (CountsAFollowerThatIsNotMatched, 100, None),
+    (KeepsItsTail, 40, None),
+    (CutsTooMuch, 100, None),
+    (AppliesWhatIsNotCommitted, 40, None),
+    (ClaimsOutOfSync, 40, None),
+    (ClaimsTheSameEpoch, 40, None),
+    (AddsBeforeWhatItInheritedIsHeld, 300, "slow"),
+    (AddsWhoIsBehind, 40, None),
+    (ShrinksBelowTheMinimum, 100, None),
+    (TrustsAnAnswerThatIsLate, 40, None),
+    (SaysDurableBeforeTheSnapshotIs, 100, None),
+]
+NODES: list[tuple[type[Node], int, str | None]] = [
+    (ForgetfulNode, 40, None),
+    (NodeOfBookWithoutWindow, 100, None),
+    (NodeThatLosesACut, 40, None),
+    (NodeThatLosesItsTail, 40, None),
+]
+
+
+def seeds_to_catch(limit: int, **planted: Any) -> tuple[int, str] | None:
+    """Return how many seeds it took to see what was planted, and how it showed; None after ``limit``."""
+    for seed in range(limit):
+        try:
+            World(seed, **planted).run(600)
+        except Exception as error:
+            return seed + 1, str(error)
+    return None
+
+
+@pytest.mark.parametrize(("mutation", "limit", "more"), REPLICAS, ids=lambda value: getattr(value, "__name__", "-"))
+def test_simulation_sees_a_broken_rule_of_the_protocol(mutation: type[Replica], limit: int, more: str | None) -> None:
+    found = seeds_to_catch(limit, replica_class=mutation, more=more)
+    assert found, f"in {limit} seeds nothing showed that {mutation.__doc__}"
+
+
+@pytest.mark.parametrize(("mutation", "limit", "more"), NODES, ids=lambda value: getattr(value, "__name__", "-"))
+def test_simulation_sees_a_broken_node(mutation: type[Node], limit: int, more: str | None) -> None:
+    found = seeds_to_catch(limit, node_class=mutation, more=more)
+    assert found, f"in {limit} seeds nothing showed that {mutation.__doc__}"

@@ -1,0 +1,309 @@
+"""Links under attack and under stress: what a stranger sends, and what comes and goes, costs this node nothing."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pynng
+import pytest
+from openoutcry.actors import (
+    ConfigurationError,
+    ExchangeNode,
+    InvalidRequest,
+    MarketRules,
+    StorageError,
+)
+from openoutcry.actors import node as node_module
+from openoutcry.actors.book.record import EMPTY, Record
+from openoutcry.actors.messages import CODEC, Forward, Hello, Query, Refused
+from openoutcry.transport.errors import ProtocolError
+from openoutcry.transport.sockets import Inbox
+
+MARKET = "BTC-USD"
+RULES = MarketRules()
+
+
+def until(condition: Callable[[], Any], what: str, within: float = 20.0) -> Any:
+    """Wait for ``condition`` to hold and return its value; fail with ``what`` after the deadline."""
+    deadline = time.monotonic() + within
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {within} s: {what}"
+        time.sleep(0.005)
+    return found
+
+
+def threads_of_peers() -> int:
+    return len([thread for thread in threading.enumerate() if thread.name.startswith("PeerActor")])
+
+
+class Stranger:
+    """Says by hand what a peer could say to ``node``; what it sends is well formed, and need not be honest."""
+
+    def __init__(self, node: ExchangeNode, node_id: str = "stranger.1", *, address: str | None = None) -> None:
+        self.heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._echo = 0
+        self._node = node
+        self._inbox = Inbox("tcp://127.0.0.1:0", on_frame=self._hear, on_pipe_removed=lambda _: None, name=node_id)
+        self._inbox.start()
+        self.node_id = node_id
+        self.address = address or self._inbox.address
+        self.cut = threading.Event()
+        self._socket = pynng.Push0(send_timeout=5000)
+        self._socket.add_post_pipe_remove_cb(lambda _: self.cut.set())
+        self._socket.dial(node.address, block=True)
+
+    def __enter__(self) -> Stranger:
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self._socket.close()
+        self._inbox.close()
+
+    def _hear(self, _pipe_id: int, frame: bytes) -> None:
+        message = CODEC.decode(frame)
+        if isinstance(message, Hello):
+            self._echo = message.session
+        else:
+            self.heard.put(message)
+
+    def send(self, message: Any) -> None:
+        self._socket.send(CODEC.encode(message))
+
+    def hello(self, node_id: str | None = None) -> None:
+        coordinator = self._node.status()["coordinator"]
+        self.send(Hello(node_id or self.node_id, "stranger", self.address, coordinator, 1, self._echo))
+
+    def link(self) -> None:
+        """Say hello until the link is up."""
+
+        def up() -> bool:
+            self.hello()
+            return bool(self._node.status()["peers"].get(self.node_id, {}).get("up"))
+
+        until(up, "the link is up")
+
+
+def test_a_sender_of_malformed_frames_that_hangs_up_at_once_does_not_deafen_the_node(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    for _ in range(300):
+        with pynng.Push0(send_timeout=5000) as socket:
+            socket.dial(net[0].address, block=True)
+            for _ in range(3):
+                socket.send(b"\x00\x00\x00")
+    until(lambda: net[0].status()["frames_refused"] >= 100, "most of it has arrived")
+    net[1].submit_order(MARKET, "buy", "1", "1")
+
+
+def test_connections_that_come_and_go_leave_nothing_behind(exchange: Any) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    frame = CODEC.encode(Hello("other.1", "other", "tcp://127.0.0.1:1", net[0].status()["coordinator"], 1, 0))
+    for _ in range(300):
+        with pynng.Push0(send_timeout=5000) as socket:
+            socket.dial(net[0].address, block=True)
+            socket.send(frame)
+    until(lambda: not net[0]._pipes, "no connection is remembered")
+
+
+def test_one_connection_speaks_for_one_node_and_never_for_the_node_itself(exchange: Any) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    with Stranger(net[0]) as stranger:
+        stranger.link()
+        stranger.hello("stranger.2")
+        assert stranger.cut.wait(10), "a second name over the same connection"
+    with Stranger(net[0]) as stranger:
+        stranger.hello(net[0].node_id)
+        assert stranger.cut.wait(10), "this node's own name"
+    assert "stranger.2" not in net[0].status()["peers"]
+    assert net[0].status()["frames_refused"] == 2
+
+
+def test_the_number_of_peers_is_bounded(exchange: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_module, "PEERS_MAX", 3)
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    for number in range(3):
+        with Stranger(net[0], f"other.{number}") as other:
+            other.link()
+    with Stranger(net[0], "one-too-many") as last:
+        last.hello()
+        assert last.cut.wait(10), "the hello of one more costs its sender the link"
+    assert set(net[0].status()["peers"]) == {f"other.{number}" for number in range(3)}
+
+
+def test_a_node_that_is_neither_announced_nor_linked_is_forgotten(
+    exchange: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_module, "ABSENT_S_MAX", 0.5)
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    before = threads_of_peers()
+    with Stranger(net[0]) as stranger:
+        stranger.link()
+    until(lambda: stranger.node_id not in net[0].status()["peers"], "the stranger is forgotten")
+    until(lambda: threads_of_peers() == before, "its actor has ended")
+    assert net[0].status()["peers"][net[1].node_id]["up"], "who is linked stays"
+
+
+def test_a_peer_that_gives_an_address_nobody_can_dial_costs_one_line_of_log(
+    exchange: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    before = len(os.listdir("/proc/self/fd"))
+    with Stranger(net[0], address="nonsense") as stranger:
+        stranger.hello()
+        until(lambda: threads_of_peers() == 1, "the stranger is known")
+        for _ in range(50):
+            stranger.hello()
+        ended = time.monotonic() + 0.5
+        until(lambda: time.monotonic() > ended, "some ticks have passed")
+        assert threads_of_peers() == 1
+    assert [record.getMessage() for record in caplog.records if "nonsense" in record.getMessage()] != []
+    assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
+    assert net[0].status()["failures"] == []
+    until(lambda: len(os.listdir("/proc/self/fd")) <= before + 5, "no socket is left behind")
+
+
+def test_a_peer_that_ends_every_connection_at_once_is_not_dialled_in_a_storm(exchange: Any) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    hellos: list[float] = []
+    refusing = pynng.Pull0(recv_timeout=100)
+    refusing.add_post_pipe_connect_cb(lambda pipe: (hellos.append(time.monotonic()), pipe.close()))
+    refusing.listen("tcp://127.0.0.1:0")
+    with refusing, Stranger(net[0], address=str(refusing.listeners[0].url)) as stranger:
+        stranger.hello()
+        until(lambda: hellos, "it is dialled")
+        ended = time.monotonic() + 2.0
+        until(lambda: time.monotonic() > ended, "two seconds have passed")
+        assert len(hellos) < 30
+
+
+def test_only_the_node_that_was_asked_can_refuse_a_request(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    follower = net[1]
+    with Stranger(follower) as stranger:
+        stranger.link()
+        book = follower._books[MARKET]
+        stall = threading.Event()
+        net[0]._books[MARKET].tell(Query(lambda _: stall.wait(10)))
+        answers = follower.submit_many_async(MARKET, [follower.order(MARKET, "buy", "1", "1")], timeout=20)
+        until(lambda: follower._ask(book, lambda actor: len(actor._outstanding), 5) == 1, "the request is under way")
+        for request in follower._ask(book, lambda actor: list(actor._outstanding), 5):
+            stranger.send(Refused(MARKET, request, "made_up", "no"))
+        stranger.send(Forward(MARKET, 1, ((3, "stranger", ""),)))
+        until(lambda: not stranger.heard.empty(), "the follower has read what the stranger sent")
+        stall.set()
+        assert answers()[0].status == "resting"
+
+
+@pytest.mark.parametrize(
+    "body", [b"\x00", b"\xc1", b"\x95" * 60, b"\x95\x01\xa1x\x01\xdd\xff\xff\xff\xff", b"\x95\x01\x01"]
+)
+def test_a_body_that_is_no_record_is_an_error_of_the_protocol(body: bytes) -> None:
+    for read in (Record.span_of, lambda bad: Record.parse(EMPTY, bad)):
+        with pytest.raises(ProtocolError):
+            read(body)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [(), ("x",), (1, "ann", "one"), (2, "ann", "one", -1), (7, "", ""), (1, "ann", "\ud800", 0, 0, 1, 1, 0, 0, 0)],
+)
+def test_a_malformed_command_is_refused_at_the_edge_and_gets_into_no_log(exchange: Any, command: Any) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    before = net[0].sequence(MARKET)
+    with pytest.raises(InvalidRequest) as caught:
+        net[0].submit_many(MARKET, [command])
+    assert caught.value.code == "invalid_command"
+    with pytest.raises(InvalidRequest):
+        net[0].submit_order(MARKET, "buy", "1", "1", account="\ud800")
+    assert net[0].sequence(MARKET) == before
+    net[0].submit_order(MARKET, "buy", "1", "1")
+
+
+def test_when_a_replica_fails_every_request_ends_and_its_journal_is_closed(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    node = net[1]
+    book = node._books[MARKET]
+    stall = threading.Event()
+    net[0]._books[MARKET].tell(Query(lambda _: stall.wait(10)))
+    before = len([thread for thread in threading.enumerate() if thread.name.startswith("JournalActor")])
+    waits = [node.submit_many_async(MARKET, [node.order(MARKET, "buy", "1", "1")], timeout=30) for _ in range(3)]
+
+    def fail(_actor: Any) -> None:
+        entered.set()
+        assert not stall.wait(0.2), "the leader is still stalled"
+        raise RuntimeError("injected")
+
+    entered = threading.Event()
+    book.tell(Query(fail))
+    assert entered.wait(10)
+    waits.append(node.submit_many_async(MARKET, [node.order(MARKET, "buy", "1", "1")], timeout=30))
+    started = time.monotonic()
+    for answers in waits:
+        with pytest.raises(StorageError, match="injected"):
+            answers()
+    assert time.monotonic() - started < 10
+    until(
+        lambda: len([t for t in threading.enumerate() if t.name.startswith("JournalActor")]) == before - 1,
+        "the journal of the failed replica is closed",
+    )
+    stall.set()
+    assert node.status()["markets"][MARKET]["role"] == "stopped"
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), 10**6, "5"])
+def test_a_timeout_that_is_no_bound_is_refused(exchange: Any, seconds: Any) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    with pytest.raises(InvalidRequest) as caught:
+        net[0].submit_order(MARKET, "buy", "1", "1", timeout=seconds)
+    assert caught.value.code == "invalid_timeout"
+
+
+def test_a_subscriber_that_takes_nothing_does_not_keep_the_node_from_closing() -> None:
+    full: queue.Queue[Any] = queue.Queue(maxsize=1)
+    with ExchangeNode("alone", markets={MARKET: RULES}) as node:
+        node.wait_ready()
+        node.subscribe(MARKET, full)
+        for _ in range(3):
+            node.submit_order(MARKET, "buy", "1", "1")
+        started = time.monotonic()
+    assert time.monotonic() - started < 10
+    while not full.empty() or any([t.name == f"subscription-{MARKET}" for t in threading.enumerate()]):
+        full.get(timeout=10)
+
+
+def test_a_node_that_waits_for_its_directory_closes_at_once_and_in_full() -> None:
+    node = ExchangeNode("alone", markets={MARKET: RULES}, directory="tcp://127.0.0.1:1")
+    node.wait_ready()
+    failed: queue.SimpleQueue[Exception] = queue.SimpleQueue()
+
+    def look() -> None:
+        try:
+            node.lookup("anything", timeout=30)
+        except Exception as error:
+            failed.put(error)
+
+    lookers = [threading.Thread(target=look, name="looker") for _ in range(3)]
+    for looker in lookers:
+        looker.start()
+    started = time.monotonic()
+    node.close()
+    assert time.monotonic() - started < 5
+    for looker in lookers:
+        looker.join(10)
+    assert failed.qsize() == 3
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("Discovery")]
+
+
+def test_an_address_that_nobody_can_dial_is_not_advertised() -> None:
+    for address in ("nonsense", "tcp://", "tcp://10.0.0.1:0", "http://10.0.0.1:80"):
+        with pytest.raises(ConfigurationError, match="no address to dial"):
+            ExchangeNode("alone", advertise=address)
+
+
+def test_the_name_of_one_market_is_not_taken_for_a_list_of_letters() -> None:
+    with ExchangeNode("alone", markets=MARKET) as node:
+        assert node.markets == (MARKET,)

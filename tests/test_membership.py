@@ -1,0 +1,131 @@
+"""Who leads, who is in sync, who only reads, and how a damaged replica comes back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from openoutcry.actors import ConfigurationError, MarketRules, Unavailable
+
+MARKET = "BTC-USD"
+RULES = MarketRules()
+
+
+def until(condition: Callable[[], Any], what: str, within: float = 20.0) -> Any:
+    """Wait for ``condition`` to hold and return its value; fail with ``what`` after the deadline."""
+    deadline = time.monotonic() + within
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {within} s: {what}"
+        time.sleep(0.005)
+    return found
+
+
+def status(node: Any) -> dict[str, Any]:
+    found: dict[str, Any] = node.status()["markets"][MARKET]
+    return found
+
+
+def test_leadership_is_transferred_to_the_node_that_is_named_while_orders_flow(exchange: Any) -> None:
+    net = exchange(nodes=3, markets={MARKET: RULES})
+    stop = threading.Event()
+    answered: list[int] = []
+
+    def trade() -> None:
+        while not stop.is_set():
+            answered.append(net[1].submit_order(MARKET, "buy", "100", "1", timeout=10).sequence)
+
+    trader = threading.Thread(target=trade)
+    trader.start()
+    try:
+        for leader, successor in ((0, 2), (2, 1), (1, 0)):
+            until(lambda n=leader: len(status(net[n])["in_sync"]) == 3, "all are in sync")
+            net[leader].transfer(MARKET, to=net[successor].node_id)
+            until(lambda n=successor: status(net[n])["role"] == "leading", "the named node leads")
+        seen = len(answered)
+        until(lambda: len(answered) > seen + 5, "orders flow")
+    finally:
+        stop.set()
+        trader.join()
+    net.wait_same_sequence(MARKET)
+    net.assert_same_hash(MARKET)
+    assert len(net[0].all_orders(MARKET)) == len(answered) == len(set(answered))
+
+
+def test_a_leader_without_another_in_sync_leads_on_and_says_so(exchange: Any) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    with pytest.raises(Unavailable) as caught:
+        net[0].transfer(MARKET, timeout=1)
+    assert caught.value.code == "not_transferred"
+    net[0].submit_order(MARKET, "buy", "100", "1")
+
+
+def test_an_observer_reads_everything_and_is_never_waited_for_nor_in_sync(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    observer = net.add(markets=(), observe=[MARKET])
+    observer.wait_ready()
+    result = net[0].submit_order(MARKET, "buy", "100", "1")
+    observer.wait_sequence(MARKET, result.sequence)
+    assert observer.get_order(MARKET, result.order_id) is not None
+    mine = observer.submit_order(MARKET, "sell", "101", "1")
+    net.wait_same_sequence(MARKET)
+    net.assert_same_hash(MARKET)
+    assert net[1].get_order(MARKET, mine.order_id) is not None, "orders may be submitted at an observer too"
+    assert observer.node_id not in status(net[0])["in_sync"]
+    net[1].close()
+    net[0].close()
+    with pytest.raises(Unavailable) as caught:
+        observer.submit_order(MARKET, "buy", "100", "1", timeout=1)
+    assert caught.value.code == "leader_unreachable", "an observer never takes over"
+
+
+@pytest.mark.parametrize("damaged", [0, 1], ids=["the leader's", "a follower's"])
+def test_a_damaged_journal_is_put_aside_and_made_good_from_a_peer(exchange: Any, damaged: int) -> None:
+    net = exchange(nodes=3, markets={MARKET: RULES})
+    for number in range(30):
+        net[number % 3].submit_order(MARKET, ("buy", "sell")[number % 2], f"{99 + number % 3}", "1")
+    net.wait_same_sequence(MARKET)
+    net[damaged].close()
+    survivor = net[2]
+    folder = net[damaged].data_dir / "markets" / MARKET
+    (journal,) = folder.glob("*.log")
+    data = bytearray(journal.read_bytes())
+    data[300] ^= 1
+    journal.write_bytes(data)
+    survivor.submit_order(MARKET, "buy", "90", "1", timeout=10)
+    net.restart(damaged)
+    assert (folder.parent / f"{MARKET}.damaged-1").exists()
+    until(lambda: status(net[damaged])["repairing"] is None, "the repair is over")
+    net.wait_same_sequence(MARKET)
+    net.assert_same_hash(MARKET)
+    net[damaged].submit_order(MARKET, "buy", "90", "1")
+
+
+def test_a_damaged_journal_that_nobody_can_make_good_leads_no_market(exchange: Any) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    for _ in range(5):
+        net[0].submit_order(MARKET, "buy", "100", "1")
+    net[0].close()
+    (journal,) = (net[0].data_dir / "markets" / MARKET).glob("*.log")
+    data = bytearray(journal.read_bytes())
+    data[300] ^= 1
+    journal.write_bytes(data)
+    node = net.restart(0, wait=False)
+    assert "damaged" in status(node)["repairing"]
+    with pytest.raises(Unavailable, match="not ready"):
+        node.wait_ready(1)
+    assert status(node)["role"] == "following"
+
+
+def test_a_market_is_opened_and_joined_while_nodes_run(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    net[1].open_market("ETH-USD", MarketRules(tick_size="0.5"))
+    net[0].open_market("ETH-USD")
+    net[0].wait_in_sync("ETH-USD", 2)
+    order = net[0].submit_order("ETH-USD", "buy", "10.5", "1")
+    assert net[1].submit_order("ETH-USD", "sell", "10.5", "1").trades[0].maker_order_id == order.order_id
+    with pytest.raises(ConfigurationError) as caught:
+        net[0].open_market("ETH-USD")
+    assert caught.value.code == "market_joined"
