@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 CHUNK_SIZE: Final = 1024 * 1024
 """Bytes of a snapshot that travel in one frame."""
+IN_SYNC_MAX: Final = 16
+"""Most members of a market's in-sync set: each answer waits for all of them. Further replicas follow outside it."""
 SNAPSHOT_SIZE_MAX: Final = 16 * 1024 * 1024 * 1024
 """Largest snapshot, in bytes, that a follower accepts."""
 
@@ -66,7 +68,7 @@ class Lead:
 
     market: MarketName
     epoch: Epoch
-    in_sync: Annotated[tuple[str, ...], codec.Array(codec.Str(80, 1), 64)]
+    in_sync: Annotated[tuple[str, ...], codec.Array(codec.Str(80, 1), IN_SYNC_MAX)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

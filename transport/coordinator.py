@@ -87,7 +87,9 @@ class Coordinator(Protocol):
         """Give the lease of ``node`` up: it counts as lapsed at once."""
 
     def lapsed(self, node: str) -> bool:
-        """Return whether ``node`` holds no lease: it never did, gave it up, has let it lapse, or its process is gone.
+        """Return whether ``node`` holds no lease: it never did, gave it up, or has let it lapse.
+
+        A store that can see that the holder's process is gone says so at once.
 
         It may have been renewed before the caller acts; whoever acts on it has to do so by a swap.
         """

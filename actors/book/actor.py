@@ -493,7 +493,7 @@ class BookActor(NodeActor):
         replica = self.replica
         if not replica.may_propose:
             return Unavailable(
-                f"market {self._market}: {len(replica.in_sync)} replicas are in sync, {replica.min_in_sync} needed; "
+                f"market {self._market}: {replica.present} in-sync replicas are there, {replica.min_in_sync} needed; "
                 "nothing was executed, retry when more nodes are back",
                 code="not_enough_in_sync",
             )
@@ -850,7 +850,7 @@ class BookActor(NodeActor):
             "waiting": self._waiting_commands,
             "recovered": self.recovered,
             "observer": self._observer,
-            "repairing": self.damage,
+            "repairing": self.damage or ("its log was lost" if replica.repairing else None),
             "error": str(self.failure) if self.failure else None,
             "counters": dict(self.counters),
         }

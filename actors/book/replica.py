@@ -31,7 +31,7 @@ from typing import Final
 
 from ...transport.coordinator import MarketRecord
 from ...transport.errors import OpenOutcryError, StorageError
-from ..messages import Ack, Append, Join, Lead, MarketMessage, Resign, Rewind
+from ..messages import IN_SYNC_MAX, Ack, Append, Join, Lead, MarketMessage, Resign, Rewind
 from .commands import Command
 from .record import Origin, Record, Tail
 
@@ -292,6 +292,8 @@ class Replica:
         self._behind_since_ns = None
         self.record = record
         self._must_read = False
+        if self.tail.sequence == 0 and self.node in record.in_sync and len(record.in_sync) > 1:
+            self.repairing = True  # a member has a log: this one was lost, and must not count as whole
         if record.leader != self.node:
             effects = self._step_down() if self.role is not Role.FOLLOWING else []
             if record.epoch > self.epoch or self.leader is None:
@@ -513,7 +515,8 @@ class Replica:
         needed = max(self.committed, self._inherited)
         for name, follower in self._followers.items():
             caught_up = follower.streaming and follower.acked >= needed
-            if caught_up and name not in self.in_sync and not follower.observer:
+            room = len(members) < IN_SYNC_MAX
+            if caught_up and room and name not in self.in_sync and not follower.observer:
                 members.add(name)
         if len(members) < self.min_in_sync:
             # Nothing commits below the minimum, so to remove a member would gain nothing; but as long as it is one, it
@@ -609,7 +612,12 @@ class Replica:
         self._tokens += 1
         probe = Tail(message.tail_epoch, message.tail_sequence, message.tail_chain)
         self._followers[sender] = _Follower(
-            self._tokens, message.join, message.observer, probe, acked=message.durable, behind_since_ns=now_ns
+            self._tokens,
+            message.join,
+            message.observer,
+            probe,
+            acked=min(message.durable, probe.sequence),
+            behind_since_ns=now_ns,
         )
         if before is not None:  # to join again and again is no progress
             self._followers[sender].behind_since_ns = before.behind_since_ns

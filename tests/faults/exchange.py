@@ -283,6 +283,10 @@ class Node:
         """The files of its journal, oldest first."""
         return sorted((self.folder / "markets" / MARKET).glob("*.log"))
 
+    def said_in_its_log(self) -> str:
+        """What the process has logged, in all of its lives."""
+        return self.folder.with_suffix(".log").read_text()
+
     @property
     def market(self) -> dict[str, Any]:
         """The market's part of the node's status."""

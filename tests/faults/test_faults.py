@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from exchange import NAMES, ROUNDS, Exchange, Node, StartFailed, exchange
+from exchange import NAMES, ROUNDS, Exchange, Node, exchange
 from processes import eventually
 
 Finish = Callable[[Exchange, Sequence[str]], None]
@@ -315,7 +315,7 @@ def lose_a_segment(segments: list[Path]) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, truncate_a_segment, lose_a_segment], ids=lambda damage: damage.__name__)
-def test_a_journal_damaged_before_its_tail_is_refused(
+def test_a_journal_damaged_before_its_tail_is_put_aside_and_repaired_from_a_peer(
     tmp_path: Path, round_: int, finish: Finish, damage: Callable[[list[Path]], None]
 ) -> None:
     with exchange(tmp_path, shims={"segment_size": 16 * 1024}) as net:
@@ -324,12 +324,12 @@ def test_a_journal_damaged_before_its_tail_is_refused(
         net.mark()
         net.nodes[victim].kill()
         damage(net.nodes[victim].segments())
-        with pytest.raises(StartFailed) as refused:
-            net.start(victim)
-        assert refused.value.code == "corrupt"
         net.wait_answers(20, *others)
-        shutil.rmtree(net.nodes[victim].folder)
         net.start(victim)
+        (aside,) = (net.nodes[victim].folder / "markets").glob("*.damaged-*")
+        assert list(aside.glob("*.log")), "what was damaged is kept"
+        eventually(lambda: net.nodes[victim].market["repairing"] is None, "it is repaired")
+        assert f"put aside in {aside}" in net.nodes[victim].said_in_its_log(), "it says so"
         net.wait_answers(20)
         finish(net, others)
 
