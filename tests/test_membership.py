@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from openoutcry.actors import ConfigurationError, MarketRules, Unavailable
+from processes import eventually
 
 MARKET = "BTC-USD"
 RULES = MarketRules()
-
-
-def until(condition: Callable[[], Any], what: str, within: float = 20.0) -> Any:
-    """Wait for ``condition`` to hold and return its value; fail with ``what`` after the deadline."""
-    deadline = time.monotonic() + within
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {within} s: {what}"
-        time.sleep(0.005)
-    return found
 
 
 def status(node: Any) -> dict[str, Any]:
@@ -41,11 +31,11 @@ def test_leadership_is_transferred_to_the_node_that_is_named_while_orders_flow(e
     trader.start()
     try:
         for leader, successor in ((0, 2), (2, 1), (1, 0)):
-            until(lambda n=leader: len(status(net[n])["in_sync"]) == 3, "all are in sync")
+            eventually(lambda n=leader: len(status(net[n])["in_sync"]) == 3, "all are in sync")
             net[leader].transfer(MARKET, to=net[successor].node_id)
-            until(lambda n=successor: status(net[n])["role"] == "leading", "the named node leads")
+            eventually(lambda n=successor: status(net[n])["role"] == "leading", "the named node leads")
         seen = len(answered)
-        until(lambda: len(answered) > seen + 5, "orders flow")
+        eventually(lambda: len(answered) > seen + 5, "orders flow")
     finally:
         stop.set()
         trader.join()
@@ -97,7 +87,7 @@ def test_a_damaged_journal_is_put_aside_and_made_good_from_a_peer(exchange: Any,
     survivor.submit_order(MARKET, "buy", "90", "1", timeout=10)
     net.restart(damaged)
     assert (folder.parent / f"{MARKET}.damaged-1").exists()
-    until(lambda: status(net[damaged])["repairing"] is None, "the repair is over")
+    eventually(lambda: status(net[damaged])["repairing"] is None, "the repair is over")
     net.wait_same_sequence(MARKET)
     net.assert_same_hash(MARKET)
     net[damaged].submit_order(MARKET, "buy", "90", "1")

@@ -6,7 +6,6 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -27,18 +26,10 @@ from openoutcry.actors import (
     Trade,
     Unavailable,
 )
+from processes import eventually
 
 MARKET = "BTC-USD"
 RULES = MarketRules(tick_size="0.25", lot_size="0.1")
-
-
-def until(condition: Callable[[], Any], what: str, within: float = 20.0) -> Any:
-    """Wait for ``condition`` to hold and return its value; fail with ``what`` after the deadline."""
-    deadline = time.monotonic() + within
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {within} s: {what}"
-        time.sleep(0.005)
-    return found
 
 
 def in_sync(node: ExchangeNode) -> int:
@@ -164,7 +155,7 @@ def test_a_subscriber_gets_every_event_once_in_order_at_every_node(exchange: Any
     for number in range(50):
         net[number % 2].submit_order(MARKET, ("buy", "sell")[number % 2], "100", "1")
     last = net.wait_same_sequence(MARKET)
-    until(lambda: all([s.last_sequence == last for s in subscriptions[:2]]), "the subscribers have everything")
+    eventually(lambda: all([s.last_sequence == last for s in subscriptions[:2]]), "the subscribers have everything")
     read = []
     while subscriptions[2].last_sequence < last:
         update = subscriptions[2].get(timeout=10)
@@ -229,7 +220,7 @@ def test_a_node_that_joins_late_catches_up_and_joins_the_in_sync_set_while_order
     trader.start()
     try:
         late = net.add()
-        until(lambda: in_sync(node) == 2, "the late node is in sync")
+        eventually(lambda: in_sync(node) == 2, "the late node is in sync")
     finally:
         stop.set()
         trader.join()
@@ -242,11 +233,11 @@ def test_a_dead_follower_is_removed_and_returns_with_the_same_book(exchange: Any
     leader = net[0]
     leader.submit_order(MARKET, "buy", "100", "1")
     net[1].close()
-    until(lambda: in_sync(leader) == 1, "the follower is out of the in-sync set")
+    eventually(lambda: in_sync(leader) == 1, "the follower is out of the in-sync set")
     for _ in range(20):
         leader.submit_order(MARKET, "sell", "101", "1")
     net.restart(1)
-    until(lambda: in_sync(leader) == 2, "the follower is back")
+    eventually(lambda: in_sync(leader) == 2, "the follower is back")
     net.wait_same_sequence(MARKET)
     net.assert_same_hash(MARKET)
 
@@ -269,10 +260,10 @@ def test_a_leader_that_is_closed_hands_over_and_commands_in_flight_are_answered(
     trader = threading.Thread(target=trade)
     trader.start()
     try:
-        until(lambda: len(answered) > 20, "orders flow")
+        eventually(lambda: len(answered) > 20, "orders flow")
         net[0].close()
         seen = len(answered)
-        until(lambda: len(answered) > seen + 20, "orders flow again")
+        eventually(lambda: len(answered) > seen + 20, "orders flow again")
     finally:
         stop.set()
         trader.join()
@@ -290,7 +281,7 @@ def test_a_replica_that_is_not_in_sync_never_leads_and_says_so_in_time(exchange:
     net[0].submit_order(MARKET, "buy", "100", "1")
     net.wait_same_sequence(MARKET)
     net[1].close()
-    until(lambda: in_sync(net[0]) == 1, "the follower is out of the in-sync set")
+    eventually(lambda: in_sync(net[0]) == 1, "the follower is out of the in-sync set")
     late = net[0].submit_order(MARKET, "buy", "100", "1")
     net[0].close()
     behind = net.restart(1, wait=False)
@@ -318,9 +309,9 @@ def test_a_market_that_needs_two_disks_refuses_commands_while_there_is_one(excha
             net[0].submit_order(MARKET, "buy", "100", "1", timeout=2)
         return caught.value.code == "not_enough_in_sync"
 
-    until(refused, "the leader knows that it is alone")
+    eventually(refused, "the leader knows that it is alone")
     net.restart(1)
-    until(lambda: in_sync(net[0]) == 2, "the second disk is back")
+    eventually(lambda: in_sync(net[0]) == 2, "the second disk is back")
     net[0].submit_order(MARKET, "buy", "100", "1")
 
 
@@ -334,7 +325,7 @@ def test_a_pruned_log_and_a_snapshot_recover_the_same_book(exchange: Any) -> Non
     sequence = net.wait_same_sequence(MARKET)
     state = net.assert_same_hash(MARKET)
     folder = net[0].data_dir / "markets" / MARKET / "snapshots"
-    until(lambda: 1 <= len(list(folder.glob("*.snap"))) <= 2, "the last snapshots are kept")
+    eventually(lambda: 1 <= len(list(folder.glob("*.snap"))) <= 2, "the last snapshots are kept")
     book = net[0].all_orders(MARKET)
     for each in net:
         each.close()
@@ -360,7 +351,7 @@ def test_a_wiped_replica_takes_over_the_leaders_state_and_is_in_sync_again_under
         leader.submit_many(MARKET, batch, timeout=60)
     net.wait_same_sequence(MARKET, timeout=30)
     net[1].close()
-    until(lambda: in_sync(leader) == 1, "the follower is out of the in-sync set")
+    eventually(lambda: in_sync(leader) == 1, "the follower is out of the in-sync set")
     shutil.rmtree(net[1].data_dir)
     stop = threading.Event()
 
@@ -372,7 +363,7 @@ def test_a_wiped_replica_takes_over_the_leaders_state_and_is_in_sync_again_under
     trader.start()
     try:
         wiped = net.restart(1, wait=False)
-        until(lambda: in_sync(leader) == 2, "the wiped replica is in sync")
+        eventually(lambda: in_sync(leader) == 2, "the wiped replica is in sync")
     finally:
         stop.set()
         trader.join()
@@ -422,7 +413,7 @@ def test_a_malformed_frame_costs_its_sender_the_link_and_nothing_else(exchange: 
             socket.dial(node.address, block=True)
             socket.send(frame)
             assert gone.wait(10), f"the link survived frame {frame!r}"
-        until(lambda n=number: node.status()["frames_refused"] == n, "the refusal is counted")
+        eventually(lambda n=number: node.status()["frames_refused"] == n, "the refusal is counted")
     node.submit_order(MARKET, "buy", "100", "1")
 
 
@@ -432,9 +423,9 @@ def test_a_node_with_another_coordinator_is_kept_out(exchange: Any, tmp_path: Pa
         "stranger", markets=[MARKET], data_dir=tmp_path / "stranger", directory=net.directory_address
     )
     with stranger:
-        until(lambda: stranger.status()["peers"], "they have heard of each other")
+        eventually(lambda: stranger.status()["peers"], "they have heard of each other")
         time_to_link = time.monotonic() + 1.0
-        until(lambda: time.monotonic() > time_to_link, "a second has passed")
+        eventually(lambda: time.monotonic() > time_to_link, "a second has passed")
         assert not any([peer["up"] for peer in stranger.status()["peers"].values()])
         assert not any([peer["up"] for peer in net[0].status()["peers"].values()])
 
