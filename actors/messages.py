@@ -101,7 +101,10 @@ class Rewind:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Resign:
-    """Leader to a follower: I lead no longer after ``epoch``; take over if you are in sync."""
+    """Leader to a follower: I lead no longer after ``epoch``; take over if you are in sync.
+
+    Follower to its leader: this replica has stopped; do not wait for it.
+    """
 
     market: MarketName
     epoch: Epoch

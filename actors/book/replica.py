@@ -370,10 +370,14 @@ class Replica:
         return [m for m in self.in_sync if (f := self._followers.get(m)) is not None and f.matched]
 
     def on_resign(self, sender: str, message: Resign) -> list[Effect]:
-        """Our leader wants to lead no longer."""
-        if sender != self.leader or message.epoch != self.epoch:
+        """Our leader wants to lead no longer, or a replica that follows us has stopped."""
+        if message.epoch != self.epoch:
             return []
-        return self.on_leader_lapsed(sender)
+        if self.role is Role.LEADING:
+            self._followers.pop(sender, None)
+            self._missing_since_ns[sender] = -self._absent_ns_max  # left out on the next tick
+            return []
+        return self.on_leader_lapsed(sender) if sender == self.leader else []
 
     def _claim(self, in_sync: tuple[str, ...]) -> list[Effect]:
         assert self.record is not None, "a claim replaces a record"
@@ -924,6 +928,8 @@ class Replica:
         effects: list[Effect] = []
         if self.role is Role.LEADING and (successors := self.successors()):
             effects.append(Send(tuple(successors), Resign(self.market, self.epoch)))
+        elif self.role is Role.FOLLOWING and self.leader is not None:
+            effects.append(Send((self.leader,), Resign(self.market, self.epoch)))
         self.role = Role.STOPPED
         self.leader = None
         self.joined = False
