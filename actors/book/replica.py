@@ -516,7 +516,7 @@ class Replica:
         self.present = len(members)
         # A former leader may still commit what it had sent to the members of its epoch, us among them: a new member has
         # to hold all of that, committed here or not.
-        needed = max(self.committed, self._inherited)
+        needed = max(self.committed, self._inherited, 1)  # a member has a log: see on_record
         for name, follower in self._followers.items():
             caught_up = follower.streaming and follower.acked >= needed
             room = len(members) < IN_SYNC_MAX
