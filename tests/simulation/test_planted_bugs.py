@@ -102,17 +102,6 @@ class GivesUpASwapWithoutAnAnswer(Replica):
         return effects
 
 
-class FollowsAnOlderEpoch(Replica):
-    """A replica follows whoever says that it leads, of an older epoch too."""
-
-    def on_lead(self, sender: str, message: Any) -> list[Any]:
-        effects: list[Any] = []
-        if message.epoch < self.epoch and self.role in (Role.FOLLOWING, Role.LEADING):
-            effects = self._step_down()
-            self.epoch = message.epoch
-        return effects + super().on_lead(sender, message)
-
-
 class ReusesAcksOfAnEarlierJoin(Replica):
     """The leader remembers how far a follower was once, though it may have cut its log since."""
 
@@ -289,7 +278,6 @@ REPLICAS: list[tuple[type[Replica], int, str | None]] = [
     (RemovesBeforeTheSwap, 40, None),
     (ForgetsThatAnAddedMemberIsRequired, 100, None),
     (GivesUpASwapWithoutAnAnswer, 100, "unreachable"),
-    (FollowsAnOlderEpoch, 100, "close"),
     (ReusesAcksOfAnEarlierJoin, 100, None),
     (CountsAFollowerThatIsNotMatched, 100, None),
     (KeepsItsTail, 40, None),
