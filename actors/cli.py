@@ -467,6 +467,28 @@ def status(node_name: str | None, data_dir: Path | None, timeout: float, as_json
     click.echo("\n".join(_status_lines(found)))
 
 
+@main.command()
+@click.argument("market")
+@click.option("--to", metavar="NODE", help="Who is to lead, by name or id.  [default: any that is in sync]")
+@_at_node
+def transfer(
+    *,
+    market: str,
+    to: str | None,
+    node_name: str | None,
+    data_dir: Path | None,
+    timeout: float,
+    as_json_text: bool,
+) -> None:
+    """Give the leadership of MARKET, which the asked node leads, to another node; commands in flight follow."""
+    with _client(node_name, data_dir, timeout) as client:
+        leader = client.transfer(market, to)
+    if as_json_text:
+        _print_json({"market": market, "leader": leader})
+        return
+    click.echo(f"{market} is led by {leader or 'another node'}")
+
+
 def _status_lines(found: dict[str, Any]) -> list[str]:
     """Return a node's status: what it is and knows, a row for each market, and one for each replica it knows of."""
     own, peers, markets = found["node_id"], found["peers"], found["markets"]

@@ -154,6 +154,16 @@ class GetStatus:
     token: Token
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Transfer:
+    """:meth:`ExchangeNode.transfer`; answers the node that leads then."""
+
+    token: Token
+    timeout_ms: Timeout
+    market: Name
+    to: Name_
+
+
 # -- what is answered --------------------------------------------------------------------------------------------------
 
 
@@ -208,6 +218,7 @@ REQUESTS: Final[Codec[Any]] = Codec(
         6: GetOrders,
         7: GetEvents,
         8: GetStatus,
+        9: Transfer,
     }
 )
 ANSWERS: Final[Codec[Any]] = Codec({17: Result, 18: Value, 19: Failure})
@@ -361,6 +372,9 @@ class ControlServer:
             return node.open_orders(request.market, request.account)[: request.limit]
         if isinstance(request, GetEvents):
             return self._events(request)
+        if isinstance(request, Transfer):
+            node.transfer(request.market, request.to, timeout=request.timeout_ms / 1000)
+            return node.status()["markets"][request.market]["leader"]
         assert isinstance(request, GetBook), f"unknown request {request!r}"
         if request.known is not None and node.sequence(request.market) == request.known:
             return None
@@ -524,6 +538,10 @@ class ControlClient:
     def status(self) -> dict[str, Any]:
         """Return the node's status."""
         return cast("dict[str, Any]", self._query(GetStatus(self._token)))
+
+    def transfer(self, market: str, to: str | None = None) -> str | None:
+        """As :meth:`ExchangeNode.transfer`; return the id of the node that leads now, None if that is not known yet."""
+        return cast("str | None", self._query(Transfer(self._token, self._timeout_ms, market, to)))
 
     def _command(self, request: Any) -> OrderResult:
         try:

@@ -409,11 +409,17 @@ class ExchangeNode:
         self.wait_ready(timeout)
 
     def transfer(self, market: str, to: str | None = None, *, timeout: float = HAND_OVER_S) -> None:
-        """Give the leadership of a market that this node leads to another node (its id; None: any in sync).
+        """Give the leadership of a market that this node leads to another node (its name or id; None: any in sync).
 
-        Commands in flight follow. Raises ``Unavailable`` (code ``not_transferred``) if nobody took over in time.
+        Commands in flight follow.
+
+        Raises:
+            InvalidRequest: ``to`` is no node that this one is linked to (code ``unknown_node``), or several.
+            Unavailable: this node does not lead (code ``not_leader``), or nobody took over in time (code
+                ``not_transferred``).
         """
         book = self._book(market)
+        to = None if to is None else self._linked(to)
         leader = self._read(market, lambda actor: actor.replica.leader)
         if leader != self.node_id:
             raise Unavailable(f"market {market} is led by {leader}, not by this node", code="not_leader")
@@ -428,6 +434,24 @@ class ExchangeNode:
                     code="not_transferred",
                 )
             time.sleep(0.005)
+
+    def _linked(self, node: str) -> str:
+        """Return the id of the node, linked to this one, that is called ``node`` or has that id."""
+        with self._lock:
+            names = {link.node: link.name for link in self._links.values()}
+        if node in names:
+            return node
+        found = [at for at, name in names.items() if name == node]
+        if len(found) > 1:
+            raise InvalidRequest(
+                f"several nodes are called {node!r:.80}: give the id, {' or '.join(found)}", code="ambiguous_node"
+            )
+        if not found:
+            listed = ", ".join(sorted(names.values())) or "none"
+            raise InvalidRequest(
+                f"no node {node!r:.80} is linked to this one; there are: {listed}", code="unknown_node"
+            )
+        return found[0]
 
     def _hand_over(self) -> None:
         deadline = time.monotonic() + HAND_OVER_S

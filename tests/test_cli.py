@@ -220,6 +220,24 @@ def test_orders_go_in_and_books_come_out_as_text_and_as_json(desk: ExchangeNode,
     assert run("orders", MARKET).output == ""
 
 
+def test_leadership_is_given_to_the_node_that_is_named(home: Path, run: Run, exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    first, second = net[0], net[1]
+    net[0].submit_order(MARKET, "buy", "99", "1")
+    with ControlServer(first), ControlServer(second):
+        at_first = ("--data-dir", first.data_dir)
+        refused = run("transfer", MARKET, "--to", "nobody", *at_first)
+        assert refused.output.endswith(f"there are: {second.name} (unknown_node)\n")
+        assert (
+            run("transfer", MARKET, "--to", second.name, *at_first).output == f"{MARKET} is led by {second.node_id}\n"
+        )
+        second.submit_order(MARKET, "buy", "99", "1")
+        assert run("transfer", MARKET, *at_first).output.endswith("not by this node (not_leader)\n")
+        back = run("transfer", MARKET, "--data-dir", second.data_dir, "--json")
+        assert json.loads(back.output) == {"market": MARKET, "leader": first.node_id}
+    assert first.status()["markets"][MARKET]["role"] == "leading"
+
+
 def test_status_shows_every_replica_that_a_leader_knows_of_and_every_trouble() -> None:
     market = {"role": "leading", "ready": True, "epoch": 3, "leader": "al.1", "in_sync": ["al.1", "bo.2"]}
     numbers = {"appended": 1200, "durable": 1200, "applied": 1190, "open_orders": 5, "trades": 30}
