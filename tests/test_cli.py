@@ -27,7 +27,8 @@ from openoutcry.actors import (
     RequestTimeout,
     Unavailable,
 )
-from openoutcry.actors.cli import _status_lines, main
+from openoutcry.actors.cli import main
+from openoutcry.actors.cli.show import status_lines
 from openoutcry.actors.control import ANSWERS, CONTROL_FILE, REQUESTS, ControlClient, ControlServer, Failure, GetStatus
 from openoutcry.transport import sockets
 from openoutcry.transport.errors import LinkBroken
@@ -255,7 +256,7 @@ def test_status_shows_every_replica_that_a_leader_knows_of_and_every_trouble() -
         "failures": ["PeerActor: x"],
         "markets": {"A": leading, "BTC": {"role": "stopped", "ready": False, "error": "EIO (storage)"}},
     }
-    assert _status_lines(found) == [
+    assert status_lines(found) == [
         "node al (al.1) at tcp://h:1",
         "peer bo (bo.2): up",
         "peer bo (bo.3): down",

@@ -1,0 +1,38 @@
+"""The ``openoutcry`` command: words and options in, calls of the library out, lines or JSON to read. Decides nothing.
+
+Exit codes: 0 done; 1 refused, unavailable or failed, with one line on stderr that ends in the error's code; 2 usage.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+
+from . import admin, disk, replaying, serve, show, trade
+from .common import Group
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="openoutcry")
+def main() -> None:
+    """A peer-to-peer exchange: every node holds the same order book, to the byte."""
+
+
+_COMMANDS: Final[tuple[click.Command, ...]] = (
+    serve.directory,
+    serve.node,
+    trade.submit,
+    trade.cancel,
+    trade.amend,
+    show.book,
+    show.trades,
+    show.orders,
+    show.status,
+    admin.transfer,
+    disk.verify,
+    disk.log,
+    replaying.replay,
+)
+for _command in _COMMANDS:
+    main.add_command(_command)

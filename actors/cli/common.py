@@ -1,0 +1,119 @@
+"""What the commands share: errors in one line, signals, the options that name a node, JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from ...transport.errors import InvalidRequest, OpenOutcryError, Unavailable
+from ..config import ENV_PREFIX, home_folder
+from ..control import ControlClient, read_control_file, running_nodes
+from ..views import as_json
+
+WATCH_S: Final = 0.1
+
+
+class Failure(click.ClickException):
+    """An error of the library as one line on stderr, and exit code 1."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(f"{' '.join(message.split())} ({code})")
+
+    def show(self, file: Any = None) -> None:
+        """Print the line."""
+        click.echo(self.message, file=file or sys.stderr)
+
+
+class Group(click.Group):
+    """Commands whose expected errors are told, not thrown."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except OpenOutcryError as error:
+            raise Failure(error.message, error.code) from error
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise Failure(str(error), "os_error") from error
+
+
+@contextlib.contextmanager
+def until_signalled() -> Iterator[threading.Event]:
+    """Set the event on SIGTERM or SIGINT, instead of what these do otherwise."""
+    ended = threading.Event()
+    before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield ended
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def options(*options: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
+    def decorate(command: _Command) -> _Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+at_node = options(
+    click.option("--node", "node_name", metavar="NAME", help="The node to ask.  [default: the only one that runs]"),
+    click.option("--data-dir", type=click.Path(path_type=Path), help="The same, by its data directory."),
+    click.option("--timeout", type=float, default=5.0, show_default=True, help="Seconds to wait for the answer."),
+    click.option("--json", "as_json_text", is_flag=True, help="Print JSON."),
+)
+as_request = options(
+    click.option("--account", help="On whose behalf.  [default: the node's name]"),
+    click.option("--client-order-id", help="Names the request: a retry gets the first answer back."),
+    at_node,
+)
+
+
+def connect(node_name: str | None, data_dir: Path | None, timeout: float) -> ControlClient:
+    """Return the link to the node that the options mean."""
+    if node_name and data_dir:
+        raise click.UsageError("--node and --data-dir name the same thing: give one of them")
+    if not 0 < timeout <= 60:
+        raise click.UsageError("--timeout is above 0 and at most 60 seconds")
+    if data_dir is None and node_name is None and (variable := os.environ.get(f"{ENV_PREFIX}DATA_DIR")):
+        data_dir = Path(variable).expanduser()
+    if data_dir is None:
+        home = home_folder(os.environ)
+        data_dir = home / "nodes" / node_name if node_name else None
+        if data_dir is None or read_control_file(data_dir) is None:
+            running = running_nodes(home)
+            listed = ", ".join(running) or "none"
+            if node_name is None and len(running) == 1:
+                (data_dir,) = running.values()
+            elif node_name in running:
+                data_dir = running[node_name]
+            elif node_name is None and running:
+                raise InvalidRequest(f"several nodes run here: {listed}; choose one with --node", code="ambiguous_node")
+            else:
+                what = f"node {node_name} does not run" if node_name else "no node runs"
+                raise Unavailable(f"{what} below {home}; there run: {listed}", code="node_not_running")
+    return ControlClient(data_dir, timeout=timeout)
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(as_json(value)))
+
+
+def choice(kind: Any) -> click.Choice[str]:
+    return click.Choice([member.name.lower() for member in kind], case_sensitive=False)

@@ -1,0 +1,100 @@
+"""A stopped node's disk: is it sound, and what is in its log."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from ...transport.errors import InvalidRequest
+from .. import inspection
+from .common import Failure, print_json
+
+_FOLDER: Final = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
+def verify(folder: Path, as_json_text: bool) -> None:
+    """Check what a node that does not run has on its disk, and change nothing there.
+
+    DIR is a node's data directory, or the folder of one market in it. Checked are the checksums, the hash chain and the
+    snapshots, and that the log, executed from its beginning, leads to one state that holds together. The exit code is 0
+    if all is sound, and 1 if something is damaged: what is printed then says where, and what to do.
+    """
+    with inspection.held(folder):
+        folders, aside = inspection.market_folders(folder)
+        reports = []
+        for market, path in folders.items():
+            with click.progressbar(length=1, label=f"reading {market}", file=sys.stderr) as bar:
+
+                def on_progress(more: int, in_all: int, bar: Any = bar) -> None:
+                    bar.length = in_all
+                    bar.update(more)
+
+                reports.append(inspection.verify_market(market, path, on_progress))
+    damaged = [report.market for report in reports if not report.sound]
+    if as_json_text:
+        print_json({"sound": not damaged, "markets": reports, "put_aside": [str(path) for path in aside]})
+    else:
+        for report in reports:
+            click.echo("\n".join(_report_lines(report)))
+        for path in aside:
+            click.echo(f"{path}: was put aside as damaged, and not checked")
+    if damaged:
+        raise Failure(f"damaged: {', '.join(damaged)}", "damaged")
+
+
+def _report_lines(report: inspection.MarketReport) -> list[str]:
+    log = f"{report.records} with {report.commands} commands"
+    values = {
+        "records": f"{log}, after sequence {report.begins_after}" if report.begins_after else log,
+        "last sequence": report.sequence,
+        "epoch": report.epoch,
+        "chain": report.chain[:16],
+        "state hash": report.state_hash or "unknown",
+        "committed": report.committed,
+        "torn tail": f"{report.torn_bytes} bytes" + (", cut at the next start" if report.torn_bytes else ""),
+        "snapshots": ", ".join([f"at {sequence}" for sequence in report.snapshots]) or "none",
+        "open orders": report.open_orders if report.open_orders is not None else "unknown",
+    }
+    if report.repairing:
+        values["repairing"] = f"from a peer, as the node will go on to: {report.repairing}"
+    lines = [f"{report.market}: {'sound' if report.sound else 'DAMAGED'}"]
+    for damage in report.damage:
+        lines += [f"  damage         {damage}", f"  what to do     {damage.advice}"]
+    return [*lines, *[f"  {name:<13}  {value}" for name, value in values.items()]]
+
+
+@click.command()
+@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.argument("market")
+@click.option("--from", "first", type=click.IntRange(1), default=1, help="The first sequence number.")
+@click.option("--to", "last", type=click.IntRange(1), help="The last sequence number.")
+@click.option(
+    "--events", "with_events", is_flag=True, help="Execute the log, and print below each command what it did."
+)
+@click.option("--json", "as_json_text", is_flag=True, help="Print a line of JSON for each command.")
+def log(*, folder: Path, market: str, first: int, last: int | None, with_events: bool, as_json_text: bool) -> None:
+    """Print a market's log as a node that does not run has it on its disk.
+
+    DIR is the node's data directory. A line is a command's sequence number, epoch and time (by the leader's clock, in
+    UTC), and what was asked, by whom. What is behind the committed mark that `verify` shows may still be cut.
+    """
+    with inspection.held(folder):
+        folders, _ = inspection.market_folders(folder)
+        if market not in folders:
+            raise InvalidRequest(
+                f"{folder} has no market {market}; it has: {', '.join(folders)}", code="unknown_market"
+            )
+        for logged in inspection.read_log(folders[market], first=first, last=last, with_events=with_events):
+            if as_json_text:
+                print_json(inspection.command_fields(logged))
+                continue
+            when = inspection.time_words(logged.timestamp_ns)
+            click.echo(f"{logged.sequence:>8}  {logged.epoch:>3}  {when}  {inspection.command_words(logged)}")
+            for event in inspection.events_of(logged):
+                click.echo(f"{'':>47}{inspection.event_words(event)}")

@@ -1,0 +1,192 @@
+"""What a node that runs knows: a book, trades, orders, its status."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..control import ITEMS_MAX
+from .common import WATCH_S, at_node, connect, print_json, until_signalled
+
+
+@click.command()
+@click.argument("market")
+@click.option("--depth", type=click.IntRange(1, ITEMS_MAX), default=10, show_default=True, help="Levels a side.")
+@click.option("--watch", is_flag=True, help="Go on: show the book anew whenever it has changed.")
+@at_node
+def book(
+    *,
+    market: str,
+    depth: int,
+    watch: bool,
+    node_name: str | None,
+    data_dir: Path | None,
+    timeout: float,
+    as_json_text: bool,
+) -> None:
+    """Show a market's book as the node's own replica has it."""
+    with connect(node_name, data_dir, timeout) as client, until_signalled() as ended:
+        known: int | None = None
+        while not ended.is_set():
+            found = client.book(market, depth=depth, known=known)
+            if found is not None:
+                known = found["sequence"]
+                if watch and not as_json_text and sys.stdout.isatty():
+                    click.clear()
+                if as_json_text:
+                    print_json(found)
+                else:
+                    click.echo("\n".join(_book_lines(found)))
+            if not watch:
+                return
+            ended.wait(WATCH_S)
+
+
+def _book_lines(found: dict[str, Any]) -> list[str]:
+    """Return the lines of a book: asks above bids, the best prices in the middle."""
+    levels = [*found["bids"], *found["asks"]]
+    at_price = max([5, *(len(level["price"]) for level in levels)])
+    at_size = max([8, *(len(level["quantity"]) for level in levels)])
+    lines = [f"{found['market']} at sequence {found['sequence']}, state {found['state_hash']}"]
+    lines.append(f"{'orders':>6}  {'bid':>{at_size}}  {'price':>{at_price}}  {'ask':<{at_size}}  orders")
+    for level in reversed(found["asks"]):
+        price, size = f"{level['price']:>{at_price}}", f"{level['quantity']:<{at_size}}"
+        lines.append(f"{'':6}  {'':{at_size}}  {price}  {size}  {level['orders']}")
+    for level in found["bids"]:
+        lines.append(f"{level['orders']:>6}  {level['quantity']:>{at_size}}  {level['price']:>{at_price}}")
+    last = found["last_trade"]
+    lines.append(f"last trade: {last['quantity']} at {last['price']}" if last else "no trade yet")
+    return lines
+
+
+@click.command()
+@click.argument("market")
+@click.option("--limit", type=click.IntRange(1, ITEMS_MAX), default=20, show_default=True, help="How many.")
+@click.option("--watch", is_flag=True, help="Go on: print each trade from now on, in order, without gaps.")
+@at_node
+def trades(
+    *,
+    market: str,
+    limit: int,
+    watch: bool,
+    node_name: str | None,
+    data_dir: Path | None,
+    timeout: float,
+    as_json_text: bool,
+) -> None:
+    """List the last trades, newest first; with --watch those to come, as they happen."""
+    with connect(node_name, data_dir, timeout) as client, until_signalled() as ended:
+        if not watch:
+            last = client.trades(market, limit=limit)
+            if as_json_text:
+                print_json(last)
+            else:
+                for trade in last:
+                    click.echo(_trade_line(trade))
+            return
+        sequence, _ = client.events(market, None)
+        while not ended.is_set():
+            sequence, events = client.events(market, sequence)
+            for event in events:
+                if event["kind"] == "trade":
+                    click.echo(json.dumps(event) if as_json_text else _trade_line(event))
+            ended.wait(WATCH_S)
+
+
+def _trade_line(trade: dict[str, Any]) -> str:
+    verb = "bought" if trade["side"] == "buy" else "sold"
+    parties = f"{trade['taker_account']} {verb}, {trade['maker_account']} made"
+    return f"{trade['sequence']:>8}  #{trade['trade_id']}  {trade['quantity']} at {trade['price']}, {parties}"
+
+
+@click.command()
+@click.argument("market")
+@click.option("--account", help="Whose.  [default: the node's name]")
+@click.option("--limit", type=click.IntRange(1, ITEMS_MAX), default=100, show_default=True, help="How many at most.")
+@at_node
+def orders(
+    *,
+    market: str,
+    account: str | None,
+    limit: int,
+    node_name: str | None,
+    data_dir: Path | None,
+    timeout: float,
+    as_json_text: bool,
+) -> None:
+    """List an account's open orders, oldest first."""
+    with connect(node_name, data_dir, timeout) as client:
+        found = client.orders(market, account=account, limit=limit)
+    if as_json_text:
+        print_json(found)
+        return
+    for order in found:
+        sizes = f"{order['open_quantity']} of {order['quantity']}"
+        click.echo(f"{order['order_id']:>8}  {order['side']:<4}  {sizes} at {order['price']}")
+
+
+@click.command()
+@at_node
+def status(node_name: str | None, data_dir: Path | None, timeout: float, as_json_text: bool) -> None:
+    """Show the state of a node, its links and its markets."""
+    with connect(node_name, data_dir, timeout) as client:
+        found = client.status()
+    if as_json_text:
+        print_json(found)
+        return
+    click.echo("\n".join(status_lines(found)))
+
+
+def status_lines(found: dict[str, Any]) -> list[str]:
+    """Return a node's status: what it is and knows, a row for each market, and one for each replica it knows of."""
+    own, peers, markets = found["node_id"], found["peers"], found["markets"]
+    names = {own: found["name"], **{at: peer["name"] for at, peer in peers.items()}}
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    names = {at: at if name in twice else name for at, name in names.items()}
+    lines = [f"node {found['name']} ({own}) at {found['address']}"]
+    lines += [f"peer {peer['name']} ({at}): {'up' if peer['up'] else 'down'}" for at, peer in peers.items()]
+    if found["coordinator_error"]:
+        lines.append(f"coordinator: {found['coordinator_error']}")
+    lines += [f"failure: {failure}" for failure in found["failures"]]
+    rows = [("MARKET", "ROLE", "READY", "EPOCH", "LEADER", "IN SYNC", "SEQUENCE", "ORDERS", "TRADES", "STATE")]
+    replicas = [("MARKET", "REPLICA", "IN SYNC", "APPLIED", "DURABLE", "LAG")]
+    troubles = []
+    for name, market in markets.items():
+        if market["error"]:
+            troubles.append(f"{name}: error: {market['error']}")
+        if market.get("repairing"):
+            troubles.append(f"{name}: being made good from a peer: {market['repairing']}")
+        if "applied" not in market:
+            rows.append((name, "stopped", "no", *["-"] * 7))
+            continue
+        leader = names.get(market["leader"], market["leader"]) or "-"
+        in_sync = ",".join([names.get(at, at) for at in market["in_sync"]]) or "-"
+        role, ready = "observing" if market.get("observer") else market["role"], "yes" if market["ready"] else "no"
+        counts = [str(market[key]) for key in ("applied", "open_orders", "trades")]
+        rows.append((name, role, ready, str(market["epoch"]), leader, in_sync, *counts, market["state_hash"]))
+        # Only a leader knows of others than itself.
+        for at, replica in {own: market, **market["followers"]}.items():
+            member = "leader" if at == market["leader"] else "yes" if at in market["in_sync"] else "no"
+            lag = max(0, market["appended"] - replica["durable"])
+            counts = [str(count) for count in (replica["applied"], replica["durable"], lag)]
+            replicas.append((name, names.get(at, at), member, *counts))
+    if markets:
+        lines += ["", *table(rows), "", *table(replicas)]
+    return [*lines, *troubles]
+
+
+def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return the lines of a table: columns as wide as they have to be, whole numbers to the right."""
+    columns = [
+        [cell.rjust(width) if numeric else cell.ljust(width) for cell in column]
+        for column in zip(*rows, strict=True)
+        for width in (max([len(cell) for cell in column]),)
+        for numeric in (all([cell.isdecimal() or cell == "-" for cell in column[1:]]),)
+    ]
+    return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]

@@ -1,0 +1,132 @@
+"""Commands to the exchange, through a node that runs: submit, cancel, amend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..book.commands import OrderType, SelfTradePrevention, TimeInForce
+from ..control import ControlClient
+from ..views import OrderRejected, OrderResult
+from .common import as_request, choice, connect, print_json
+
+
+def _command(
+    call: Callable[[ControlClient], OrderResult],
+    *,
+    node_name: str | None,
+    data_dir: Path | None,
+    timeout: float,
+    as_json_text: bool,
+) -> None:
+    with connect(node_name, data_dir, timeout) as client:
+        try:
+            result = call(client)
+        except OrderRejected as error:
+            if as_json_text:
+                print_json(error.result)
+            raise
+    if as_json_text:
+        print_json(result)
+        return
+    order = f"order {result.order_id} " if result.order_id is not None else ""
+    again = " (answered before)" if result.duplicate else ""
+    click.echo(f"{order}{result.status}, sequence {result.sequence}{again}, state {result.state_hash}")
+    for trade in result.trades:
+        click.echo(f"  {'bought' if trade.side == 'buy' else 'sold'} {trade.quantity} at {trade.price}")
+
+
+# A negative price is no option.
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("market")
+@click.argument("side", type=click.Choice(["buy", "sell"], case_sensitive=False))
+@click.argument("price")
+@click.argument("quantity")
+@click.option("--type", "order_type", type=choice(OrderType), default="limit", show_default=True)
+@click.option("--tif", "time_in_force", type=choice(TimeInForce), help="[default: gtc, for a market order ioc]")
+@click.option("--expire-ns", type=int, default=0, help="For gtd: nanoseconds since the Unix epoch.")
+@click.option("--stp", "self_trade_prevention", type=choice(SelfTradePrevention), default="none", show_default=True)
+@as_request
+def submit(
+    *,
+    market: str,
+    side: str,
+    price: str,
+    quantity: str,
+    order_type: str,
+    time_in_force: str | None,
+    expire_ns: int,
+    self_trade_prevention: str,
+    account: str | None,
+    client_order_id: str | None,
+    **at: Any,
+) -> None:
+    """Submit an order, and wait until it is durable and executed.
+
+    PRICE and QUANTITY are decimals, as in 100.25; the price of a market order is its bound, or "-" for none.
+    """
+    _command(
+        lambda client: client.submit_order(
+            market,
+            side.lower(),
+            None if price == "-" else price,
+            quantity,
+            order_type=order_type.lower(),
+            time_in_force=time_in_force.lower() if time_in_force else None,
+            expire_ns=expire_ns,
+            self_trade_prevention=self_trade_prevention.lower(),
+            account=account,
+            client_order_id=client_order_id,
+        ),
+        **at,
+    )
+
+
+@click.command()
+@click.argument("market")
+@click.argument("order_id", type=click.IntRange(1), required=False)
+@click.option("--all", "every", is_flag=True, help="Cancel all open orders of the account instead.")
+@as_request
+def cancel(
+    *, market: str, order_id: int | None, every: bool, account: str | None, client_order_id: str | None, **at: Any
+) -> None:
+    """Cancel what is left of an order."""
+    if (order_id is None) != every:
+        raise click.UsageError("give an ORDER_ID, or --all")
+
+    def call(client: ControlClient) -> OrderResult:
+        if order_id is None:
+            return client.cancel_all(market, account=account, client_order_id=client_order_id)
+        return client.cancel_order(market, order_id, account=account, client_order_id=client_order_id)
+
+    _command(call, **at)
+
+
+@click.command()
+@click.argument("market")
+@click.argument("order_id", type=click.IntRange(1))
+@click.option("--price", help="The new price.")
+@click.option("--quantity", help="The new open quantity.")
+@as_request
+def amend(
+    *,
+    market: str,
+    order_id: int,
+    price: str | None,
+    quantity: str | None,
+    account: str | None,
+    client_order_id: str | None,
+    **at: Any,
+) -> None:
+    """Give an order a new price, a new open quantity, or both."""
+    if price is None and quantity is None:
+        raise click.UsageError("give --price, --quantity, or both")
+    _command(
+        lambda client: client.amend_order(
+            market, order_id, price=price, quantity=quantity, account=account, client_order_id=client_order_id
+        ),
+        **at,
+    )
