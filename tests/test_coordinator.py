@@ -206,6 +206,29 @@ def test_swap_replaces_the_record_and_counts_the_version(coordinator: Coordinato
     assert coordinator.read(MARKET) == fourth
 
 
+def test_forced_swap_makes_any_node_lead_alone_and_is_remembered(
+    coordinator: Coordinator, record: MarketRecord
+) -> None:
+    forced = coordinator.swap(record, epoch=2, leader="n9", in_sync=["n9"], force=True)
+    assert forced == MarketRecord(MARKET, version=2, epoch=2, leader="n9", in_sync=("n9",), forced=2)
+    assert coordinator.swap(record, epoch=2, leader="n8", in_sync=["n8"], force=True) is None, (
+        "it compares all the same"
+    )
+    grown = coordinator.swap(forced, epoch=2, leader="n9", in_sync=["n8", "n9"])
+    assert grown is not None
+    later = coordinator.swap(grown, epoch=3, leader="n8", in_sync=["n8"])
+    assert later == coordinator.read(MARKET) == MarketRecord(MARKET, 4, 3, "n8", ("n8",), forced=2)
+
+
+@pytest.mark.parametrize(("epoch", "in_sync"), [(1, ["n9"]), (2, ["n1", "n9"]), (2, ["n1"])])
+def test_forced_leader_begins_an_epoch_and_begins_it_alone(
+    coordinator: Coordinator, record: MarketRecord, epoch: int, in_sync: list[str]
+) -> None:
+    with pytest.raises(AssertionError):
+        coordinator.swap(record, epoch=epoch, leader="n9", in_sync=in_sync, force=True)
+    assert coordinator.read(MARKET) == record
+
+
 def test_stale_swap_is_refused_and_changes_nothing(coordinator: Coordinator, record: MarketRecord) -> None:
     current = coordinator.swap(record, epoch=2, leader="n2", in_sync=NODES)
     assert current is not None
@@ -404,8 +427,8 @@ def test_database_of_another_program_is_refused_and_left_alone(path: Path, mode:
 
 def test_unknown_schema_version_is_refused(path: Path) -> None:
     SqliteCoordinator(path).close()
-    execute(path, "PRAGMA user_version = 3")
-    with pytest.raises(ConfigurationError, match="has version 3 of the coordinator's schema"):
+    execute(path, "PRAGMA user_version = 4")
+    with pytest.raises(ConfigurationError, match="has version 4 of the coordinator's schema"):
         SqliteCoordinator(path)
 
 

@@ -34,12 +34,15 @@ class MarketRecord:
     """Name of the node that orders commands in this epoch; always in sync."""
     in_sync: tuple[str, ...]
     """Names of the nodes that hold every committed command: sorted, distinct, never empty."""
+    forced: int = 0
+    """The last epoch that was begun by force, 0: none. Commands of older epochs may be missing from the log since."""
 
     def __post_init__(self) -> None:
         for name in (self.market, *self.in_sync):
             assert 0 < len(name) <= NAME_LENGTH_MAX, f"a name has 1 to {NAME_LENGTH_MAX} characters, not {len(name)}"
         assert self.version >= 1, f"version {self.version} is below 1"
         assert self.epoch >= 1, f"epoch {self.epoch} is below 1"
+        assert 0 <= self.forced <= self.epoch, f"forced in epoch {self.forced}, after the present one, {self.epoch}"
         assert self.in_sync == tuple(sorted(set(self.in_sync))), f"in_sync {self.in_sync} is not sorted and distinct"
         assert self.leader in self.in_sync, f"leader {self.leader} is not in sync: {self.in_sync}"
 
@@ -74,7 +77,9 @@ class Coordinator(Protocol):
         Of many that race exactly one wins: see whose ``leader`` the returned record names.
         """
 
-    def swap(self, expected: MarketRecord, *, epoch: int, leader: str, in_sync: Iterable[str]) -> MarketRecord | None:
+    def swap(
+        self, expected: MarketRecord, *, epoch: int, leader: str, in_sync: Iterable[str], force: bool = False
+    ) -> MarketRecord | None:
         """Replace ``expected``, if the store holds exactly that, by its :func:`successor`; return the new record.
 
         None, and nothing is changed, if the store holds anything else: another version, other content, no record.
@@ -103,18 +108,29 @@ def first_record(market: str, leader: str, in_sync: Iterable[str]) -> MarketReco
     return MarketRecord(market, 1, 1, leader, tuple(sorted(set(in_sync))))
 
 
-def successor(expected: MarketRecord, *, epoch: int, leader: str, in_sync: Iterable[str]) -> MarketRecord:
+def successor(
+    expected: MarketRecord, *, epoch: int, leader: str, in_sync: Iterable[str], force: bool = False
+) -> MarketRecord:
     """Return the record that may follow ``expected``; asserts the rules of a swap, the same for every store.
 
     1. The epoch never falls, and grows when the leader changes. (It may grow for the same leader: one that restarted
        fences off what it sent before.)
     2. A new leader comes from the in-sync set: nobody else is known to hold every committed command.
     3. The leader is in the new in-sync set, which is therefore never empty.
+
+    ``force`` is for a person who knows that the whole in-sync set is gone for good: any node may lead then, in a new
+    epoch and at first alone in sync. What it does not hold is lost; :attr:`MarketRecord.forced` says so ever after.
     """
-    record = MarketRecord(expected.market, expected.version + 1, epoch, leader, tuple(sorted(set(in_sync))))
+    in_sync = tuple(sorted(set(in_sync)))
+    forced = epoch if force else expected.forced
+    record = MarketRecord(expected.market, expected.version + 1, epoch, leader, in_sync, forced)
     assert epoch >= expected.epoch, f"{expected.market}: epoch {epoch} is older than {expected.epoch}"
     assert leader == expected.leader or epoch > expected.epoch, (
         f"{expected.market}: leader {leader} replaces {expected.leader} in the same epoch {epoch}"
     )
-    assert leader in expected.in_sync, f"{expected.market}: new leader {leader} was not in sync: {expected.in_sync}"
+    if force:
+        assert epoch > expected.epoch, f"{expected.market}: leader {leader} is forced without a new epoch"
+        assert in_sync == (leader,), f"{expected.market}: a leader that is forced begins alone, not with {in_sync}"
+    else:
+        assert leader in expected.in_sync, f"{expected.market}: new leader {leader} was not in sync: {expected.in_sync}"
     return record

@@ -222,8 +222,10 @@ class EtcdCoordinator:
                 if self._write(market, value, _Unsettled(0, value), until_s, repeatable=True):
                     return record
 
-    def swap(self, expected: MarketRecord, *, epoch: int, leader: str, in_sync: Iterable[str]) -> MarketRecord | None:
-        record = successor(expected, epoch=epoch, leader=leader, in_sync=in_sync)
+    def swap(
+        self, expected: MarketRecord, *, epoch: int, leader: str, in_sync: Iterable[str], force: bool = False
+    ) -> MarketRecord | None:
+        record = successor(expected, epoch=epoch, leader=leader, in_sync=in_sync, force=force)
         with self._operation() as until_s:
             while True:
                 entry = self._find(expected.market, until_s)
@@ -338,7 +340,7 @@ class EtcdCoordinator:
             values = json.loads(entry.value)
             values["in_sync"] = tuple(values["in_sync"])
             record = MarketRecord(**values)
-            good = type(record.version) is type(record.epoch) is int
+            good = type(record.version) is type(record.epoch) is type(record.forced) is int
             good = good and _encoded(record) == entry.value and self._key("markets/", record.market) == entry.key
         except (ValueError, TypeError, KeyError, AssertionError) as error:
             raise StorageError(f"{self._where} holds a wrong record {entry.key!r} {entry.value!r}: {error}") from error

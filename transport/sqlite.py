@@ -37,7 +37,7 @@ from .errors import Closed, ConfigurationError, OpenOutcryError, StorageError, U
 APPLICATION_ID: Final = int.from_bytes(b"OOut")
 """SQLite's ``application_id`` of our files: what tells them from those of other programs."""
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 """SQLite's ``user_version`` of our files."""
 
 BUSY_MS: Final = 2_000
@@ -52,7 +52,8 @@ _SCHEMA: Final = (
         version INTEGER NOT NULL CHECK (typeof(version) = 'integer' AND version >= 1),
         epoch   INTEGER NOT NULL CHECK (typeof(epoch) = 'integer' AND epoch >= 1),
         leader  TEXT NOT NULL CHECK (typeof(leader) = 'text'),
-        in_sync TEXT NOT NULL CHECK (typeof(in_sync) = 'text') -- a JSON array of names, sorted
+        in_sync TEXT NOT NULL CHECK (typeof(in_sync) = 'text'), -- a JSON array of names, sorted
+        forced  INTEGER NOT NULL CHECK (typeof(forced) = 'integer' AND forced >= 0)
     )""",
     """CREATE TABLE lease (
         node       TEXT NOT NULL PRIMARY KEY CHECK (typeof(node) = 'text'),
@@ -62,10 +63,10 @@ _SCHEMA: Final = (
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
-_SELECT: Final = "SELECT market, version, epoch, leader, in_sync FROM market"
-_INSERT: Final = "INSERT INTO market (version, epoch, leader, in_sync, market) VALUES (?, ?, ?, ?, ?)"
+_SELECT: Final = "SELECT market, version, epoch, leader, in_sync, forced FROM market"
+_INSERT: Final = "INSERT INTO market (version, epoch, leader, in_sync, forced, market) VALUES (?, ?, ?, ?, ?, ?)"
 _LEASE: Final = "INSERT OR REPLACE INTO lease (node, process, expires_ns) VALUES (?, ?, ?)"
-_UPDATE: Final = "UPDATE market SET version = ?, epoch = ?, leader = ?, in_sync = ? WHERE market = ?"
+_UPDATE: Final = "UPDATE market SET version = ?, epoch = ?, leader = ?, in_sync = ?, forced = ? WHERE market = ?"
 
 _RETRY_S: Final = 0.002
 
@@ -128,8 +129,10 @@ class SqliteCoordinator:
                 connection.execute(_INSERT, _values(record))
         return existing or record
 
-    def swap(self, expected: MarketRecord, *, epoch: int, leader: str, in_sync: Iterable[str]) -> MarketRecord | None:
-        record = successor(expected, epoch=epoch, leader=leader, in_sync=in_sync)
+    def swap(
+        self, expected: MarketRecord, *, epoch: int, leader: str, in_sync: Iterable[str], force: bool = False
+    ) -> MarketRecord | None:
+        record = successor(expected, epoch=epoch, leader=leader, in_sync=in_sync, force=force)
         with self._transaction("BEGIN IMMEDIATE") as connection:
             if self._select(connection, expected.market) != expected:
                 return None
@@ -267,9 +270,9 @@ class SqliteCoordinator:
         return None if row is None else self._record(row)
 
     def _record(self, row: Any) -> MarketRecord:
-        market, version, epoch, leader, in_sync = row
+        market, version, epoch, leader, in_sync, forced = row
         try:
-            return MarketRecord(market, version, epoch, leader, tuple(json.loads(in_sync)))
+            return MarketRecord(market, version, epoch, leader, tuple(json.loads(in_sync)), forced)
         except (ValueError, TypeError, AssertionError) as error:
             raise StorageError(f"the coordinator file {self._path} holds a wrong record {row}: {error}") from error
 
@@ -307,9 +310,9 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
     return bool(connection.execute(query).fetchone() == (0, 0, 0))
 
 
-def _values(record: MarketRecord) -> tuple[int, int, str, str, str]:
+def _values(record: MarketRecord) -> tuple[int, int, str, str, int, str]:
     in_sync = json.dumps(record.in_sync, ensure_ascii=False, separators=(",", ":"))
-    return record.version, record.epoch, record.leader, in_sync, record.market
+    return record.version, record.epoch, record.leader, in_sync, record.forced, record.market
 
 
 def _process(pid: int) -> str:
