@@ -23,6 +23,7 @@ from .book.commands import (
     CANCEL_ALL,
     CLOCK,
     CONFIGURE,
+    NOTE,
     SUBMIT,
     Command,
     Event,
@@ -36,7 +37,7 @@ from .book.orderbook import OrderBook, events_between
 from .book.record import EMPTY, Tail
 from .book.rules import MarketRules
 from .book.snapshots import read_snapshot
-from .views import Accepted, Amended, Cancelled, Configured, Duplicate, MarketEvent, Rejected, Trade, to_event
+from .views import Accepted, Amended, Cancelled, Configured, Duplicate, MarketEvent, Noted, Rejected, Trade, to_event
 
 _PUT_ASIDE: Final = re.compile(r"(.+)\.damaged-[0-9]+")
 _BROKEN: Final = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
@@ -335,7 +336,7 @@ def command_fields(logged: LoggedCommand) -> dict[str, Any]:
     kind, account, client_order_id, *rest = logged.command
     fields: dict[str, Any] = {"sequence": logged.sequence, "epoch": logged.epoch, "timestamp_ns": logged.timestamp_ns}
     fields["command"] = _NAMES.get(kind, str(kind))
-    if kind not in (CLOCK, CONFIGURE):
+    if kind not in (CLOCK, CONFIGURE, NOTE):
         fields |= {"account": account, "client_order_id": client_order_id}
     if kind == SUBMIT:
         side, order_type, price, quantity, time_in_force, expire_ns, stp = rest
@@ -349,6 +350,8 @@ def command_fields(logged: LoggedCommand) -> dict[str, Any]:
         fields |= {"order_id": order_id, **_sizes(price, quantity, logged.rules)}
     elif kind == CONFIGURE:
         fields["rules"] = MarketRules.from_tuple(rest[0])
+    elif kind == NOTE:
+        fields["text"] = rest[0]
     elif rest:
         fields["values"] = rest
     if logged.events is not None:
@@ -381,6 +384,8 @@ def command_words(logged: LoggedCommand) -> str:
         return "time passes"
     elif kind == CONFIGURE:
         return f"the rules are set: {_rules_words(fields['rules'])}"
+    elif kind == NOTE:
+        return f"note: {_plain(fields['text'])}"
     else:
         return _plain(repr(logged.command))
     named = fields["client_order_id"]
@@ -405,6 +410,8 @@ def event_words(event: MarketEvent) -> str:
         return f"order {event.order_id}: now {event.open_quantity} at {event.price}, place {kept}"
     if isinstance(event, Duplicate):
         return f"a retry: answered before, at sequence {event.first_sequence}"
+    if isinstance(event, Noted):
+        return "nothing is changed"
     assert isinstance(event, Configured), f"unknown event {event!r}"
     return "in force from here on"
 
@@ -422,6 +429,7 @@ _NAMES: Final = {
     AMEND: "amend",
     CLOCK: "clock",
     CONFIGURE: "configure",
+    NOTE: "note",
 }
 
 
@@ -474,5 +482,5 @@ _ALWAYS_SHOWN: Final = ("tick_size", "lot_size")
 
 
 def _plain(name: str) -> str:
-    """Return a name that participants chose as it is, or escaped where it would break the line or the terminal."""
+    """Return a name or text that people chose as it is, or escaped where it would break the line or the terminal."""
     return name if name.isprintable() else repr(name)

@@ -19,6 +19,7 @@ from .book.commands import (
     CONFIGURED,
     DUPLICATE,
     MESSAGES,
+    NOTED,
     REJECTED,
     TRADE,
     Event,
@@ -120,7 +121,16 @@ class Configured:
     rules: MarketRules
 
 
-MarketEvent = Accepted | Rejected | Trade | Cancelled | Amended | Duplicate | Configured
+@dataclasses.dataclass(frozen=True, slots=True)
+class Noted:
+    """An operator did something to the market that its log has to tell: ``text`` says what, who, and why."""
+
+    kind: ClassVar[str] = "noted"
+    sequence: int
+    text: str
+
+
+MarketEvent = Accepted | Rejected | Trade | Cancelled | Amended | Duplicate | Configured | Noted
 
 
 def to_event(event: Event, rules: MarketRules) -> MarketEvent:
@@ -157,6 +167,8 @@ def to_event(event: Event, rules: MarketRules) -> MarketEvent:
         return Amended(sequence, order_id, account, side_name(side), price_of(price), quantity_of(open_lots), kept)
     if kind == DUPLICATE:
         return Duplicate(event[1], event[2])
+    if kind == NOTED:
+        return Noted(event[1], event[2])
     assert kind == CONFIGURED, f"unknown event {event!r}"
     return Configured(event[1], MarketRules.from_tuple(event[2]))
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 from openoutcry.actors import ExchangeNode, MarketRules
-from openoutcry.actors.book.commands import AMEND, CANCEL_ALL, CLOCK, CONFIGURE, SUBMIT, Command
+from openoutcry.actors.book.commands import AMEND, CANCEL_ALL, CLOCK, CONFIGURE, NOTE, SUBMIT, Command
 from openoutcry.actors.book.journal import FolderLock, Journal
 from openoutcry.actors.book.orderbook import OrderBook
 from openoutcry.actors.book.record import Record, Tail
@@ -359,6 +359,7 @@ def test_log_of_a_pruned_journal_takes_its_rules_from_the_snapshot(tmp_path: Pat
         ((AMEND, "ann", "", 7, 5, 6), "ann amends order 7: price 0.05, open quantity 0.006"),
         ((CANCEL_ALL, "ann", "x"), "ann cancels all orders, id x"),
         ((CLOCK, "", ""), "time passes"),
+        ((NOTE, "", "", "forced\nby bob"), r"note: 'forced\nby bob'"),
         ((99, "", "", "later"), "(99, '', '', 'later')"),
     ],
 )

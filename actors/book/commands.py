@@ -12,6 +12,7 @@ Commands (``account`` is who asks, ``client_order_id`` names the request for exa
     (AMEND, account, client_order_id, order_id, price | None, open_quantity | None)
     (CLOCK, "", "")                         lets good-till-date orders lapse when nothing else happens
     (CONFIGURE, "", "", rules)              the market's rules, :meth:`MarketRules.to_tuple`; the log's first command
+    (NOTE, "", "", text)                    changes nothing; tells readers of the log what an operator did to the market
 
 Events, each with the sequence number of the command that caused it::
 
@@ -22,6 +23,7 @@ Events, each with the sequence number of the command that caused it::
     (AMENDED, sequence, order_id, account, side, price, open_quantity, priority_kept)
     (DUPLICATE, sequence, first_sequence)   the same request was answered before; that answer stands
     (CONFIGURED, sequence, rules)
+    (NOTED, sequence, text)
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ CANCEL_ALL: Final = 3
 AMEND: Final = 4
 CLOCK: Final = 5
 CONFIGURE: Final = 6
+NOTE: Final = 7
 
 ACCEPTED: Final = 1
 REJECTED: Final = 2
@@ -49,6 +52,7 @@ CANCELLED: Final = 4
 AMENDED: Final = 5
 DUPLICATE: Final = 6
 CONFIGURED: Final = 7
+NOTED: Final = 8
 
 
 class Side(IntEnum):
@@ -143,13 +147,15 @@ MESSAGES: Final[dict[str, str]] = {
 INT64_MAX: Final = 2**63 - 1
 NAME_LENGTH_MAX: Final = 64
 """Most characters of an account or a client order id."""
+NOTE_LENGTH_MAX: Final = 4096
+"""Most characters of a note: it names every member of an in-sync set."""
 
 
 def checked_commands(commands: Any, *, internal: bool = False) -> tuple[Command, ...]:
     """Return ``commands`` if every one is well formed: kinds, types, ranges and lengths; the border check.
 
     Whether the market allows a well-formed command is the book's question, not this one's. ``internal``
-    commands (CLOCK, CONFIGURE) come from a leader's log only, never from a participant.
+    commands (CLOCK, CONFIGURE, NOTE) come from a leader's log only, never from a participant.
 
     Raises:
         ProtocolError: something is not as the module's layouts say; nothing may be used.
@@ -171,7 +177,7 @@ def checked_commands(commands: Any, *, internal: bool = False) -> tuple[Command,
             raise ProtocolError(
                 f"command: account and client order id are strings of at most {NAME_LENGTH_MAX} characters"
             )
-        if not account and not (internal and kind in (CLOCK, CONFIGURE)):
+        if not account and not (internal and kind in (CLOCK, CONFIGURE, NOTE)):
             raise ProtocolError("command: the account is empty")
         well_formed = False
         if kind == SUBMIT and len(command) == 10:
@@ -209,8 +215,11 @@ def checked_commands(commands: Any, *, internal: bool = False) -> tuple[Command,
         elif internal and kind == CONFIGURE and len(command) == 4:
             MarketRules.from_tuple(command[3])
             well_formed = True
+        elif internal and kind == NOTE and len(command) == 4:
+            text = command[3]
+            well_formed = type(text) is str and 1 <= len(text) <= NOTE_LENGTH_MAX and _is_utf8(text)
         if not well_formed or type(kind) is not int:
-            shown = kind if type(kind) is int and SUBMIT <= kind <= CONFIGURE else "that"
+            shown = kind if type(kind) is int and SUBMIT <= kind <= NOTE else "that"
             raise ProtocolError(f"command: not a well-formed command of kind {shown}")
     return commands
 

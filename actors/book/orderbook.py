@@ -38,6 +38,8 @@ from .commands import (
     CONFIGURED,
     DUPLICATE,
     INT64_MAX,
+    NOTE,
+    NOTED,
     REJECTED,
     SUBMIT,
     TRADE,
@@ -238,6 +240,8 @@ class OrderBook:
                 self._set_rules(MarketRules.from_tuple(command[3]))
                 window = self._rules.dedupe_window
                 events.append((CONFIGURED, sequence, command[3]))
+            elif kind == NOTE:
+                events.append((NOTED, sequence, command[3]))
             else:
                 assert kind == CLOCK, f"unknown command {command!r} passed the border"
             sequence += 1

@@ -23,6 +23,8 @@ from openoutcry.actors.book.commands import (
     CONFIGURED,
     DUPLICATE,
     INT64_MAX,
+    NOTE,
+    NOTED,
     REJECTED,
     SUBMIT,
     TRADE,
@@ -98,6 +100,7 @@ class NaiveBook:
                 AMEND: self.amend,
                 CLOCK: self.clock,
                 CONFIGURE: self.configure,
+                NOTE: self.note,
             }[kind](command, *details)
         self.forget(self.sequence - self.limits.dedupe_window)  # again: the window may be narrower now
         return self.events[answered:]
@@ -209,6 +212,9 @@ class NaiveBook:
     def configure(self, _: Command, rules: tuple[object, ...]) -> None:
         self.rules = MarketRules.from_tuple(rules)
         self.tell(CONFIGURED, rules)
+
+    def note(self, _: Command, text: str) -> None:
+        self.tell(NOTED, text)
 
     # -- matching ----------------------------------------------------------------------------------------------
 

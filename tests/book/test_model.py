@@ -18,8 +18,10 @@ from openoutcry.actors.book.commands import (
     CANCEL_ALL,
     CLOCK,
     CONFIGURE,
+    NOTE,
     SUBMIT,
     TRADE,
+    Code,
     Command,
     Event,
     OrderType,
@@ -56,6 +58,13 @@ class Step:
 @dataclasses.dataclass(frozen=True)
 class Tick(Step):
     """A CLOCK."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Note(Step):
+    """A NOTE."""
+
+    text: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +154,7 @@ CHANGES = st.builds(
 
 RARE_STEPS = st.one_of(
     st.just(Tick()),
+    st.builds(Note, st.sampled_from(("forced", str(Code.CLIENT_ORDER_ID_REUSED)))),
     st.builds(CancelAll, st.sampled_from(ACCOUNTS), NAMES),
     st.builds(Retry, back=st.integers(1, 8), altered=st.booleans()),
     st.builds(Configure, RULES),
@@ -192,6 +202,8 @@ def command_of(step: Step, now_ns: int, log: Sequence[Command], naive: NaiveBook
             return again
         case Configure():
             return (CONFIGURE, "", "", step.rules.to_tuple())
+        case Note():
+            return (NOTE, "", "", step.text)
         case _:
             return (CLOCK, "", "")
 

@@ -20,6 +20,7 @@ from openoutcry.actors.book.commands import (
     INT64_MAX,
     MESSAGES,
     NAME_LENGTH_MAX,
+    NOTE,
     REJECTED,
     SUBMIT,
     Code,
@@ -291,7 +292,11 @@ WELL_FORMED: tuple[Command, ...] = (
     (AMEND, "ann", "", 1, None, None),
     (AMEND, "ann", "", INT64_MAX, -INT64_MAX, 1),
 )
-INTERNAL: tuple[Command, ...] = ((CLOCK, "", ""), (CONFIGURE, "", "", MarketRules().to_tuple()))
+INTERNAL: tuple[Command, ...] = (
+    (CLOCK, "", ""),
+    (CONFIGURE, "", "", MarketRules().to_tuple()),
+    (NOTE, "", "", "leadership was forced"),
+)
 
 
 def test_well_formed_commands_pass_the_border_unchanged() -> None:
@@ -323,6 +328,9 @@ WRONG = st.one_of(
 @example(WELL_FORMED[0], 5, None, False)
 @example(WELL_FORMED[0], 6, 5.0, False)
 @example(INTERNAL[1], 3, (), True)
+@example(INTERNAL[2], 3, "\ud800", True)
+@example(INTERNAL[2], 3, "", True)
+@example(INTERNAL[2], 3, b"text", True)
 def test_one_wrong_field_is_a_protocol_error_or_a_command_that_every_replica_can_apply_and_carry(
     command: Command, at: int, wrong: Any, internal: bool
 ) -> None:
@@ -358,4 +366,4 @@ def test_nothing_but_a_tuple_of_well_formed_commands_passes(commands: Any, inter
     except ProtocolError:
         return
     assert type(commands) is tuple
-    assert all(type(command) is tuple and command[0] in range(SUBMIT, CONFIGURE + 1) for command in commands)
+    assert all(type(command) is tuple and command[0] in range(SUBMIT, NOTE + 1) for command in commands)
