@@ -3,7 +3,8 @@
 It keeps the node's lease, by which the others tell a dead leader from a slow one, and carries out the calls of the
 BookActors. A store that cannot be reached is an answer too: markets that need no change go on without it.
 
-Messages: CoordinatorCall; answers CoordinatorAnswer to whom the call names. StoreStatus (ask) answers what is wrong.
+Messages: CoordinatorCall; answers CoordinatorAnswer to whom the call names. StoreStatus (ask) answers what is wrong,
+ReadRecords (ask) the records of all markets.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, ClassVar
 from ..transport.coordinator import Coordinator
 from ..transport.errors import OpenOutcryError
 from ._base import TICK, NodeActor, tell
-from .messages import ActorFailed, CoordinatorAnswer, CoordinatorCall, StoreStatus
+from .messages import ActorFailed, CoordinatorAnswer, CoordinatorCall, ReadRecords, StoreStatus
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ class CoordinatorActor(NodeActor):
             self._call(message)
         elif isinstance(message, StoreStatus):
             return None if self._error is None else str(self._error)
+        elif isinstance(message, ReadRecords):
+            return self._coordinator.read_all()
         else:
             assert message is TICK, f"CoordinatorActor does not understand {type(message).__name__}"
         if time.monotonic() >= self._renew_at_s:

@@ -68,12 +68,15 @@ class DiscoveryActor(NodeActor):
         *,
         rendezvous: Sequence[str],
         entry: ServiceEntry,
+        services: Sequence[ServiceEntry] = (),
         ttl_ms: int,
         tell_node: Callable[[PeerFound | PeerLost], None],
         report: Callable[[ActorFailed], None],
     ) -> None:
+        """``entry``: the node's own; ``services``: what else it announces from the start."""
         super().__init__(report=report)
         self._entry = entry
+        self._services = services
         self._ttl_ms = ttl_ms
         self._tell_node = tell_node
         self._refresh_at_s = 0.0
@@ -83,7 +86,8 @@ class DiscoveryActor(NodeActor):
         self._directory = Directory(rendezvous, ttl_ms=ttl_ms, on_change=lambda: _hand_over(ref))
 
     def on_start(self) -> None:
-        self._directory.announce(self._entry)
+        for entry in (self._entry, *self._services):
+            self._directory.announce(entry)
 
     def on_stop(self) -> None:
         try:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pykka import ActorRef
 
     from .book.record import Tail
+    from .book.rules import MarketRules
 
 CHUNK_SIZE: Final = 1024 * 1024
 """Bytes of a snapshot that travel in one frame."""
@@ -397,6 +398,23 @@ class CoordinatorAnswer:
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoreStatus:
     """The API to the CoordinatorActor (ask): answers what is wrong with the store, None if nothing."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReadRecords:
+    """The API or the MarketsActor to the CoordinatorActor (ask): answers the records of all markets."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LookSoon:
+    """The node to its MarketsActor: the records of the markets may have changed."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProposeRules:
+    """The API to a BookActor: open the market with these rules if nobody has, and none were given before."""
+
+    rules: MarketRules
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

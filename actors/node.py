@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -27,7 +29,7 @@ from urllib.parse import quote
 
 import pykka
 
-from ..transport.coordinator import Coordinator
+from ..transport.coordinator import Coordinator, MarketRecord
 from ..transport.errors import (
     Closed,
     ConfigurationError,
@@ -41,10 +43,11 @@ from ..transport.errors import (
 )
 from ..transport.etcd import is_etcd, open_etcd
 from ..transport.rendezvous import Rendezvous
-from ..transport.sockets import Inbox, checked_address
+from ..transport.sockets import Inbox, checked_address, is_wildcard
 from ..transport.sqlite import SqliteCoordinator
 from ..transport.survey import Lookup, ServiceEntry
 from ._base import TICK, NodeActor, stop_and_join, tell
+from .balance import Move
 from .book.actor import BookActor, Outcome, Unwatch, Watch
 from .book.commands import (
     AMEND,
@@ -63,8 +66,10 @@ from .book.commands import (
 from .book.journal import FolderLock
 from .book.record import COMMANDS_MAX
 from .book.rules import DecimalLike, MarketRules
+from .book.snapshots import sync_folder
 from .coordination import CoordinatorActor
 from .discovery import NODE_SERVICE, Announce, DiscoveryActor, Find, Unannounce
+from .markets import MarketsActor
 from .messages import (
     CODEC,
     ActorFailed,
@@ -72,12 +77,16 @@ from .messages import (
     Heard,
     Hello,
     HelloHeard,
+    Lead,
+    LookSoon,
     PeerDown,
     PeerFound,
     PeerLost,
     PeerUp,
     PipeRemoved,
+    ProposeRules,
     Query,
+    ReadRecords,
     StoreStatus,
     Submit,
 )
@@ -102,6 +111,15 @@ HAND_OVER_S: Final = 3.0
 IN_FLIGHT_MAX: Final = 65_536
 """Most commands of one market that a node may have unanswered; a submitter beyond waits, then gets Overloaded."""
 
+MARKETS_MAX: Final = 1000
+"""Most markets of one node: each has two threads and an open journal."""
+BALANCE_S: Final = 0.5
+"""How long a market may wait for its next leader when leaders are evened out, in seconds; then it stays."""
+BALANCE_LAG_MAX: Final = 2 * COMMANDS_MAX
+"""Most commands that a follower's disk may be behind the leader's to be handed a market; it takes none on otherwise."""
+
+RECORDS_S: Final = 5.0
+"""Longest that the coordinator is waited for when all records are read, in seconds."""
 PEERS_MAX: Final = 256
 """Most other nodes that a node keeps links to; the hello of one more costs its sender the link."""
 ABSENT_S_MAX: Final = 60.0
@@ -109,6 +127,10 @@ ABSENT_S_MAX: Final = 60.0
 TIMEOUT_S_MAX: Final = 86_400.0
 """Longest time-out of a call, in seconds."""
 _FIND_S: Final = 0.5
+_RESTART_S_MAX: Final = 30.0
+"""Longest pause before discovery is started anew after a failure; the first is none, and each later one is twice as
+long as the one before, until it has lived for as long as this."""
+_MARKET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/+-]{0,62}[A-Za-z0-9+]|[A-Za-z0-9]")
 
 _T = TypeVar("_T")
 _open_nodes: weakref.WeakSet[ExchangeNode] = weakref.WeakSet()
@@ -161,6 +183,7 @@ class _Supervisor(NodeActor):
             node._forget(message.node)
         elif message is TICK:
             self._forget_absent()
+            node._revive_discovery()
         elif isinstance(message, HelloHeard):
             hello = message.hello
             peer = node._meet(PeerFound(hello.node, hello.name, hello.address))
@@ -206,6 +229,8 @@ class ExchangeNode:
         lease_ms: int = 2000,
         snapshot_every: int = 250_000,
         observe: Sequence[str] = (),
+        join_all: bool = False,
+        balance: bool = True,
         timeout: float = 5.0,
     ) -> None:
         """Start the node; it is announced and recovering when this returns, :meth:`wait_ready` tells when it can trade.
@@ -227,6 +252,9 @@ class ExchangeNode:
             lease_ms: how long the others wait, when this node falls silent, before one takes over what it leads.
             snapshot_every: after how many commands a market's book is written to disk whole and its log pruned.
             observe: markets to follow outside the in-sync set: for reads and market data, never slowing an answer.
+            join_all: join every market of the exchange, those too that are created while this node runs, or was down.
+            balance: hand markets that this node leads over to nodes that lead at least two fewer and are in sync, one
+                at a time. One that was handed over to this node, by hand or so, stays here for half a minute.
             timeout: the default bound of every call, in seconds.
 
         Raises:
@@ -243,6 +271,9 @@ class ExchangeNode:
         self._ttl_ms = ttl_ms
         self._closing = threading.Lock()
         self._closed = False
+        self._opening = threading.Lock()
+        self._proposed: dict[str, MarketRules] = {}
+        self._created: dict[str, MarketRules] = {}
         self._books: dict[str, pykka.ActorRef[BookActor]] = {}
         self._gates: dict[str, _Gate] = {}
         self._rules: dict[str, MarketRules] = {}
@@ -253,6 +284,12 @@ class ExchangeNode:
         self._pipes: dict[int, str] = {}
         self._lock = threading.RLock()
         self._failures: list[str] = []
+        self._markets: pykka.ActorRef[MarketsActor] | None = None
+        self._rendezvous: tuple[str, ...] = ()
+        self._discovery: pykka.ActorRef[DiscoveryActor] | None = None
+        self._discovery_pause_s = 0.0
+        self._discovery_since_s = 0.0
+        self._services: dict[str, ServiceEntry] = {}
         self._undo = contextlib.ExitStack()
         if isinstance(markets, str):
             markets = [markets]
@@ -272,6 +309,8 @@ class ExchangeNode:
                 lease_ms,
                 snapshot_every,
                 frozenset(observe),
+                join_all,
+                balance,
             )
         except BaseException:
             self._closed = True
@@ -292,8 +331,12 @@ class ExchangeNode:
         lease_ms: int,
         snapshot_every: int,
         observe: frozenset[str],
+        join_all: bool,
+        balance: bool,
     ) -> None:
         undo = self._undo
+        self._join_all = join_all
+        self._balance = balance
         if data_dir is None:
             data_dir = tempfile.mkdtemp(prefix="openoutcry-")
             undo.callback(shutil.rmtree, data_dir, ignore_errors=True)
@@ -307,6 +350,7 @@ class ExchangeNode:
             coordinator = SqliteCoordinator(Path(coordinator or self.data_dir / "coordinator.sqlite"))
         try:
             self._coordinator_id = coordinator.coordinator_id
+            listed = [record.market for record in coordinator.read_all()] if join_all else []
         except BaseException:
             coordinator.close()
             raise
@@ -325,6 +369,11 @@ class ExchangeNode:
             rendezvous = [server.address, *rendezvous]
         else:
             self.directory_address = None
+        if is_wildcard(advertise or listen):
+            raise ConfigurationError(
+                f"{advertise or listen} is every address of this machine, and none that others can dial: give with "
+                "advertise the one where they reach this node, as in tcp://10.0.0.5:7500"
+            )
         self._inbox = Inbox(listen, on_frame=self._hear, on_pipe_removed=self._pipe_removed, name=self.name)
         undo.callback(self._inbox.close)
         self.address = checked_address(advertise) if advertise else self._inbox.address
@@ -332,15 +381,18 @@ class ExchangeNode:
         self._min_in_sync = min_in_sync
         self._snapshot_every = snapshot_every
         undo.callback(self._stop_books)
-        for market, rules in markets.items():
+        self._proposed = {market: rules for market, rules in markets.items() if rules is not None}
+        self._created = _read_created(self.data_dir)
+        for market, rules in (dict.fromkeys(listed) | self._created | dict(markets)).items():
             self._open_market(market, rules, observer=market in observe)
         undo.callback(self._close_subscriptions)
         undo.callback(self._stop_peers)
         self._inbox.start()
         self._rendezvous = tuple(dict.fromkeys(rendezvous))
-        self._discovery: pykka.ActorRef[DiscoveryActor] | None = None
         undo.callback(self._stop_discovery)
         self._start_discovery()
+        undo.callback(self._stop_markets)
+        self._start_markets()
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -365,13 +417,15 @@ class ExchangeNode:
             if self._closed:
                 return
             self._hand_over()
-            self._closed = True
+            with self._opening:
+                self._closed = True
             _open_nodes.discard(self)
             self._undo.close()
 
     def _open_market(self, market: str, rules: MarketRules | None, *, observer: bool) -> None:
-        if not market or len(market) > NAME_LENGTH_MAX:
+        if not market or len(market) > NAME_LENGTH_MAX or market in (".", ".."):
             raise ConfigurationError(f"a market's name has 1 to {NAME_LENGTH_MAX} characters, not {market!r:.80}")
+        self._check_room()
         book = BookActor.start(
             market=market,
             node=self.node_id,
@@ -389,8 +443,14 @@ class ExchangeNode:
             for link in self._links.values():
                 tell(book, link)
 
+    def _check_room(self) -> None:
+        if len(self._books) >= MARKETS_MAX:
+            raise ConfigurationError(
+                f"node {self.name} has {MARKETS_MAX} markets, the most that one can", code="too_many_markets"
+            )
+
     def _stop_books(self) -> None:
-        for book in self._books.values():
+        for book in list(self._books.values()):
             stop_and_join(book, timeout_s=30)
 
     def open_market(self, market: str, rules: MarketRules | None = None, *, timeout: float = 30.0) -> None:
@@ -400,13 +460,102 @@ class ExchangeNode:
             ConfigurationError: the market exists with other rules (code ``rules_mismatch``), or is joined already.
             RequestTimeout: it was not ready in time; the node goes on trying.
         """
-        with self._closing:
+        with self._opening:
             if self._closed:
                 raise Closed(f"node {self.name} is closed")
             if market in self._books:
                 raise ConfigurationError(f"node {self.name} has joined market {market} already", code="market_joined")
             self._open_market(market, rules, observer=False)
-        self.wait_ready(timeout)
+            if rules is not None:
+                self._proposed[market] = rules
+        self._wait_market(market, time.monotonic() + timeout, timeout)
+
+    def create_market(self, market: str, rules: MarketRules, *, timeout: float = 30.0) -> None:
+        """Create a market, at any node, for the whole exchange; returns once orders can be submitted here.
+
+        1. This node notes the market on its disk, and joins it. Whichever node enters it first in the coordinator's
+           records leads it, and makes ``rules`` the first command of its log: they are the market's from then on.
+        2. Every node with ``join_all`` joins it: at once if it runs, else when it starts. The coordinator's records are
+           the list of markets, so that there is one list, which no node can lose or have otherwise.
+        3. Done again, with the same rules, at this or another node, it does nothing but join and wait: it may be
+           repeated after any error. A node that has created a market joins it again whenever it starts.
+
+        Raises:
+            InvalidRequest: the name is malformed or reserved (code ``invalid_market``), ``rules`` are none (code
+                ``invalid_rules``), or the market exists with others (code ``market_exists``; this node has joined it).
+            RequestTimeout: the market has no leader that can take orders yet (code ``not_ready``); this node goes on.
+            ConfigurationError: the node has as many markets as it can (code ``too_many_markets``).
+        """
+        if type(market) is not str or not _MARKET_NAME.fullmatch(market):
+            raise InvalidRequest(
+                f"a new market's name has 1 to {NAME_LENGTH_MAX} letters, digits and any of . _ : / + - or blanks "
+                f"between, not {market!r:.80}; names that begin with _ are reserved",
+                code="invalid_market",
+            )
+        if not isinstance(rules, MarketRules):
+            raise InvalidRequest(f"rules are MarketRules, not {type(rules).__name__}", code="invalid_rules")
+        deadline_s = time.monotonic() + _timeout(timeout)
+        with self._opening:
+            if self._closed:
+                raise Closed(f"node {self.name} is closed")
+            found = self._books.get(market)
+            if found is None:
+                self._check_room()
+            if found is None or not self._read(market, lambda actor: actor.book.configured):
+                _write_created(self.data_dir, self._created | {market: rules})
+                self._created[market] = rules
+            if found is None:
+                self._open_market(market, rules, observer=False)
+            else:
+                tell(found, ProposeRules(rules))
+        self._wait_market(market, deadline_s, timeout)
+        if (existing := self.rules(market)) != rules:
+            with self._opening:
+                self._created.pop(market, None)
+                _write_created(self.data_dir, self._created)
+            raise InvalidRequest(
+                f"market {market} exists with other rules: {existing} instead of {rules}", code="market_exists"
+            )
+
+    def all_markets(self) -> tuple[str, ...]:
+        """Return every market of the exchange, joined by this node or not, as the coordinator lists them.
+
+        Raises:
+            Unavailable: the coordinator cannot be reached.
+        """
+        return tuple([record.market for record in self._records()])
+
+    def _records(self) -> tuple[MarketRecord, ...]:
+        found = self._ask_message(self._keeper, ReadRecords(), min(self.timeout, RECORDS_S))
+        return cast("tuple[MarketRecord, ...]", found)
+
+    def _join_listed(self, market: str) -> None:
+        if market in self._books:
+            return
+        with self._opening:
+            if not self._closed and market not in self._books:
+                self._open_market(market, None, observer=False)
+                logger.info("node %s has joined market %s", self.name, market)
+
+    def _alive(self) -> set[str]:
+        with self._lock:
+            return {self.node_id, *self._links}
+
+    def _even_out(self, move: Move) -> None:
+        """Hand one market over, if it is well and the node that is to lead it keeps up: then it pauses for ms."""
+
+        def trouble(actor: BookActor) -> str | None:
+            replica = actor.replica
+            if not replica.may_propose:
+                return "too few replicas are in sync, or it is not led by this node"
+            if move.target not in replica.successors():
+                return f"{move.target} is not ready to take it"
+            behind = replica.durable - cast("int", replica.followers()[move.target]["durable"])
+            return f"{move.target} is {behind} commands behind" if behind > BALANCE_LAG_MAX else None
+
+        if (reason := self._read(move.market, trouble)) is not None:
+            raise Unavailable(reason, code="not_transferred")
+        self.transfer(move.market, move.target, timeout=BALANCE_S)
 
     def transfer(self, market: str, to: str | None = None, *, timeout: float = HAND_OVER_S) -> None:
         """Give the leadership of a market that this node leads to another node (its name or id; None: any in sync).
@@ -473,30 +622,36 @@ class ExchangeNode:
             ConfigurationError: a market exists with other rules than this node was given (code ``rules_mismatch``).
             StorageError: a market's replica has stopped.
         """
-        deadline = time.monotonic() + timeout
-        for market, book in self._books.items():
-            while True:
-                ready, failure, own, rules = self._ask(
-                    book, lambda actor: (actor.ready, actor.failure, actor.own_rules, actor.book.rules), timeout
+        deadline_s = time.monotonic() + timeout
+        for market in list(self._books):
+            self._wait_market(market, deadline_s, timeout)
+
+    def _wait_market(self, market: str, deadline_s: float, timeout: float) -> None:
+        """Wait until commands of one market can be sent from this node; raises as :meth:`wait_ready` does."""
+        book = self._book(market)
+        while True:
+            ready, failure, rules = self._ask(
+                book, lambda actor: (actor.ready, actor.failure, actor.book.rules), max(timeout, self.timeout)
+            )
+            if failure is not None:
+                raise failure
+            if ready:
+                break
+            if time.monotonic() > deadline_s:
+                status = self._ask(book, lambda actor: actor.status(), self.timeout)
+                raise RequestTimeout(
+                    f"market {market} is not ready after {timeout:g} s: role {status['role']}, leader "
+                    f"{status['leader']}, in sync {status['in_sync']}; is the leader's node running?",
+                    code="not_ready",
                 )
-                if failure is not None:
-                    raise failure
-                if ready:
-                    break
-                if time.monotonic() > deadline:
-                    status = self._ask(book, lambda actor: actor.status(), timeout)
-                    raise RequestTimeout(
-                        f"market {market} is not ready after {timeout:g} s: role {status['role']}, leader "
-                        f"{status['leader']}, in sync {status['in_sync']}; is the leader's node running?",
-                        code="not_ready",
-                    )
-                time.sleep(0.005)
-            if own is not None and own != rules:
-                raise ConfigurationError(
-                    f"market {market} exists with other rules than this node was given: {rules} instead of {own}",
-                    code="rules_mismatch",
-                )
-            self._rules[market] = rules
+            time.sleep(0.005)
+        own = self._proposed.get(market)
+        if own is not None and own != rules:
+            raise ConfigurationError(
+                f"market {market} exists with other rules than this node was given: {rules} instead of {own}",
+                code="rules_mismatch",
+            )
+        self._rules[market] = rules
 
     # -- commands -----------------------------------------------------------------------------------------------
 
@@ -748,6 +903,8 @@ class ExchangeNode:
 
     def get_order_book(self, market: str, depth: int | None = None) -> BookView:
         """Return the best ``depth`` price levels of each side (all, by default), as this node's replica has them."""
+        if depth is not None:
+            _count(depth, "depth")
 
         def read(actor: BookActor) -> BookView:
             book, rules = actor.book, actor.book.rules
@@ -804,6 +961,7 @@ class ExchangeNode:
 
     def trades(self, market: str, limit: int = 100) -> list[Trade]:
         """Return the last trades, newest first; older ones than ``dedupe_window`` commands are in the journal only."""
+        _count(limit, "limit")
 
         def read(actor: BookActor) -> list[Trade]:
             rules = actor.book.rules
@@ -837,7 +995,7 @@ class ExchangeNode:
             "peers": links,
             "frames_refused": self._inbox.frames_refused,
             "failures": list(self._failures),
-            "markets": {market: self._status(market) for market in self._books},
+            "markets": {market: self._status(market) for market in list(self._books)},
         }
 
     def _store_error(self) -> str | None:
@@ -927,10 +1085,14 @@ class ExchangeNode:
 
         Returns how many rendezvous know it now; it is announced again by itself where one comes later.
         """
-        return cast("int", self._ask_directory(Announce(self._entry(service, address, metadata)), self.timeout))
+        entry = self._entry(service, address, metadata)
+        known = cast("int", self._ask_directory(Announce(entry), self.timeout))
+        self._services[service] = entry
+        return known
 
     def unannounce(self, service: str) -> int:
         """Take a service of this node out of the directory; return how many rendezvous have acknowledged."""
+        self._services.pop(service, None)
         return cast("int", self._ask_directory(Unannounce(self._entry(service, "-", None)), self.timeout))
 
     def lookup(self, service: str, timeout: float | None = None) -> Lookup:
@@ -997,9 +1159,10 @@ class ExchangeNode:
         self._failures = [*self._failures, f"{failed.who}: {failed.error!r}"][-20:]
         if self._closed:
             return
-        if self._discovery is not None and not self._discovery.is_alive():
-            logger.error("restarting discovery after: %r", failed.error)
-            self._start_discovery()
+        self._revive_discovery()
+        if self._markets is not None and not self._markets.is_alive():
+            logger.error("what looks after the markets is started anew after: %r", failed.error)
+            self._start_markets()
         with self._lock:
             dead = [node for node, peer in self._peers.items() if not peer.is_alive()]
             for node in dead:
@@ -1048,7 +1211,8 @@ class ExchangeNode:
                 self._links[message.node] = message
             else:
                 self._links.pop(message.node, None)
-        for book in self._books.values():
+            books = list(self._books.values())
+        for book in books:
             tell(book, message)
 
     def _hear(self, pipe_id: int, frame: bytes) -> None:
@@ -1065,6 +1229,8 @@ class ExchangeNode:
         book = self._books.get(message.market)
         if book is not None:
             tell(book, Heard(sender, message))
+        elif self._join_all and self._markets is not None and isinstance(message, Lead):
+            tell(self._markets, LookSoon())  # perhaps a market that was created a moment ago
 
     def _introduce(self, pipe_id: int, hello: Hello) -> None:
         """Note whose frames come over a pipe: one node's, which is another than this, of the same exchange."""
@@ -1087,11 +1253,43 @@ class ExchangeNode:
         if peer is not None:
             tell(peer, PipeRemoved(pipe_id))
 
+    def _start_markets(self) -> None:
+        self._markets = MarketsActor.start(
+            node=self.node_id,
+            read_all=self._records,
+            alive=self._alive,
+            join=self._join_listed if self._join_all else None,
+            hand_over=self._even_out if self._balance else None,
+            report=self._report,
+        )
+
+    def _stop_markets(self) -> None:
+        if self._markets is not None:
+            stop_and_join(self._markets, timeout_s=10)
+
+    def _revive_discovery(self) -> None:
+        """Start discovery anew if it has failed; the sooner after its last start, the longer the pause before."""
+        if self._closed or self._discovery is None or self._discovery.is_alive():
+            return
+        now_s = time.monotonic()
+        lived_s = now_s - self._discovery_since_s
+        if lived_s > _RESTART_S_MAX:
+            self._discovery_pause_s = 0.0
+        if lived_s >= self._discovery_pause_s:
+            self._discovery_pause_s = min(2 * self._discovery_pause_s or 1.0, _RESTART_S_MAX)
+            logger.error("starting discovery anew")
+            try:
+                self._start_discovery()
+            except OpenOutcryError as error:
+                logger.error("discovery could not be started: %s", error)
+
     def _start_discovery(self) -> None:
+        self._discovery_since_s = time.monotonic()
         if self._rendezvous:
             self._discovery = DiscoveryActor.start(
                 rendezvous=self._rendezvous,
                 entry=self._entry(NODE_SERVICE, self.address, {"name": self.name}),
+                services=tuple(self._services.values()),
                 ttl_ms=self._ttl_ms,
                 tell_node=lambda message: tell(self._supervisor, message) and None,
                 report=self._report,
@@ -1119,12 +1317,7 @@ def _node_id(folder: Path, name: str) -> str:
         stored = json.loads(path.read_text())
     except FileNotFoundError:
         stored = {"node_id": f"{name}.{uuid.uuid4().hex[:8]}", "name": name}
-        scratch = path.with_suffix(".new")
-        with scratch.open("w") as file:
-            json.dump(stored, file)
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
+        _write_json(path, stored)
     except ValueError as error:
         raise StorageError(f"{path} cannot be read: {error}", code="corrupt") from error
     if stored.get("name") != name:
@@ -1133,6 +1326,33 @@ def _node_id(folder: Path, name: str) -> str:
             code="data_dir_in_use",
         )
     return str(stored["node_id"])
+
+
+def _read_created(folder: Path) -> dict[str, MarketRules]:
+    """Return the markets that were created at the node with this data directory, and the rules given for each."""
+    path = folder / "markets.json"
+    try:
+        stored = json.loads(path.read_text())
+        return {str(market): MarketRules(**rules) for market, rules in stored.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError, AttributeError, ConfigurationError) as error:
+        raise StorageError(f"{path} cannot be read: {error}", code="corrupt") from error
+
+
+def _write_created(folder: Path, created: Mapping[str, MarketRules]) -> None:
+    _write_json(folder / "markets.json", {market: dataclasses.asdict(rules) for market, rules in created.items()})
+
+
+def _write_json(path: Path, value: object) -> None:
+    """Put ``value`` in the place of what the file holds, whole or not at all, and durably."""
+    scratch = path.with_suffix(".new")
+    with scratch.open("w") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
+    sync_folder(path.parent)
 
 
 def _checked(commands: tuple[Command, ...]) -> tuple[Command, ...]:
@@ -1211,6 +1431,11 @@ def _order_id(value: int) -> int:
     if type(value) is not int or not 1 <= value < 2**63:
         raise InvalidRequest(f"an order id is a positive integer, not {value!r:.40}", code="invalid_order_id")
     return value
+
+
+def _count(value: int, what: str) -> None:
+    if type(value) is not int or value < 0:
+        raise InvalidRequest(f"the {what} is a whole number of at least 0, not {value!r:.40}", code=f"invalid_{what}")
 
 
 @atexit.register

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from ..transport.errors import Overloaded
+from ..transport.errors import OpenOutcryError, Overloaded
 from .book.actor import Applied, Watcher
 from .views import MarketUpdate, to_event
 
@@ -29,8 +29,9 @@ _END: Final = _End()
 class Subscription:
     """The receiving end of ``ExchangeNode.subscribe``; iterate over it, or let it call a function or fill a queue.
 
-    It ends when :meth:`close` is called, the node closes, or the subscriber falls ``queue_size_max`` updates behind
-    (:attr:`error` is then Overloaded). It has no gaps: after an end, subscribe again with ``after=last_sequence``.
+    It ends when :meth:`close` is called, the node closes, the subscriber falls ``queue_size_max`` updates behind
+    (:attr:`error` is then Overloaded), or the market's replica at this node stops (:attr:`error` says why). It has no
+    gaps: after an end, subscribe again with ``after=last_sequence``.
     """
 
     def __init__(
@@ -42,7 +43,8 @@ class Subscription:
         on_end: Callable[[Watcher], object],
     ) -> None:
         self.market = market
-        self.error: Overloaded | None = None
+        self.error: OpenOutcryError | None = None
+        """Why it has ended, unless it was closed."""
         self.last_sequence = 0
         """The sequence number up to which the subscriber has been given everything."""
         self._on_end = on_end
@@ -67,7 +69,7 @@ class Subscription:
         """Whether no further update will come in."""
         return self._ended.is_set()
 
-    def offer(self, update: Applied | None) -> bool:
+    def offer(self, update: Applied | OpenOutcryError | None) -> bool:
         """Take an update in, on the BookActor's thread; False ends the watch."""
         if self._ended.is_set():
             return False
@@ -77,6 +79,10 @@ class Subscription:
                 "passed over: take the book anew and subscribe from its sequence",
                 code="too_far_behind",
             )
+            self._end()
+            return False
+        if isinstance(update, OpenOutcryError):
+            self.error = update
             self._end()
             return False
         if self._queue.qsize() >= self._size_max:

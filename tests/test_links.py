@@ -20,7 +20,8 @@ from openoutcry.actors import (
 )
 from openoutcry.actors import node as node_module
 from openoutcry.actors.book.record import EMPTY, Record
-from openoutcry.actors.messages import CODEC, Forward, Hello, Query, Refused
+from openoutcry.actors.discovery import Announce
+from openoutcry.actors.messages import CODEC, Forward, Hello, JournalFailed, Query, Refused
 from openoutcry.transport.errors import ProtocolError
 from openoutcry.transport.sockets import Inbox
 
@@ -302,6 +303,63 @@ def test_an_address_that_nobody_can_dial_is_not_advertised() -> None:
     for address in ("nonsense", "tcp://", "tcp://10.0.0.1:0", "http://10.0.0.1:80"):
         with pytest.raises(ConfigurationError, match="no address to dial"):
             ExchangeNode("alone", advertise=address)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "*", ""])
+def test_a_node_that_listens_everywhere_has_to_say_where_it_is_reached(host: str) -> None:
+    with pytest.raises(ConfigurationError, match="advertise"):
+        ExchangeNode("alone", listen=f"tcp://{host}:0")
+    with pytest.raises(ConfigurationError, match="advertise"):
+        ExchangeNode("alone", advertise=f"tcp://{host}:7500")
+
+
+def test_a_node_that_listens_everywhere_gives_the_address_where_it_is_reached() -> None:
+    with ExchangeNode("alone", listen="tcp://0.0.0.0:0", advertise="tcp://10.0.0.5:7500") as node:
+        assert node.address == "tcp://10.0.0.5:7500"
+
+
+@pytest.mark.parametrize("depth", ["x", 1.5, -1, True])
+def test_a_depth_or_limit_that_is_no_number_is_refused(exchange: Any, depth: Any) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    with pytest.raises(InvalidRequest) as caught:
+        net[0].get_order_book(MARKET, depth)
+    assert caught.value.code == "invalid_depth"
+    with pytest.raises(InvalidRequest) as caught:
+        net[0].trades(MARKET, depth)
+    assert caught.value.code == "invalid_limit"
+
+
+@pytest.mark.parametrize("dies", [False, True], ids=["stops", "fails"])
+def test_subscribers_are_told_that_their_markets_replica_is_no_more(exchange: Any, dies: bool) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    subscription = net[1].subscribe(MARKET)
+    book = net[1]._books[MARKET]
+    if dies:
+        book.tell("a message that no BookActor understands")
+    else:
+        book.tell(JournalFailed(StorageError("the disk is gone", code="disk_failed")))
+    assert subscription.get(timeout=10) is None
+    assert isinstance(subscription.error, StorageError)
+    assert subscription.error.code == ("replica_failed" if dies else "disk_failed")
+    with pytest.raises(StorageError):
+        net[1].subscribe(MARKET)
+
+
+def test_discovery_that_fails_is_started_anew_with_all_services_and_ever_longer_pauses(
+    exchange: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    net[0].announce("clock", "tcp://10.0.0.9:1")
+    assert len(net[1].lookup("clock").entries) == 1
+    first = net[0]._discovery
+    first.tell(Announce(None))  # type: ignore[arg-type]
+    until(lambda: net[0]._discovery.is_alive() and net[0]._discovery is not first, "discovery lives again")
+    until(lambda: len(net[1].lookup("clock").entries) == 1, "the service is found again")
+    starts: list[Any] = []
+    monkeypatch.setattr(net[0], "_start_discovery", lambda: starts.append(net[0]._discovery_pause_s))
+    net[0]._discovery.stop()
+    until(lambda: len(starts) == 2, "two more starts")
+    assert starts == [2.0, 4.0]
 
 
 def test_the_name_of_one_market_is_not_taken_for_a_list_of_letters() -> None:

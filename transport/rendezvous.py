@@ -242,7 +242,9 @@ class Rendezvous:
         except BaseException:
             self._socket.close()
             raise
-        self._addresses = (advertise or self.address, *peers)
+        # Who asks here knows of it: what is told is for others, who could not dial 0.0.0.0.
+        own = advertise or self.address
+        self._addresses = tuple(peers) if sockets.is_wildcard(own) else (own, *peers)
         self._thread = threading.Thread(target=self._serve, name="rendezvous", daemon=True)
 
     def __enter__(self) -> Rendezvous:

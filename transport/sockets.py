@@ -14,6 +14,7 @@ import contextlib
 import logging
 import os
 import queue
+import re
 import stat
 import threading
 import time
@@ -34,6 +35,9 @@ _POLL_MS = 100
 _SCHEMES = ("tcp", "ipc", "inproc")
 
 _SocketT = TypeVar("_SocketT", bound=pynng.Socket)
+
+
+_WILDCARD: Final = re.compile(r"[a-z0-9+]+://(0\.0\.0\.0|\[::\]|\*|):")
 
 
 def open_socket(
@@ -86,6 +90,11 @@ def listen(socket: pynng.Socket, address: str) -> str:
     except (pynng.NNGException, ValueError) as error:
         raise ConfigurationError(f"cannot listen at {address}: {error}; is the address right, and free?") from error
     return str(listener.url)
+
+
+def is_wildcard(address: str) -> bool:
+    """Return whether ``address`` is every address of this machine: one to listen at, but none to dial."""
+    return _WILDCARD.match(address) is not None
 
 
 def checked_address(address: str) -> str:

@@ -3,8 +3,8 @@
 It is the shell of two pure cores: it turns messages into calls of :class:`~.replica.Replica`, carries out the effects,
 applies committed records to :class:`~.orderbook.OrderBook`, and answers those whose requests they hold.
 
-Messages: Submit, Query (ask), Watch, Unwatch (from the API); Heard, PeerUp, PeerDown (from links); Persisted, LogRead,
-JournalFailed (from its JournalActor); CoordinatorAnswer (from the CoordinatorActor).
+Messages: Submit, Query (ask), Watch, Unwatch, ProposeRules (from the API); Heard, PeerUp, PeerDown (from links);
+Persisted, LogRead, JournalFailed (from its JournalActor); CoordinatorAnswer (from the CoordinatorActor).
 
 Batches form without a timer: what arrives while one record is being written becomes the next record.
 """
@@ -59,6 +59,7 @@ from ..messages import (
     PeerUp,
     Persist,
     Persisted,
+    ProposeRules,
     Query,
     ReadLog,
     Refused,
@@ -137,10 +138,11 @@ class Applied:
     rules: MarketRules
 
 
-Watcher = Callable[[Applied | None], bool]
+Watcher = Callable[[Applied | OpenOutcryError | None], bool]
 """Called on the BookActor's thread with every applied batch; must not block. Returning False ends the watch.
 
-None: events were passed over, because this node has taken over the leader's state; the watch has ended.
+None: events were passed over, because this node has taken over the leader's state. An error: the replica has stopped,
+and why. In both cases the watch has ended.
 """
 
 
@@ -333,6 +335,7 @@ class BookActor(NodeActor):
 
     def on_stop(self) -> None:
         self._fail_requests(list(self._outstanding), self._end())
+        self._end_watches(self._end())
         stop_and_join(self._journal, timeout_s=10)
 
     def on_unhandled(self, message: Any) -> None:
@@ -401,6 +404,8 @@ class BookActor(NodeActor):
                 return True
             self._run(self.replica.resign(message.to))
             return self.replica.role is not Role.LEADING or not self.replica.successors()
+        elif isinstance(message, ProposeRules):
+            self._own_rules = self._own_rules or message.rules
         elif isinstance(message, Watch):
             return self._watch(message)
         elif isinstance(message, Unwatch):
@@ -685,6 +690,12 @@ class BookActor(NodeActor):
         self.failure = error
         self._refuse_waiting()
         self._fail_requests(list(self._outstanding), error)
+        self._end_watches(error)
+
+    def _end_watches(self, why: OpenOutcryError | None) -> None:
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            watcher(why)
 
     def _apply(self, records: tuple[Record, ...]) -> None:
         """Apply committed records, check the hash where the leader told it, answer the requests, tell the watchers."""
@@ -730,6 +741,8 @@ class BookActor(NodeActor):
             self._watchers = [watcher for watcher in self._watchers if watcher(update)]
 
     def _watch(self, message: Watch) -> int:
+        if self.failure is not None:
+            raise self.failure
         book = self.book
         after = book.sequence if message.after is None else message.after
         missed = book.events_after(after)
@@ -820,9 +833,7 @@ class BookActor(NodeActor):
         logger.info("market %s: took over the leader's state at sequence %d", self._market, fetched.tail.sequence)
         self.book = fetched.book
         self._snapshot_at = fetched.tail.sequence
-        for watcher in self._watchers:
-            watcher(None)
-        self._watchers = []
+        self._end_watches(None)
         self._run(self.replica.on_snapshot_kept(fetched.tail))
         self._route_again(away_from=fetched.sender)
 
@@ -861,11 +872,6 @@ class BookActor(NodeActor):
         replica = self.replica
         reachable = replica.may_propose or (replica.joined and replica.leader in self._links and replica.matched)
         return bool(reachable and self.book.configured)
-
-    @property
-    def own_rules(self) -> MarketRules | None:
-        """The rules this node was started with; the log's may differ."""
-        return self._own_rules
 
 
 def _fail(future: Future[Any], error: OpenOutcryError) -> None:
