@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import queue
 import sys
 import threading
@@ -15,9 +14,10 @@ from typing import Any, ClassVar, Final
 import pykka
 from pykka._envelope import Envelope
 
+from ..transport.log import get_logger
 from .messages import ActorFailed
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class Tick:
@@ -107,7 +107,7 @@ class NodeActor(pykka.ThreadingActor):
         try:
             self.on_stop()
         except Exception:
-            logger.exception("%s failed again while it was ending", self)
+            logger.exception("actor_failed_ending", actor=self)
         self._report(ActorFailed(str(self), error))
 
     def _actor_loop_teardown(self) -> None:
@@ -136,7 +136,7 @@ def stop_and_join(ref: pykka.ActorRef[Any], *, timeout_s: float) -> bool:
     if thread is not None:
         thread.join(timeout_s)
         if thread.is_alive():
-            logger.error("%s did not stop within %.1f s", ref, timeout_s)
+            logger.error("actor_stuck", actor=ref, seconds=timeout_s)
             return False
     return True
 

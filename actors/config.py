@@ -1,4 +1,4 @@
-"""The command line's settings: a TOML file, the environment and flags become the arguments of a node. Starts nothing.
+"""The command line's settings: a TOML file, the environment and flags become those of a node's process. Starts nothing.
 
 A flag goes before the environment, the environment before the file, the file before the default. The file::
 
@@ -25,7 +25,9 @@ from typing import Any, Final
 
 from ..transport.errors import ConfigurationError
 from ..transport.etcd import is_etcd
+from ..transport.log import without_secrets
 from .book.rules import MarketRules
+from .logs import FORMATS, LEVELS
 
 DIRECTORY_DEFAULT: Final = "tcp://127.0.0.1:7400"
 ENV_PREFIX: Final = "OPENOUTCRY_"
@@ -33,7 +35,7 @@ ENV_PREFIX: Final = "OPENOUTCRY_"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:
-    """The arguments of :class:`~.node.ExchangeNode`; see there."""
+    """The settings of a node's process; see :class:`~.node.ExchangeNode` for those that it takes."""
 
     name: str
     data_dir: Path
@@ -47,8 +49,14 @@ class NodeConfig:
     min_in_sync: int = 1
     timeout: float = 5.0
     """Seconds."""
+    log_format: str = "console"
+    log_level: str = "info"
+    log_file: Path | None = None
+    """None: stderr."""
     markets: Mapping[str, MarketRules | None] = dataclasses.field(default_factory=dict)
     """None: the market is joined, and opened by another node."""
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
+    """Where each setting comes from that is no default: a file, a variable or a flag; a market is ``markets.NAME``."""
 
 
 def home_folder(environment: Mapping[str, str]) -> Path:
@@ -76,16 +84,35 @@ def load_config(
         ConfigurationError: a key does not exist, a value is of the wrong type, or the file cannot be read.
     """
     home = home_folder(environment)
-    node, markets = _read_file(file, environment, home)
-    node.update(_from_environment(environment))
-    node.update({key: _checked(key, value, "flag") for key, value in flags.items() if value not in (None, ())})
+    path, node, markets = _read_file(file, environment, home)
+    sources = dict.fromkeys([*node, *(f"markets.{name}" for name in markets)], str(path))
+    variables = _from_environment(environment)
+    node.update(variables)
+    sources |= {key: f"{ENV_PREFIX}{key.upper()}" for key in variables}
+    given = {key: _checked(key, value, "flag") for key, value in flags.items() if value not in (None, ())}
+    node.update(given)
+    sources |= {key: f"--{key.replace('_', '-')}" for key in given}
     for flag in market_flags:
         name, rules = _market_flag(flag, markets)
         markets[name] = rules
+        sources[f"markets.{name}"] = "--market"
     name = node.pop("name", "node")
     data_dir = node.pop("data_dir", None) or home / "nodes" / name
     coordinator = node.pop("coordinator", None) or home / "coordinator.sqlite"
-    return NodeConfig(name=name, data_dir=data_dir, coordinator=coordinator, markets=markets, **node)
+    return NodeConfig(name=name, data_dir=data_dir, coordinator=coordinator, markets=markets, sources=sources, **node)
+
+
+def settings(config: NodeConfig) -> list[tuple[str, Any, str]]:
+    """Return each setting's key, value and source (``default`` where none is given); passwords are made unreadable."""
+    found: list[tuple[str, Any, str]] = []
+    for key in _CHECKS:
+        value = getattr(config, key)
+        shown = without_secrets(str(value)) if isinstance(value, (str, Path)) else value
+        found.append((key, shown, config.sources.get(key, "default")))
+    for name, rules in sorted(config.markets.items()):
+        value = {"join": True} if rules is None else dataclasses.asdict(rules)
+        found.append((f"markets.{name}", value, config.sources.get(f"markets.{name}", "default")))
+    return found
 
 
 def parse_market(text: str) -> tuple[str, dict[str, Any]]:
@@ -113,7 +140,7 @@ def _market_flag(flag: str, markets: Mapping[str, MarketRules | None]) -> tuple[
 
 def _read_file(
     file: Path | None, environment: Mapping[str, str], home: Path
-) -> tuple[dict[str, Any], dict[str, MarketRules | None]]:
+) -> tuple[Path, dict[str, Any], dict[str, MarketRules | None]]:
     named = file or environment.get(f"{ENV_PREFIX}CONFIG")
     path = Path(named).expanduser() if named else home / "openoutcry.toml"
     try:
@@ -121,11 +148,11 @@ def _read_file(
     except FileNotFoundError:
         if named:
             raise ConfigurationError(f"{path} does not exist") from None
-        return {}, {}
+        return path, {}, {}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}") from error
     try:
-        return _parse(tomllib.loads(text), path.parent)
+        return path, *_parse(tomllib.loads(text), path.parent)
     except (tomllib.TOMLDecodeError, ConfigurationError) as error:
         raise ConfigurationError(f"{path}: {error}") from error
 
@@ -136,7 +163,7 @@ def _parse(values: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[s
         if not isinstance(value, dict):
             raise ConfigurationError(f"{section} is a section: write [{section}]")
     node = {key: _checked(key, value, "node") for key, value in values.get("node", {}).items()}
-    for key in ("data_dir", "coordinator"):
+    for key in ("data_dir", "coordinator", "log_file"):
         if isinstance(node.get(key), Path):
             node[key] = folder / node[key]
     markets: dict[str, MarketRules | None] = {}
@@ -234,6 +261,15 @@ def _seconds(what: str, value: Any) -> float:
     return float(value)
 
 
+def _one_of(allowed: tuple[str, ...]) -> Callable[[str, Any], str]:
+    def check(what: str, value: Any) -> str:
+        if value not in allowed:
+            raise ConfigurationError(f"{what} is one of {', '.join(allowed)}, not {value!r:.60}")
+        return str(value)
+
+    return check
+
+
 _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "name": _text,
     "data_dir": _path,
@@ -245,6 +281,9 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "ttl_ms": _whole,
     "min_in_sync": _whole,
     "timeout": _seconds,
+    "log_format": _one_of(FORMATS),
+    "log_level": _one_of(LEVELS),
+    "log_file": _path,
 }
 _RULES: Final = {field.name: type(field.default) for field in dataclasses.fields(MarketRules)}
 _KINDS: Final[dict[str, Callable[[str], Any]]] = {

@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import hmac
 import json
-import logging
 import os
 import queue
 import secrets
@@ -38,12 +37,13 @@ from ..transport.errors import (
     TransportError,
     Unavailable,
 )
+from ..transport.log import get_logger
 from .book.commands import Event
 from .book.rules import MarketRules
 from .node import ExchangeNode
 from .views import MarketEvent, OrderRejected, OrderResult, as_json
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 CONTROL_FILE: Final = "control.json"
 WORKERS: Final = 4
@@ -301,14 +301,14 @@ class ControlServer:
             except pynng.Timeout:
                 continue
             except pynng.NNGException:
-                logger.exception("control link of %s: receive failed", self._node.name)
+                logger.exception("receive_failed", node=self._node.node_id, address=self.address)
                 self._stopping.wait(0.1)
                 continue
             answer = self._answer(frame)
             try:
                 context.send(answer)
             except pynng.NNGException as error:
-                logger.warning("control link of %s: an answer was not taken: %s", self._node.name, error)
+                logger.warning("control_unread", node=self._node.node_id, error=error)
 
     def _answer(self, frame: bytes) -> bytes:
         answer: Result | Value | Failure
@@ -320,7 +320,7 @@ class ControlServer:
         except OpenOutcryError as error:
             answer = _failure(error)
         except Exception as error:
-            logger.exception("control link of %s: a request failed", self._node.name)
+            logger.exception("control_failed", node=self._node.node_id)
             answer = _failure(OpenOutcryError(f"the node failed to serve the request: {error!r}", code="internal"))
         try:
             return ANSWERS.encode(answer)

@@ -9,17 +9,17 @@ ReadRecords (ask) the records of all markets.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 from ..transport.coordinator import Coordinator
 from ..transport.errors import OpenOutcryError
+from ..transport.log import get_logger
 from ._base import TICK, NodeActor, tell
 from .messages import ActorFailed, CoordinatorAnswer, CoordinatorCall, ReadRecords, StoreStatus
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 class CoordinatorActor(NodeActor):
@@ -33,6 +33,7 @@ class CoordinatorActor(NodeActor):
         super().__init__(report=report)
         self._coordinator = coordinator
         self._node = node
+        self._log = logger.bind(node=node)
         self._lease_ms = lease_ms
         self._renew_at_s = 0.0
         self._error: Exception | None = None
@@ -57,7 +58,7 @@ class CoordinatorActor(NodeActor):
             tell(call.reply_to, CoordinatorAnswer(call.what, None, error))
         except Exception as error:
             # A fault of ours or of the store's library. Whoever asked has to hear of it, and asks again.
-            logger.exception("a call to the coordinator failed: %s", call.what)
+            self._log.exception("coordinator_call_broken", what=type(call.what).__name__)
             tell(call.reply_to, CoordinatorAnswer(call.what, None, error))
         else:
             tell(call.reply_to, CoordinatorAnswer(call.what, answer, None))
@@ -68,16 +69,16 @@ class CoordinatorActor(NodeActor):
             self._coordinator.renew(self._node, ttl_ms=self._lease_ms)
         except Exception as error:
             if self._error is None:
-                logger.error("the coordinator cannot be used; markets go on as they are: %s", error)
+                self._log.error("coordinator_unusable", error=error)
             self._error = error
         else:
             if self._error is not None:
-                logger.info("the coordinator can be used again")
+                self._log.info("coordinator_usable")
             self._error = None
 
     def on_stop(self) -> None:
         try:
             self._coordinator.release(self._node)
         except OpenOutcryError as error:
-            logger.warning("the lease was not given up, and will lapse: %s", error)
+            self._log.warning("lease_not_released", error=error)
         self._coordinator.close()

@@ -9,17 +9,17 @@ Messages: DirectoryChanged (from nng's threads); Announce, Unannounce, Find (ask
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Final
 
 from ..transport.errors import TransportError
+from ..transport.log import get_logger
 from ..transport.survey import Directory, ServiceEntry
 from ._base import TICK, NodeActor, tell
 from .messages import ActorFailed, PeerFound, PeerLost
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 NODE_SERVICE: Final = "openoutcry.node"
 """The service under which every node announces its inbox."""
@@ -93,7 +93,7 @@ class DiscoveryActor(NodeActor):
         try:
             self._directory.unannounce(self._entry)
         except TransportError as error:
-            logger.debug("no goodbye: %s", error)
+            logger.debug("goodbye_failed", error=error)
         self._directory.close()
 
     def on_receive(self, message: Any) -> Any:
@@ -117,10 +117,10 @@ class DiscoveryActor(NodeActor):
             self._answered_s = time.monotonic()
             if self._complained:
                 self._complained = False
-                logger.info("the directory answers again")
+                logger.info("directory_answers")
         elif not self._complained and time.monotonic() - self._answered_s > COMPLAIN_S:
             self._complained = True
-            logger.warning("no rendezvous of %s answers, or not all do", ", ".join(self._directory.rendezvous))
+            logger.warning("directory_silent", rendezvous=self._directory.rendezvous)
         added = {entry.node for entry in changes.added}
         for entry in changes.removed:
             if entry.node not in added and entry.node != self._entry.node:

@@ -11,7 +11,6 @@ Messages: LookSoon.
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 from collections.abc import Callable, Collection
@@ -19,11 +18,12 @@ from typing import Any, ClassVar, Final
 
 from ..transport.coordinator import MarketRecord
 from ..transport.errors import OpenOutcryError
+from ..transport.log import get_logger
 from ._base import TICK, NodeActor
 from .balance import Move, plan
 from .messages import ActorFailed, LookSoon
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 PERIOD_S: Final = 2.0
 """How often the records are looked at, in seconds, give or take a quarter, so that nodes do not look all at once."""
@@ -81,7 +81,7 @@ class MarketsActor(NodeActor):
         try:
             records = self._read_all()
         except OpenOutcryError as error:
-            logger.debug("the markets' records could not be read: %s", error)
+            logger.debug("coordinator_call_failed", node=self._node, error=error)
             return False
         self._join_new(records)
         return self._balance(records)
@@ -94,7 +94,7 @@ class MarketsActor(NodeActor):
                 self._join(record.market)
             except (OpenOutcryError, OSError) as error:
                 if record.market not in self._not_joined:
-                    logger.error("market %s cannot be joined, which is tried again: %s", record.market, error)
+                    logger.error("market_not_joined", node=self._node, market=record.market, error=error)
                 self._not_joined.add(record.market)
             else:
                 self._not_joined.discard(record.market)
@@ -119,8 +119,8 @@ class MarketsActor(NodeActor):
         try:
             self._hand_over(move)
         except OpenOutcryError as error:
-            logger.warning("market %s stays here for now: %s", move.market, error)
+            logger.warning("market_not_moved", node=self._node, market=move.market, peer=move.target, error=error)
             self._held_until_s[move.market] = time.monotonic() + HOLD_S
             return False
-        logger.info("market %s was handed over to %s, to even out who leads", move.market, move.target)
+        logger.info("market_moved", node=self._node, market=move.market, peer=move.target)
         return True

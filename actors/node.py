@@ -10,7 +10,6 @@ import atexit
 import contextlib
 import dataclasses
 import json
-import logging
 import os
 import re
 import shutil
@@ -42,6 +41,7 @@ from ..transport.errors import (
     Unavailable,
 )
 from ..transport.etcd import is_etcd, open_etcd
+from ..transport.log import get_logger
 from ..transport.rendezvous import Rendezvous
 from ..transport.sockets import Inbox, checked_address, is_wildcard
 from ..transport.sqlite import SqliteCoordinator
@@ -104,7 +104,7 @@ from .views import (
     to_open_order,
 )
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 HAND_OVER_S: Final = 3.0
 """How long a node that closes waits for others to take over what it leads, in seconds."""
@@ -168,7 +168,7 @@ class _Supervisor(NodeActor):
     tick_ms: ClassVar[int] = 1000
 
     def __init__(self, node: ExchangeNode) -> None:
-        super().__init__(report=lambda failed: logger.critical("the supervisor failed: %s", failed.error))
+        super().__init__(report=lambda failed: logger.critical("supervisor_failed", error=failed.error))
         self._node = node
         self._announced: set[str] = set()
         self._absent_since_s: dict[str, float] = {}
@@ -535,7 +535,7 @@ class ExchangeNode:
         with self._opening:
             if not self._closed and market not in self._books:
                 self._open_market(market, None, observer=False)
-                logger.info("node %s has joined market %s", self.name, market)
+                logger.info("market_joined", node=self.node_id, market=market)
 
     def _alive(self) -> set[str]:
         with self._lock:
@@ -1161,12 +1161,12 @@ class ExchangeNode:
             return
         self._revive_discovery()
         if self._markets is not None and not self._markets.is_alive():
-            logger.error("what looks after the markets is started anew after: %r", failed.error)
+            logger.error("actor_restarted", actor="MarketsActor", node=self.node_id, error=failed.error)
             self._start_markets()
         with self._lock:
             dead = [node for node, peer in self._peers.items() if not peer.is_alive()]
             for node in dead:
-                logger.error("dropping the link to %s after: %r; it is made again when heard of", node, failed.error)
+                logger.error("link_dropped", node=self.node_id, peer=node, error=failed.error)
                 del self._peers[node]
         for node in dead:
             self._tell_books(PeerDown(node))
@@ -1178,9 +1178,7 @@ class ExchangeNode:
                 return None
             peer = self._peers.get(found.node)
             if peer is None and len(self._peers) >= PEERS_MAX:
-                logger.error(
-                    "%s at %s is not linked to: %d nodes are known already", found.name, found.address, PEERS_MAX
-                )
+                logger.error("peer_refused", node=self.node_id, peer=found.node, address=found.address, known=PEERS_MAX)
                 return None
             if peer is None or not peer.is_alive():
                 peer = PeerActor.start(
@@ -1277,11 +1275,11 @@ class ExchangeNode:
             self._discovery_pause_s = 0.0
         if lived_s >= self._discovery_pause_s:
             self._discovery_pause_s = min(2 * self._discovery_pause_s or 1.0, _RESTART_S_MAX)
-            logger.error("starting discovery anew")
+            logger.error("actor_restarted", actor="DiscoveryActor", node=self.node_id)
             try:
                 self._start_discovery()
             except OpenOutcryError as error:
-                logger.error("discovery could not be started: %s", error)
+                logger.error("actor_not_restarted", actor="DiscoveryActor", node=self.node_id, error=error)
 
     def _start_discovery(self) -> None:
         self._discovery_since_s = time.monotonic()

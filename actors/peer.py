@@ -21,12 +21,12 @@ Messages: HelloHeard, PipeRemoved, OutletConnected, OutletBroken, SendFrame, Res
 from __future__ import annotations
 
 import enum
-import logging
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
 from ..transport.errors import ConfigurationError, TransportError, WouldBlock
+from ..transport.log import get_logger
 from ..transport.sockets import Outlet
 from ._base import TICK, NodeActor, tell
 from .messages import (
@@ -43,7 +43,7 @@ from .messages import (
     SendFrame,
 )
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SILENCE_MS_MAX: Final = 2000
 """After this long without a hello from the peer the link is down."""
@@ -77,6 +77,7 @@ class PeerActor(NodeActor):
         self._node = node
         self._name = name
         self._address = address
+        self._log = logger.bind(node=me.node, peer=node, peer_name=name)
         self._tell_all = tell_all
         self._state = LinkState.DIALLING
         self._session = time.time_ns()
@@ -116,7 +117,7 @@ class PeerActor(NodeActor):
                 self._their_pipe = 0
                 self._reset("the peer's connection broke")
         elif isinstance(message, ResetLink):
-            logger.warning("ending the link to %s: %s", self._name, message.reason)
+            self._log.warning("link_reset", reason=message.reason)
             self._reset(message.reason)
         return None
 
@@ -125,10 +126,7 @@ class PeerActor(NodeActor):
         if hello.coordinator != self._me.coordinator:
             if not self._complained:
                 self._complained = True
-                logger.error(
-                    "%s uses another coordinator; nodes that share markets have to share it: no link is made",
-                    hello.name,
-                )
+                self._log.error("coordinator_differs", address=hello.address)
             return
         if hello.address != self._address:
             # The node came back somewhere else.
@@ -145,7 +143,7 @@ class PeerActor(NodeActor):
         if hello.echo == self._session and self._state is LinkState.DIALLING:
             self._state = LinkState.UP
             self._say_hello()
-            logger.info("link to %s (%s) is up", self._name, self._address)
+            self._log.info("link_up", address=self._address)
             self._tell_all(PeerUp(self._node, self._name, self._session, self.actor_ref))
 
     def _tick(self) -> None:
@@ -182,7 +180,7 @@ class PeerActor(NodeActor):
         self._connected = False
         if was_up:  # else on a tick: no storm of attempts at a peer that ends each of them
             self._open()
-            logger.info("link to %s is down: %s", self._name, why)
+            self._log.info("link_down", reason=why)
             self._tell_all(PeerDown(self._node))
 
     def _open(self) -> None:
@@ -196,7 +194,7 @@ class PeerActor(NodeActor):
         except ConfigurationError as error:
             if not self._complained:
                 self._complained = True
-                logger.error("%s cannot be reached at the address that it gives: %s", self._name, error)
+                self._log.error("peer_unreachable", address=self._address, error=error)
 
 
 def _hand_over(ref: Any, message: object) -> None:

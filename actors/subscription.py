@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from ..transport.errors import OpenOutcryError, Overloaded
+from ..transport.log import get_logger
 from .book.actor import Applied, Watcher
 from .views import MarketUpdate, to_event
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 
 CLOSE_S_MAX: Final = 2.0
@@ -90,7 +90,7 @@ class Subscription:
                 f"market {self.market}: the subscriber fell {self._size_max} updates behind and was cut; "
                 f"subscribe again with after=last_sequence"
             )
-            logger.warning("%s", self.error)
+            logger.warning("subscriber_cut", market=self.market, after=self.last_sequence, waiting=self._size_max)
             self._end()
             return False
         self._queue.put(update)
@@ -134,7 +134,7 @@ class Subscription:
         if thread is not None and thread is not threading.current_thread() and thread.is_alive():
             thread.join(CLOSE_S_MAX)
             if thread.is_alive():
-                logger.error("market %s: a subscriber has blocked its delivery for %g s", self.market, CLOSE_S_MAX)
+                logger.error("subscriber_blocked", market=self.market, seconds=CLOSE_S_MAX)
 
     def _end(self) -> None:
         self._ended.set()
@@ -145,6 +145,6 @@ class Subscription:
             try:
                 give(update)
             except Exception:
-                logger.exception("market %s: a subscriber failed and is cut", self.market)
+                logger.exception("subscriber_failed", market=self.market)
                 self.close()
                 return

@@ -434,3 +434,24 @@ def test_server_closes_under_load_and_leaves_no_thread_and_no_file(tmp_path: Pat
             client.join(WITHIN_S)
         assert not (tmp_path / CONTROL_FILE).exists()
         wait_for(lambda: threading.active_count() == threads_before, "all threads are gone")
+
+
+def test_settings_are_checked_and_shown_before_a_node_runs_with_them(run: Run, home: Path) -> None:
+    file = home / "node.toml"
+    file.write_text('[node]\nname = "alice"\n[markets.BTC-USD]\ntick_size = "0.01"\n')
+    checked = run("config", "check", file)
+    assert checked.exit_code == 0
+    assert checked.output == f"{file} is sound: node alice, markets BTC-USD\n"
+    shown = run("config", "show", "--config", file, "--min-in-sync", 2)
+    assert f"name              alice  ({file})" in shown.output.splitlines()
+    assert "min_in_sync       2  (--min-in-sync)" in shown.output.splitlines()
+    assert "ttl_ms            2000  (default)" in shown.output.splitlines()
+    as_json = json.loads(run("config", "show", "--config", file, "--json").output)
+    assert as_json["markets.BTC-USD"]["value"]["tick_size"] == "0.01"
+
+    file.write_text('[node]\nmin_insync = 2\n[markets.BTC-USD]\ntick_size = "0.01"\n')
+    refused = run("config", "check", file)
+    assert refused.exit_code == 1
+    assert "'min_insync' does not exist; did you mean min_in_sync? (configuration)" in refused.output
+    file.write_text('[node]\n[markets.BTC-USD]\ntick_size = "none"\n')
+    assert run("config", "check", file).exit_code == 1

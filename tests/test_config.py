@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from openoutcry.actors import ConfigurationError, MarketRules
-from openoutcry.actors.config import DIRECTORY_DEFAULT, NodeConfig, home_folder, load_config, parse_market
+from openoutcry.actors.config import DIRECTORY_DEFAULT, NodeConfig, home_folder, load_config, parse_market, settings
 
 
 def load(
@@ -147,3 +147,25 @@ def test_file_that_was_asked_for_has_to_be_there(tmp_path: Path) -> None:
         load_config(file=tmp_path / "other.toml", environment={}, flags={})
     with pytest.raises(ConfigurationError, match=r"other.toml does not exist"):
         load(tmp_path, environment={"OPENOUTCRY_CONFIG": str(tmp_path / "other.toml")})
+
+
+def test_settings_say_where_each_comes_from_and_show_no_password(tmp_path: Path) -> None:
+    text = '[node]\nlog_format = "json"\nlog_file = "node.log"\n[markets.A]\njoin = true\n'
+    address = "etcds://h:1/x?ca=/ca&user=u&password=hush"
+    environment = {"OPENOUTCRY_COORDINATOR": address, "OPENOUTCRY_LOG_LEVEL": "debug"}
+
+    config = load(tmp_path, text, "B:tick_size=0.5", environment=environment, min_in_sync=2)
+
+    assert str(config.coordinator) == address
+    found = {key: (value, source) for key, value, source in settings(config)}
+    file = str(tmp_path / "openoutcry.toml")
+    assert found["coordinator"] == (address.replace("hush", "***"), "OPENOUTCRY_COORDINATOR")
+    assert found["log_format"] == ("json", file)
+    assert found["log_file"] == (str(tmp_path / "node.log"), file)
+    assert found["log_level"] == ("debug", "OPENOUTCRY_LOG_LEVEL")
+    assert found["min_in_sync"] == (2, "--min-in-sync")
+    assert found["ttl_ms"] == (2000, "default")
+    assert found["markets.A"] == ({"join": True}, file)
+    assert found["markets.B"][1] == "--market"
+    with pytest.raises(ConfigurationError, match="log_format is one of console, json"):
+        load(tmp_path, log_format="xml")

@@ -358,7 +358,7 @@ class TestAnnounceAndLookup:
         assert client.refresh() == 0
         assert nodes_of(client) == ["a"]
         assert [record.message for record in caplog.records] == [
-            "a rendezvous refused 1 announcements: the rendezvous holds 1 entries, its limit"
+            "announcements_refused refused=1 reason='the rendezvous holds 1 entries, its limit'"
         ]
 
 

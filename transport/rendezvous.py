@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import bisect
 import contextlib
-import logging
 import os
 import queue
 import threading
@@ -21,6 +20,7 @@ import pynng
 
 from . import sockets
 from .errors import ConfigurationError, Overloaded, ProtocolError
+from .log import get_logger
 from .survey import (
     ANSWERS,
     ENTRIES_PER_NODE_MAX,
@@ -41,7 +41,7 @@ from .survey import (
     row_size,
 )
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 LEASES_MAX: Final = 16_384
 """Most entries that one rendezvous leases."""
@@ -277,7 +277,7 @@ class Rendezvous:
             except pynng.Closed:
                 return
             except Exception:
-                logger.exception("rendezvous %s: going on after an unexpected error", self.address)
+                logger.exception("rendezvous_failed", address=self.address)
                 self._stopping.wait(_IDLE_MS / 1000)
 
     def _turn(self) -> None:
@@ -294,7 +294,7 @@ class Rendezvous:
             answer = self._answer(pipe.id, decode(REQUESTS, message.bytes))
         except ProtocolError as error:
             self.frames_refused += 1
-            logger.warning("rendezvous %s: closing pipe %d: %s", self.address, pipe.id, error)
+            logger.warning("rendezvous_refused", address=self.address, pipe=pipe.id, error=error)
             _close(pipe)
             return
         except BaseException:
@@ -303,7 +303,7 @@ class Rendezvous:
         try:
             self._socket.send(answer)
         except pynng.NNGException as error:
-            logger.warning("rendezvous %s: closing pipe %d, it takes no answers: %s", self.address, pipe.id, error)
+            logger.warning("rendezvous_unread", address=self.address, pipe=pipe.id, error=error)
             _close(pipe)
 
     def _answer(self, pipe_id: int, request: Request) -> bytes:

@@ -11,7 +11,6 @@ hand over; ``recv_max_size`` is set before dial or listen, and read back.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import queue
 import re
@@ -24,8 +23,9 @@ from typing import Any, Final, TypeVar
 import pynng
 
 from .errors import Closed, ConfigurationError, LinkBroken, TransportError, WouldBlock
+from .log import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 FRAME_SIZE_MAX: Final = 4 * 1024 * 1024
 """Largest frame, in bytes, that any socket of this project accepts."""
@@ -174,7 +174,7 @@ class Inbox:
             except pynng.Closed:
                 return
             except pynng.NNGException:
-                logger.exception("inbox %s: receive failed", self.address)
+                logger.exception("receive_failed", address=self.address)
                 self._stopping.wait(_POLL_MS / 1000)
                 continue
             pipe = message.pipe
@@ -184,13 +184,11 @@ class Inbox:
                 self._on_frame(pipe.id, message.bytes)
             except TransportError as error:
                 self.frames_refused += 1
-                logger.warning(
-                    "inbox %s: closing the link of pipe %d: %s (%s)", self.address, pipe.id, error, error.code
-                )
+                logger.warning("frame_refused", address=self.address, pipe=pipe.id, error=error)
                 with contextlib.suppress(pynng.NNGException):  # its sender has gone already
                     pipe.close()
             except Exception:
-                logger.exception("inbox %s: the frame handler failed", self.address)
+                logger.exception("frame_failed", address=self.address, pipe=pipe.id)
 
 
 class Outlet:

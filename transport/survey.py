@@ -15,7 +15,6 @@ How a survey ends as soon as its outcome can be known (nng itself waits for its 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import queue
@@ -31,8 +30,9 @@ import pynng
 from . import sockets
 from .codec import Array, Bool, Codec, Int, Record, Str, pack
 from .errors import Closed, ConfigurationError, InvalidRequest, Overloaded, ProtocolError, TransportError, Unavailable
+from .log import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SURVEY_FRAME_SIZE_MAX: Final = 256 * 1024
 """Largest frame, in bytes, of a survey or an answer."""
@@ -516,7 +516,7 @@ class Directory:
             self._refusing.discard(answer.instance)
         elif answer.instance not in self._refusing:  # said once, not at every refresh
             self._refusing.add(answer.instance)
-            logger.warning("a rendezvous refused %d announcements: %s", answer.refused, answer.reason)
+            logger.warning("announcements_refused", refused=answer.refused, reason=answer.reason)
 
     def _find(self, service: str, *, known: tuple[tuple[int, int], ...], deadline: float) -> _Finding:
         finding = _Finding({}, set(), True, 0, 0)
@@ -593,7 +593,7 @@ class Directory:
             _check_answer(request, answer)
         except ProtocolError as error:
             self.answers_refused += 1
-            logger.warning("directory: closing the pipe of a rendezvous, its answer is malformed: %s", error)
+            logger.warning("directory_malformed", error=error)
             with contextlib.suppress(pynng.NNGException):  # it is gone already
                 pipe.close()
             return None
@@ -606,12 +606,12 @@ class Directory:
         for address in addresses[1:]:
             known = address in self._dialled or address in self._aliases
             if not known and len(self._dialled) < RENDEZVOUS_MAX and address.startswith(_SCHEMES):
-                logger.info("directory: learned of the rendezvous %s", address)
+                logger.info("directory_learned", address=address)
                 try:
                     self._dial(address)
                 except ConfigurationError as error:
                     self._aliases.add(address)
-                    logger.warning("directory: %s", error)
+                    logger.warning("directory_address_refused", address=address, error=error)
 
     def _dial(self, address: str) -> None:
         if address not in self._dialled:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import os
 import time
 from collections import deque
@@ -33,6 +32,7 @@ from ...transport.errors import (
     StorageError,
     Unavailable,
 )
+from ...transport.log import get_logger
 from .._base import TICK, NodeActor, stop_and_join, tell
 from ..messages import (
     CHUNK_SIZE,
@@ -98,7 +98,7 @@ from .rules import MarketRules
 from .snapshots import Snapshots, sync_folder
 from .writer import JournalActor
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 BATCH_MAX: Final = COMMANDS_MAX
 """Most commands the leader gathers into one record; their longest form fits into one."""
@@ -229,6 +229,7 @@ class BookActor(NodeActor):
         self._market = market
         self._node = node
         self._own_rules = rules
+        self._log = logger.bind(market=market, node=node)
         self._coordinator = coordinator
         self._clock_ns = clock_ns
         self.book = OrderBook()
@@ -276,7 +277,7 @@ class BookActor(NodeActor):
         number = 1
         while (aside := self._folder.with_name(f"{self._folder.name}.damaged-{number}")).exists():
             number += 1
-        logger.critical("market %s: %s; put aside in %s, to be repaired from a peer", self._market, error, aside)
+        self._log.critical("journal_put_aside", error=error, aside=aside)
         self._folder.rename(aside)
         self._folder.mkdir()
         mark = self._folder / REPAIRING
@@ -325,7 +326,7 @@ class BookActor(NodeActor):
         )
         if applied.sequence:
             replica.state_hash = self.book.state_hash()
-            logger.info("market %s: recovered to sequence %d", self._market, applied.sequence)
+            self._log.info("recovered", sequence=applied.sequence)
         return replica
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -428,6 +429,11 @@ class BookActor(NodeActor):
 
     def _expire_requests(self, now_ns: int) -> None:
         late = [number for number, request in self._outstanding.items() if request.submit.deadline_ns <= now_ns]
+        if late:
+            first = self._outstanding[late[0]].submit.commands[0]
+            self._log.warning(
+                "requests_expired", requests=len(late), leader=self.replica.leader, client_order_id=first[2]
+            )
         for number in late:
             if self._outstanding[number].sent_ever:
                 error: OpenOutcryError = RequestTimeout(
@@ -608,10 +614,10 @@ class BookActor(NodeActor):
         if isinstance(answer.what, LeaseLapsed):
             self._asking_lease = False
             if answer.record is True and answer.what.leader not in self._links:
-                logger.warning("market %s: the lease of leader %s has lapsed", self._market, answer.what.leader)
+                self._log.warning("leader_lapsed", peer=answer.what.leader, epoch=self.replica.epoch)
                 self._run(self.replica.on_leader_lapsed(answer.what.leader))
         elif answer.error is not None:
-            logger.warning("market %s: the coordinator could not be asked: %s", self._market, answer.error)
+            self._log.warning("coordinator_call_failed", error=answer.error)
             self._run(self.replica.on_coordinator_unavailable(answer.what))
         elif isinstance(answer.what, SwapRecord):
             self._run(self.replica.on_swapped(answer.what, answer.record, now_ns))
@@ -655,11 +661,11 @@ class BookActor(NodeActor):
                 lambda store: store.swap(swap.expected, epoch=swap.epoch, leader=swap.leader, in_sync=swap.in_sync),
             )
         elif isinstance(effect, RepairEnded):
-            logger.warning("market %s: repaired from the leader: %s", market, self.damage)
+            self._log.warning("repaired", sequence=self.book.sequence, damage=self.damage)
             (self._folder / REPAIRING).unlink(missing_ok=True)
             self.damage = None
         elif isinstance(effect, LeadershipBegun):
-            logger.info("market %s: leading in epoch %d, in sync: %s", market, self.replica.epoch, self.replica.in_sync)
+            self._log.info("leading", epoch=self.replica.epoch, in_sync=self.replica.in_sync)
             self._writing = False
             opening: Command = (CLOCK, "", "")
             if self.replica.tail.sequence == 0 and self._own_rules is not None:
@@ -667,7 +673,7 @@ class BookActor(NodeActor):
             self._propose((opening,), ())
             self._route_again(away_from=None)
         elif isinstance(effect, LeadershipLost):
-            logger.warning("market %s: no longer leading", market)
+            self._log.warning("not_leading", epoch=self.replica.epoch)
             self._refuse_waiting()
             self._route_again(away_from=node)
         elif isinstance(effect, Stop):
@@ -686,7 +692,7 @@ class BookActor(NodeActor):
         self._waiting_commands = 0
 
     def _stop_replica(self, error: OpenOutcryError) -> None:
-        logger.critical("market %s: this replica has stopped: %s", self._market, error)
+        self._log.critical("replica_stopped", error=error, sequence=self.book.sequence, epoch=self.replica.epoch)
         self.failure = error
         self._refuse_waiting()
         self._fail_requests(list(self._outstanding), error)
@@ -830,7 +836,7 @@ class BookActor(NodeActor):
         fetched, self._fetched = self._fetched, None
         assert fetched is not None, "installed before it was fetched"
         assert fetched.book is not None, "installed before it was restored"
-        logger.info("market %s: took over the leader's state at sequence %d", self._market, fetched.tail.sequence)
+        self._log.info("state_taken_over", sequence=fetched.tail.sequence, peer=fetched.sender)
         self.book = fetched.book
         self._snapshot_at = fetched.tail.sequence
         self._end_watches(None)

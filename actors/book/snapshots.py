@@ -6,7 +6,6 @@ rest | the book's bytes``. It is written to a temporary name, synced, renamed, a
 
 from __future__ import annotations
 
-import logging
 import os
 import struct
 from hashlib import blake2b
@@ -14,9 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from ...transport.errors import StorageError
+from ...transport.log import get_logger
 from .record import Tail
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 KEPT: Final = 2
 """How many snapshots are kept: the log is pruned only up to the older one."""
@@ -67,7 +67,7 @@ class Snapshots:
             try:
                 return read_snapshot(path)
             except StorageError as error:
-                logger.error("passing over a damaged snapshot: %s", error)
+                logger.error("snapshot_damaged", error=error)
         return None
 
     def _paths(self) -> list[Path]:

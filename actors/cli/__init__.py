@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from . import admin, disk, replaying, serve, show, trade
+from . import admin, disk, replaying, serve, settings, show, trade
 from .common import Group
 
 
@@ -22,6 +22,7 @@ def main() -> None:
 _COMMANDS: Final[tuple[click.Command, ...]] = (
     serve.directory,
     serve.node,
+    settings.config,
     trade.submit,
     trade.cancel,
     trade.amend,

@@ -49,10 +49,12 @@ class Group(click.Group):
 
 
 @contextlib.contextmanager
-def until_signalled() -> Iterator[threading.Event]:
-    """Set the event on SIGTERM or SIGINT, instead of what these do otherwise."""
+def until_signalled(on_hangup: Callable[[], None] | None = None) -> Iterator[threading.Event]:
+    """Set the event on SIGTERM or SIGINT, and call ``on_hangup`` on SIGHUP, instead of what these do otherwise."""
     ended = threading.Event()
     before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    if on_hangup is not None:
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: on_hangup())
     try:
         yield ended
     finally:

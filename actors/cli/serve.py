@@ -2,24 +2,61 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import sys
+import threading
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from ...transport.errors import ConfigurationError, RequestTimeout
+from ...transport.log import get_logger
 from ...transport.rendezvous import Rendezvous
-from ..config import DIRECTORY_DEFAULT, load_config
+from ..config import DIRECTORY_DEFAULT, NodeConfig, load_config
 from ..control import ControlServer
+from ..logs import FORMATS, LEVELS, LogWriter
 from ..node import ExchangeNode
 from ..replay_run import spare_gc
-from .common import until_signalled
+from .common import options, until_signalled
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
+
+STOP_S_MAX: Final = 30.0
+"""How long a node may take to hand over, answer and close after SIGTERM, in seconds."""
+
+node_settings = options(
+    click.option("--config", "file", type=click.Path(path_type=Path), help="The TOML file."),
+    click.option("--name", help="What people call the node; also the default account of its orders.  [default: node]"),
+    click.option(
+        "--market", "markets", multiple=True, metavar="NAME[:KEY=VALUE,…]", help="A market to open. Repeatable."
+    ),
+    click.option("--join", multiple=True, metavar="NAME", help="A market to join that another node opens. Repeatable."),
+    click.option(
+        "--directory", multiple=True, help=f"A rendezvous' address. Repeatable.  [default: {DIRECTORY_DEFAULT}]"
+    ),
+    click.option("--serve-directory", help="Be a rendezvous too, at this address."),
+    click.option("--data-dir", type=click.Path(path_type=Path), help="For its journals.  [default: HOME/nodes/NAME]"),
+    click.option("--coordinator", help="The SQLite file, or etcd://HOST:PORT,…/PREFIX, that all nodes share."),
+    click.option("--listen", help="Where other nodes reach this one.  [default: tcp://127.0.0.1:0]"),
+    click.option("--advertise", help="The address to announce where it differs from --listen."),
+    click.option("--ttl-ms", type=int, help="How long the directory remembers a silent node.  [default: 2000]"),
+    click.option("--min-in-sync", type=int, help="Replicas that hold a command before it is answered.  [default: 1]"),
+    click.option("--timeout", type=float, help="The default bound of a request, in seconds.  [default: 5]"),
+    click.option("--log-format", type=click.Choice(FORMATS), help="[default: console]"),
+    click.option("--log-level", type=click.Choice(LEVELS), help="[default: info]"),
+    click.option("--log-file", type=click.Path(path_type=Path), help="Opened anew on SIGHUP.  [default: stderr]"),
+)
+
+
+def node_config(*, file: Path | None, markets: tuple[str, ...], join: tuple[str, ...], **flags: Any) -> NodeConfig:
+    """Return the settings that the options of :data:`node_settings`, the environment and the file make together."""
+    return load_config(
+        file=file, environment=os.environ, flags=flags, market_flags=[*markets, *(f"{name}:join=true" for name in join)]
+    )
 
 
 @click.command()
@@ -34,39 +71,47 @@ def directory(listen: str, advertise: str | None, peers: tuple[str, ...]) -> Non
 
 
 @click.command()
-@click.option("--config", "file", type=click.Path(path_type=Path), help="The TOML file.")
-@click.option("--name", help="What people call the node; also the default account of its orders.  [default: node]")
-@click.option("--market", "markets", multiple=True, metavar="NAME[:KEY=VALUE,…]", help="A market to open. Repeatable.")
-@click.option("--join", multiple=True, metavar="NAME", help="A market to join that another node opens. Repeatable.")
-@click.option("--directory", multiple=True, help=f"A rendezvous' address. Repeatable.  [default: {DIRECTORY_DEFAULT}]")
-@click.option("--serve-directory", help="Be a rendezvous too, at this address.")
-@click.option("--data-dir", type=click.Path(path_type=Path), help="For its journals.  [default: HOME/nodes/NAME]")
-@click.option("--coordinator", help="The SQLite file, or etcd://HOST:PORT,…/PREFIX, that all nodes share.")
-@click.option("--listen", help="Where other nodes reach this one.  [default: tcp://127.0.0.1:0]")
-@click.option("--advertise", help="The address to announce where it differs from --listen.")
-@click.option("--ttl-ms", type=int, help="How long the directory remembers a silent node.  [default: 2000]")
-@click.option("--min-in-sync", type=int, help="Replicas that hold a command before it is answered.  [default: 1]")
-@click.option("--timeout", type=float, help="The default bound of a request, in seconds.  [default: 5]")
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), help="[default: info]")
-def node(
-    *, file: Path | None, markets: tuple[str, ...], join: tuple[str, ...], log_level: str | None, **flags: Any
-) -> None:
+@node_settings
+def node(**flags: Any) -> None:
     """Run a node until SIGTERM or SIGINT. It logs to stderr, and the other commands reach it by its data directory.
 
     Settings come from flags, OPENOUTCRY_* variables, a TOML file ($OPENOUTCRY_CONFIG, or openoutcry.toml in
     $OPENOUTCRY_HOME) and defaults, in that order.
     """
-    logging.basicConfig(
-        level=(log_level or "info").upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-    )
-    config = load_config(
-        file=file, environment=os.environ, flags=flags, market_flags=[*markets, *(f"{name}:join=true" for name in join)]
-    )
+    config = node_config(**flags)
     if not config.markets:
         raise ConfigurationError("the node has no market: give --market NAME, or a section [markets.NAME] in the file")
-    with until_signalled() as ended, ExitStack() as closing:
+    with (
+        LogWriter(form=config.log_format, level=config.log_level, file=config.log_file, node=config.name) as log,
+        until_signalled(on_hangup=log.reopen) as ended,
+        _ends_within(STOP_S_MAX, ended),
+    ):
+        _run(config, ended)
+
+
+@contextlib.contextmanager
+def _ends_within(seconds: float, ended: threading.Event) -> Iterator[None]:
+    """End the process with exit code 1 if the block has not ended in time after ``ended``."""
+    done = threading.Event()
+
+    def enforce() -> None:
+        ended.wait()
+        if not done.wait(seconds):
+            logger.critical("node_stuck", seconds=seconds, threads=[thread.name for thread in threading.enumerate()])
+            logging.shutdown()  # writes what waits
+            os._exit(1)
+
+    threading.Thread(target=enforce, name="end-enforcer", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+        ended.set()
+
+
+def _run(config: NodeConfig, ended: threading.Event) -> None:
+    """Be the node until ``ended``, and end in order."""
+    with ExitStack() as closing:
         exchange_node = ExchangeNode(
             config.name,
             markets=config.markets,
@@ -85,15 +130,15 @@ def node(
         closing.callback(server.close)
         closing.callback(exchange_node.close)
         closing.callback(server.withdraw)
-        logger.info("node %s at %s, data in %s", config.name, exchange_node.address, exchange_node.data_dir)
+        logger.info("node_started", node=exchange_node.node_id, address=exchange_node.address, data_dir=config.data_dir)
         while not ended.is_set():
             try:
                 exchange_node.wait_ready(0.5)
-            except RequestTimeout as error:
-                logger.debug("%s", error)
+            except RequestTimeout:
                 continue
-            logger.info("node %s is ready: %s", config.name, ", ".join(sorted(config.markets)))
+            logger.info("node_ready", markets=sorted(config.markets))
             break
         spare_gc()
         ended.wait()
-        logger.info("node %s is closing", config.name)
+        logger.info("node_closing")
+    logger.info("node_closed")

@@ -1,0 +1,40 @@
+"""The settings of a node: is a file sound, and what holds in the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..config import load_config, settings
+from .common import print_json
+from .serve import node_config, node_settings
+
+
+@click.group()
+def config() -> None:
+    """Check a file of settings, or show those that a node would run with."""
+
+
+@config.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def check(file: Path) -> None:
+    """Check a TOML file of settings, alone: unknown keys, wrong types, rules that no market can have."""
+    found = load_config(file=file, environment={}, flags={})
+    markets = ", ".join(sorted(found.markets)) or "none: give them by --market or --join"
+    click.echo(f"{file} is sound: node {found.name}, markets {markets}")
+
+
+@config.command()
+@node_settings
+@click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
+def show(*, as_json_text: bool, **flags: Any) -> None:
+    """Show the settings that `openoutcry node` would run with, given the same options, and where each comes from."""
+    found = settings(node_config(**flags))
+    if as_json_text:
+        print_json({key: {"value": value, "source": source} for key, value, source in found})
+        return
+    for key, value, source in found:
+        shown = ", ".join(value) if isinstance(value, tuple) else "-" if value is None else value
+        click.echo(f"{key:<16}  {shown}  ({source})")

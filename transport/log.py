@@ -1,0 +1,134 @@
+"""How this library logs: events with stable names and fields, given to the standard library's loggers.
+
+Configures nothing: where lines go, and in what form, is the application's. A record's message is
+``event key=value …``; its fields are attributes of the record too, ``event`` among them, for formatters that want them.
+:data:`EVENTS` is the list of all events; nothing secret is a field of any.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, MutableMapping
+from typing import Any, Final, cast
+
+import structlog
+
+from .errors import OpenOutcryError
+
+EVENTS: Final[Mapping[str, str]] = {
+    # A node's life.
+    "node_started": "The node listens, is announced, and has recovered what is on its disk.",
+    "node_ready": "Every market of the node can be traded from here.",
+    "node_closing": "The node was asked to end, hands over what it leads and answers what it can.",
+    "node_closed": "The node has ended in order.",
+    "node_stuck": "The node did not end in time; its process is ended as it is.",
+    "log_reopened": "The log file was opened anew, as SIGHUP asks for.",
+    "log_not_reopened": "The log file could not be opened anew; the old one is written on.",
+    "log_lines_dropped": "Whoever takes the log was too slow: so many lines were left out.",
+    # A market's replica.
+    "recovered": "The book is as the disk has it, up to this sequence number.",
+    "journal_put_aside": "The journal is damaged: it was put aside, and the replica is repaired from a peer.",
+    "snapshot_damaged": "A snapshot is damaged and was passed over for an older one.",
+    "repaired": "What was damaged has been made good from the leader.",
+    "state_taken_over": "The replica was far behind and has taken over the leader's state as a whole.",
+    "leading": "This replica leads the market from this epoch on.",
+    "not_leading": "This replica leads the market no more.",
+    "leader_lapsed": "The leader's lease has lapsed: a replica of the in-sync set takes over.",
+    "market_joined": "The node has joined a market that it found with the coordinator.",
+    "market_not_joined": "A market could not be joined; that is tried again.",
+    "market_moved": "The market was handed over to a peer, to even out who leads.",
+    "market_not_moved": "The market could not be handed over, and stays here for now.",
+    "requests_expired": "So many requests had no answer in time; the first one's client order id is named.",
+    "replica_stopped": "The replica has stopped for good; the node has to be restarted, and may need repair.",
+    # Links and the directory.
+    "link_up": "The link to a peer is up.",
+    "link_down": "The link to a peer is down.",
+    "link_reset": "The link to a peer is ended because of what it sent.",
+    "coordinator_differs": "A peer uses another coordinator; no link is made.",
+    "peer_unreachable": "A peer gives an address that cannot be dialled.",
+    "peer_refused": "So many nodes are known already that no link is made to this one.",
+    "frame_refused": "A frame broke the protocol; its sender's connection is ended.",
+    "frame_failed": "A frame could not be handled: a fault of this program.",
+    "receive_failed": "A socket could not be read; it is tried again.",
+    "directory_silent": "No rendezvous answers, or not all do.",
+    "directory_answers": "All rendezvous answer again.",
+    "directory_malformed": "A rendezvous' answer broke the protocol; its connection is ended.",
+    "directory_learned": "A rendezvous has told of another.",
+    "directory_address_refused": "A rendezvous has told of one whose address cannot be dialled.",
+    "announcements_refused": "A rendezvous did not take this node's announcements.",
+    "goodbye_failed": "The directory was not told that the node ends; its entry will lapse.",
+    "rendezvous_failed": "The rendezvous goes on after an unexpected error.",
+    "rendezvous_refused": "A request to the rendezvous broke the protocol; its connection is ended.",
+    "rendezvous_unread": "A client of the rendezvous takes no answers; its connection is ended.",
+    # The coordinator.
+    "coordinator_unusable": "The coordinator cannot be used; markets go on as they are.",
+    "coordinator_usable": "The coordinator can be used again.",
+    "coordinator_call_failed": "A question to the coordinator was not answered; it is asked again.",
+    "coordinator_call_broken": "A question to the coordinator failed in a way that is no error of the store.",
+    "lease_not_released": "The lease was not given up at the end, and will lapse.",
+    # Actors, subscribers, the control link.
+    "actor_restarted": "An actor had failed and runs again.",
+    "actor_not_restarted": "A failed actor could not be started again; that is tried again.",
+    "actor_failed_ending": "A failed actor failed again while it gave up what it owned.",
+    "actor_stuck": "An actor did not stop in time.",
+    "supervisor_failed": "The actor that restarts others has failed: nothing is restarted any more.",
+    "link_dropped": "The actor of a link has failed; the link is made again when its node is heard of.",
+    "subscriber_cut": "A subscriber fell too far behind and was cut; it may subscribe again.",
+    "subscriber_failed": "A subscriber raised an exception and was cut.",
+    "subscriber_blocked": "A subscriber keeps the thread that delivers to it.",
+    "control_failed": "A request over the control link could not be served: a fault of this program.",
+    "control_unread": "A client of the control link did not take its answer.",
+}
+"""Every event that is logged, by its name, and what it means."""
+
+_RESERVED: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+_SECRET: Final = re.compile(r"(://[^/@:\s]*:)[^/@\s]*(?=@)|(\b(?:password|token)=)[^&\s]+")
+
+
+def get_logger(name: str) -> structlog.stdlib.BoundLogger:
+    """Return the logger of a module; it logs through ``logging.getLogger(name)``.
+
+    Its methods take an event of :data:`EVENTS` and keyword fields: where they apply ``market``, ``sequence``,
+    ``epoch``, ``node``, ``peer``, ``client_order_id``, and ``error``, an exception or its text.
+    """
+    logger = structlog.wrap_logger(
+        logging.getLogger(name),
+        processors=[structlog.stdlib.filter_by_level, _to_record],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        context_class=dict,
+        cache_logger_on_first_use=True,
+    )
+    return cast("structlog.stdlib.BoundLogger", logger)
+
+
+def without_secrets(text: str) -> str:
+    """Return ``text`` with passwords and tokens in addresses made unreadable."""
+    return _SECRET.sub(r"\1\2***", text)
+
+
+def _to_record(_logger: Any, _method: str, values: MutableMapping[str, Any]) -> tuple[tuple[str], dict[str, Any]]:
+    """Return the arguments of the standard logger's method."""
+    event = str(values.pop("event"))
+    options = {key: values.pop(key) for key in ("exc_info", "stack_info") if key in values}
+    fields = {f"{key}_" if key in _RESERVED else key: _plain(value) for key, value in values.items()}
+    if isinstance(error := values.get("error"), OpenOutcryError):
+        fields["code"] = error.code
+    line = " ".join([event, *[f"{key}={_quoted(value)}" for key, value in fields.items()]])
+    # The frames between the caller and the standard logger are structlog's.
+    return (line,), {"extra": {**fields, "event": event}, "stacklevel": 4, **options}
+
+
+def _plain(value: object) -> object:
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(each) for each in value]
+    if isinstance(value, BaseException) and not isinstance(value, OpenOutcryError):
+        return without_secrets(repr(value))
+    return without_secrets(str(value))
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return repr(text) if not text or any(sign in text for sign in " =\n\"'") else text
