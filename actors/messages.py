@@ -26,6 +26,8 @@ CHUNK_SIZE: Final = 1024 * 1024
 """Bytes of a snapshot that travel in one frame."""
 IN_SYNC_MAX: Final = 16
 """Most members of a market's in-sync set: each answer waits for all of them. Further replicas follow outside it."""
+TAILS_MAX: Final = 1024
+"""Most ends of records that one :class:`Rewind` names."""
 SNAPSHOT_SIZE_MAX: Final = 16 * 1024 * 1024 * 1024
 """Largest snapshot, in bytes, that a follower accepts."""
 
@@ -92,12 +94,20 @@ class Join:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rewind:
-    """Leader to follower: the tail you joined at is not in my log; cut to at most ``sequence`` and join again."""
+    """Leader to follower: the tail you joined at is not in my log; cut to what we share, and join again.
+
+    ``tails`` are ends of my records up to there, in order, each with its chain: keep up to the last that you have too;
+    if it is none of them, at most up to ``sequence``.
+    """
 
     market: MarketName
     epoch: Epoch
     join: Annotated[int, codec.Int(1)]
     sequence: Sequence
+    tails: Annotated[
+        tuple[tuple[int, bytes], ...],
+        codec.Array(codec.Record((codec.Int(0), codec.Bytes(len(CHAIN_START), len(CHAIN_START)))), TAILS_MAX),
+    ]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -348,10 +358,14 @@ class SnapshotKept:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReadLog:
-    """BookActor to its JournalActor: read what follows ``after`` for the follower ``node``."""
+    """BookActor to its JournalActor: read what follows ``after`` for the follower ``node``.
+
+    With ``expected``, and another chain at ``after`` than that: read instead where the records up to there end.
+    """
 
     node: str
     after: int
+    expected: bytes | None
     token: int
 
 
@@ -359,7 +373,8 @@ class ReadLog:
 class LogRead:
     """JournalActor to its BookActor: answers :class:`ReadLog`; ``chain`` is None if no record ends at ``after``.
 
-    ``base`` is the sequence number after which the log begins.
+    ``bodies`` follow ``after``, unless the chain there is not the expected one: then ``tails`` are the last few ends of
+    records up to there, in order, each with its chain. ``base`` is the sequence number after which the log begins.
     """
 
     node: str
@@ -367,6 +382,7 @@ class LogRead:
     token: int
     chain: bytes | None
     bodies: tuple[bytes, ...]
+    tails: tuple[tuple[int, bytes], ...]
     base: int
 
 

@@ -387,10 +387,7 @@ class BookActor(NodeActor):
                 if request.sent_to == message.node:
                     request.sent_to = None
         elif isinstance(message, LogRead):
-            read = message
-            self._run(
-                self.replica.on_log_read(read.node, read.after, read.token, read.chain, read.bodies, read.base, now_ns)
-            )
+            self._run(self.replica.on_log_read(message, now_ns))
         elif isinstance(message, SnapshotKept):
             self._install()
         elif isinstance(message, CoordinatorAnswer):
@@ -640,7 +637,7 @@ class BookActor(NodeActor):
     def _run_rare(self, effect: Effect) -> None:
         market, node = self._market, self._node
         if isinstance(effect, ReadJournal):
-            tell(self._journal, ReadLog(effect.node, effect.after, effect.token))
+            tell(self._journal, ReadLog(effect.node, effect.after, effect.expected, effect.token))
         elif isinstance(effect, CutJournal):
             tell(self._journal, CutLog(effect.sequence))
         elif isinstance(effect, OfferSnapshot):
@@ -799,8 +796,8 @@ class BookActor(NodeActor):
         self._send((sender,), chunk)
 
     def _take_offer(self, sender: str, message: Offer) -> None:
-        if self.replica.wants_snapshot(sender, message.epoch, message.sequence):
-            tail = Tail(message.tail_epoch, message.sequence, message.chain)
+        tail = Tail(message.tail_epoch, message.sequence, message.chain)
+        if self.replica.wants_snapshot(sender, message.epoch, tail):
             if self._fetched is None or self._fetched.tail != tail or self._fetched.sender != sender:
                 self._fetched = _Fetched(sender, message.epoch, tail, message.size)
             self._send((sender,), Fetch(self._market, message.epoch, message.sequence, len(self._fetched.data)))
@@ -823,7 +820,7 @@ class BookActor(NodeActor):
         self.replica.on_fetching(time.monotonic_ns())
         if len(fetched.data) < fetched.size:
             self._send((sender,), Fetch(self._market, message.epoch, message.sequence, len(fetched.data)))
-        elif self.replica.wants_snapshot(sender, message.epoch, message.sequence):
+        elif self.replica.wants_snapshot(sender, message.epoch, fetched.tail):
             fetched.book = OrderBook.restore(bytes(fetched.data))
             if fetched.book.sequence != fetched.tail.sequence:
                 raise ProtocolError("the snapshot is not of the sequence that was offered")

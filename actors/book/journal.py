@@ -41,6 +41,8 @@ _ENTRY_MARK: Final = b"\xf5rec"
 _SEAL_MARK: Final = b"\xf5end"
 _ANY_MARK: Final = re.compile(b"\xf5(?:rec|end)")
 _OFFSET_BITS: Final = 40
+_SPAN_SIZE: Final = 1024 * 1024
+"""How many bytes are read at once when the log is replayed."""
 
 
 class JournalDamaged(StorageError):
@@ -279,16 +281,24 @@ class Journal:
         return self._tail_at(at + 1)
 
     def bodies(self, after: int, *, size_max: int) -> list[bytes]:
-        """Return the record bodies after the boundary ``after``: up to ``size_max`` bytes, but one if there is any."""
-        found: list[bytes] = []
-        size = 0
-        for at in range(bisect_right(self._last, after), len(self._last)):
-            _, body = self._entry(at)
-            size += len(body)
-            if found and size > size_max:
-                break
-            found.append(body)
-        return found
+        """Return record bodies after the boundary ``after``: about ``size_max`` bytes, but one if there is any."""
+        return [body for _, body in self._entries(bisect_right(self._last, after), len(self._last), size_max)]
+
+    def tails(self, sequence: int, *, count_max: int, size_max: int) -> list[tuple[int, bytes]]:
+        """Return the last ends of records up to ``sequence``, in order, each with its chain; the last one at least.
+
+        At most ``count_max``, of about ``size_max`` bytes of one segment. The place where the log begins counts as one.
+        """
+        end = bisect_right(self._last, sequence)
+        newest = self._where[end - 1] if end else 0
+        oldest = max(newest - size_max, newest >> _OFFSET_BITS << _OFFSET_BITS)
+        start = max(end - count_max, bisect_left(self._where, oldest, 0, end), 0)
+        found = [] if start else [(self.base.sequence, self.base.chain)]
+        while start < end:
+            entries = self._entries(start, end, size_max)
+            found += [(self._last[start + at], chain) for at, (chain, _) in enumerate(entries)]
+            start += len(entries)
+        return found[-count_max:]
 
     def records(self, after: Tail | None = None) -> Iterator[Record]:
         """Yield the records after the boundary ``after`` (default: all), verified against the chain.
@@ -297,16 +307,18 @@ class Journal:
             StorageError: a record does not follow from the one before it (code ``corrupt``).
         """
         tail = self.base if after is None else after
-        for at in range(bisect_right(self._last, tail.sequence), len(self._last)):
-            chain, body = self._entry(at)
-            try:
-                record = Record.parse(tail, body)
-            except ProtocolError as error:
-                raise self._corrupt(at, str(error)) from error
-            if record.chain != chain:
-                raise self._corrupt(at, "the chain is broken")
-            tail = record.tail
-            yield record
+        at = bisect_right(self._last, tail.sequence)
+        while at < len(self._last):
+            for chain, body in self._entries(at, len(self._last), _SPAN_SIZE):
+                try:
+                    record = Record.parse(tail, body)
+                except ProtocolError as error:
+                    raise self._corrupt(at, str(error)) from error
+                if record.chain != chain:
+                    raise self._corrupt(at, "the chain is broken")
+                tail = record.tail
+                at += 1
+                yield record
 
     def damage_at(self, sequence: int, why: str) -> JournalDamaged:
         """Return the error that says that the record of ``sequence``, in this log, is not what it should be."""
@@ -466,23 +478,44 @@ class Journal:
     def _place(self, at: int) -> tuple[int, int]:
         return (self._where[at] >> _OFFSET_BITS) - self._pruned, self._where[at] & ((1 << _OFFSET_BITS) - 1)
 
-    def _entry(self, at: int) -> tuple[bytes, bytes]:
-        """Return chain and body of record number ``at``, checked against its checksum."""
+    def _entries(self, at: int, end: int, size_max: int) -> list[tuple[bytes, bytes]]:
+        """Return chain and body of the records from number ``at`` on, before ``end``, checked against their checksums.
+
+        They are read in one go: about ``size_max`` bytes of one segment, but at least one record if there is any.
+        """
+        if at >= end:
+            return []
         segment, offset = self._place(at)
+        behind = bisect_left(self._where, (self._where[at] >> _OFFSET_BITS) + 1 << _OFFSET_BITS, at, end)
         current = segment == len(self._paths) - 1 and self._fd >= 0
         fd = self._fd if current else os.open(self._paths[segment], os.O_RDONLY | os.O_CLOEXEC)
+        found: list[tuple[bytes, bytes]] = []
+        start = 0
         try:
-            header = os.pread(fd, _ENTRY_HEADER.size, offset)
-            _, _, length, _, _, chain = _ENTRY_HEADER.unpack(header)
-            body = os.pread(fd, length, offset + _ENTRY_HEADER.size)
+            data = os.pread(fd, max(size_max, _ENTRY_HEADER.size), offset)
+            while at + len(found) < behind and (not found or start + _ENTRY_HEADER.size <= len(data)):
+                header = data[start : start + _ENTRY_HEADER.size]
+                _, _, length, _, _, chain = _ENTRY_HEADER.unpack(header)
+                start += _ENTRY_HEADER.size
+                body = data[start : start + length]
+                if len(body) < length:
+                    if found:
+                        break
+                    body = os.pread(fd, length, offset + start)
+                if not _is_sound(header, body):
+                    raise self._corrupt(at + len(found), "the checksum does not match")
+                found.append((chain, body))
+                start += length
         except (OSError, struct.error) as error:
             raise StorageError(f"cannot read {self._paths[segment]}: {error}") from error
         finally:
             if not current:
                 os.close(fd)
-        if not _is_sound(header, body):
-            raise self._corrupt(at, "the checksum does not match")
-        return chain, body
+        return found
+
+    def _entry(self, at: int) -> tuple[bytes, bytes]:
+        """Return chain and body of record number ``at``, checked against its checksum."""
+        return self._entries(at, at + 1, _ENTRY_HEADER.size)[0]
 
     def _tail_at(self, count: int) -> Tail:
         """Return the tail after the first ``count`` records."""

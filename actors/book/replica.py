@@ -6,7 +6,8 @@ MSR-TR-2008-25), the scheme of Kafka's in-sync replicas. The rules it rests on:
 - An entry is committed when it is durable on every member of the in-sync set; only committed entries are applied.
 - Only a compare-and-swap on the coordinator changes ``(epoch, leader, in-sync set)``. While one that adds a member is
   under way its ack is needed already; one that removes a member takes effect only once it has succeeded.
-- Every message carries its epoch. A replica refuses older epochs; a newer one makes a leader step down.
+- Every message carries its epoch. A replica refuses older epochs, and believes a newer one, or another leader, only
+  from the coordinator's record, which it reads at once when anybody claims so.
 
 The shell (``actor.py``) calls one method per input, in any order, and carries out the returned effects in order.
 
@@ -26,12 +27,12 @@ import dataclasses
 import enum
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from ...transport.coordinator import MarketRecord
-from ...transport.errors import OpenOutcryError, StorageError
-from ..messages import IN_SYNC_MAX, Ack, Append, Join, Lead, MarketMessage, Resign, Rewind
+from ...transport.errors import OpenOutcryError, ProtocolError, StorageError
+from ..messages import IN_SYNC_MAX, Ack, Append, Join, Lead, LogRead, MarketMessage, Resign, Rewind
 from .commands import Command
 from .record import Origin, Record, Tail
 
@@ -44,8 +45,6 @@ _REJOIN_NS: Final = 1_000_000_000
 """How long a follower that has joined waits for an append that fits its tail before it joins again."""
 _AUDIT_NS: Final = 10_000_000_000
 """How often a replica that leads, or follows a leader, looks at the coordinator's record."""
-_BEHIND_NS_MAX: Final = 30_000_000_000
-"""How long the coordinator may answer with an older epoch than is known here: longer than any answer is under way."""
 
 
 class Role(enum.Enum):
@@ -77,10 +76,14 @@ class CutJournal:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReadJournal:
-    """Read what follows ``after``; then call ``on_log_read`` with the same node and token."""
+    """Read what follows ``after`` for ``node``; then call ``on_log_read``.
+
+    With ``expected``, and another chain there than that: instead of records, read where those up to ``after`` end.
+    """
 
     node: str
     after: int
+    expected: bytes | None
     token: int
 
 
@@ -185,8 +188,6 @@ class _Follower:
     """The tail that the follower asked to join at."""
     matched: bool = False
     """Its log is known to be a prefix of ours up to ``sent``."""
-    reading: bool = False
-    """The journal has been asked for what follows ``sent``."""
     streaming: bool = False
     """It has been sent everything: new records go to it as they are made."""
     sent: int = 0
@@ -259,14 +260,16 @@ class Replica:
         self._generation = 0
         self._links: set[str] = set()
         self._followers: dict[str, _Follower] = {}
+        self._reading: set[str] = set()
+        """For whom the journal has been asked, by this or an earlier join, and has not answered yet: one read each."""
         self._missing_since_ns: dict[str, int] = {}
         self._swap: SwapRecord | None = None
         self._swap_lost = False
         self._inherited = 0
         self._lapsed: str | None = None
         self._must_read = True
+        self._doubting = self._doubting_again = False
         self._loading = False
-        self._behind_since_ns: int | None = None
         self._tokens = 0
         self._join_number = incarnation
         self._known_committed = applied.sequence
@@ -283,20 +286,21 @@ class Replica:
 
     def on_record(self, record: MarketRecord | None, now_ns: int) -> list[Effect]:
         """The coordinator answered a read or a create."""
+        again = self._doubting_again
+        self._doubting = self._doubting_again = False
         if self.role is Role.STOPPED or (self._swap is not None and not self._swap_lost):
             return []  # the answer to the swap says what the record is, and later than this
         if record is None and self.epoch == 0:
             return [CreateRecord()]
         if record is None or record.epoch < self.epoch:
-            return self._on_record_behind(0 if record is None else record.epoch, now_ns)
-        self._behind_since_ns = None
+            return self._on_record_behind(0 if record is None else record.epoch)
         self.record = record
-        self._must_read = False
+        self._must_read = again  # this answer may be older than the second claim
         if self.tail.sequence == 0 and self.node in record.in_sync and len(record.in_sync) > 1:
             self.repairing = True  # a member has a log: this one was lost, and must not count as whole
         if record.leader != self.node:
             effects = self._step_down() if self.role is not Role.FOLLOWING else []
-            if record.epoch > self.epoch or self.leader is None:
+            if record.epoch > self.epoch or self.leader != record.leader:
                 self._follow(record.leader, record.epoch)
             self.in_sync = record.in_sync
             lapsed, self._lapsed = self._lapsed, None
@@ -321,17 +325,11 @@ class Replica:
             return [*self._advance(), *self._reconsider(now_ns)]
         return []
 
-    def _on_record_behind(self, epoch: int, now_ns: int) -> list[Effect]:
-        """The coordinator's answer is older than an epoch that is known here.
-
-        Epochs in logs and messages come from swaps of its record, so the answer was under way while a message of a new
-        leader overtook it. One that is asked for again and again and still behind cannot be explained by that.
-        """
-        self._must_read = True
-        if self._behind_since_ns is None:
-            self._behind_since_ns = now_ns
-        if now_ns - self._behind_since_ns < _BEHIND_NS_MAX or self.role is not Role.FOLLOWING:
-            return []
+    def _on_record_behind(self, epoch: int) -> list[Effect]:
+        """The coordinator's record is older than an epoch that is known here, and epochs come from its record alone."""
+        if self.role is not Role.FOLLOWING:
+            self._must_read = True
+            return []  # it can neither swap nor be deposed: a leader goes on with who is in sync
         return self._stop(
             StorageError(
                 f"market {self.market}: this log has reached epoch {self.epoch}, the coordinator {epoch}: "
@@ -430,6 +428,7 @@ class Replica:
         Until then a member that the swap would add stays required, and one that it would remove too.
         """
         self._must_read = True
+        self._doubting = self._doubting_again = False
         if call is self._swap:
             self._swap_lost = True
             if self.role is Role.CLAIMING:
@@ -625,43 +624,56 @@ class Replica:
         )
         if before is not None:  # to join again and again is no progress
             self._followers[sender].behind_since_ns = before.behind_since_ns
-        if probe.sequence > self.tail.sequence:
-            return [Send((sender,), Rewind(self.market, self.epoch, message.join, self.tail.sequence))]
-        return [ReadJournal(sender, probe.sequence, self._tokens)]
+        # What it holds beyond what we inherited is ours only if it is of our epoch.
+        reach = self.tail.sequence if probe.epoch >= self.epoch else self._inherited
+        if probe.sequence > reach:
+            return [Send((sender,), Rewind(self.market, self.epoch, message.join, reach, ()))]
+        return self._read(sender, self._followers[sender])
 
-    def on_log_read(
-        self, node: str, after: int, token: int, chain: bytes | None, bodies: Sequence[bytes], base: int, now_ns: int
-    ) -> list[Effect]:
-        """Leader: the journal, which begins after ``base``, answered a :class:`ReadJournal`."""
-        follower = self._followers.get(node)
-        if self.role is not Role.LEADING or follower is None or follower.token != token:
+    def _read(self, name: str, follower: _Follower) -> list[Effect]:
+        """Ask the journal for what follows: an unmatched follower's tail, if that is in our log; else what was sent.
+
+        While an earlier answer is under way, whatever it was asked for, nothing: :meth:`on_log_read` asks again.
+        """
+        if name in self._reading:
             return []
-        follower.reading = False
-        if after < base or (not follower.matched and self.committed - after > self._snapshot_behind):
+        self._reading.add(name)
+        if follower.matched:
+            return [ReadJournal(name, follower.sent, None, follower.token)]
+        return [ReadJournal(name, follower.probe.sequence, follower.probe.chain, follower.token)]
+
+    def on_log_read(self, read: LogRead, now_ns: int) -> list[Effect]:
+        """Leader: the journal answered a :class:`ReadJournal`."""
+        node, after = read.node, read.after
+        self._reading.discard(node)
+        follower = self._followers.get(node)
+        if self.role is not Role.LEADING or follower is None:
+            return []
+        if follower.token != read.token:  # it has joined anew meanwhile
+            return self._read(node, follower) if not follower.matched else []
+        if after < read.base or (not follower.matched and self.committed - after > self._snapshot_behind):
             return [OfferSnapshot(node, after)]
         if not follower.matched:
-            if chain != follower.probe.chain:
-                # What it holds beyond what we inherited is of an older epoch, so none of that is ours either.
-                back_to = min(max(after - 1, 0), self._inherited)
-                return [Send((node,), Rewind(self.market, self.epoch, follower.join, back_to))]
+            if read.chain != follower.probe.chain:
+                back_to = max(read.tails[0][0] if read.tails else after, 1) - 1
+                return [Send((node,), Rewind(self.market, self.epoch, follower.join, back_to, read.tails))]
             follower.matched = True
             follower.sent = after
         assert follower.sent == after, "one read of the journal a follower at a time"
-        assert chain is not None, "the leader's own log has a boundary at what it sent"
-        if bodies:
-            follower.sent = Record.span_of(bodies[-1])[1]
+        assert read.chain is not None, "the leader's own log has a boundary at what it sent"
+        if read.bodies:
+            follower.sent = Record.span_of(read.bodies[-1])[1]
         follower.streaming = follower.sent == self.tail.sequence
         follower.told = self.committed
-        send = Send((node,), self._append(Tail(0, after, chain), tuple(bodies), join=follower.join))
+        send = Send((node,), self._append(Tail(0, after, read.chain), read.bodies, join=follower.join))
         return [send, *self._advance(), *self._reconsider(now_ns)]
 
     def _feed(self, name: str, follower: _Follower) -> list[Effect]:
         """Read on for a follower that catches up at its own pace: the next piece once it holds the last one."""
-        behind = follower.matched and not follower.streaming and not follower.reading
+        behind = follower.matched and not follower.streaming
         if not behind or follower.acked < follower.sent or follower.sent >= self.durable:
             return []
-        follower.reading = True
-        return [ReadJournal(name, follower.sent, follower.token)]
+        return self._read(name, follower)
 
     def on_ack(self, sender: str, message: Ack, now_ns: int) -> list[Effect]:
         """Leader: a follower is durable further."""
@@ -716,17 +728,18 @@ class Replica:
             # Since the start the coordinator has not been asked. Before it this replica may have promised not to follow
             # anybody of this epoch any more, by following or claiming a later one of which it holds no entry.
             return []
-        if message.epoch == self.epoch and self.leader not in (None, sender):
-            return self._stop(
-                StorageError(f"two leaders in epoch {self.epoch}: {self.leader} and {sender}", code="two_leaders")
-            )
-        effects = self._step_down() if self.role is Role.LEADING else []
-        if message.epoch > self.epoch or self.leader != sender:
-            self._follow(sender, message.epoch)
+        if message.epoch > self.epoch or sender != self.leader:
+            return self._doubt()
         self.in_sync = message.in_sync
-        if not self.matched:
-            effects += self._join()
-        return effects + self._repaired()
+        return [*(self._join() if not self.matched else []), *self._repaired()]
+
+    def _doubt(self) -> list[Effect]:
+        """Somebody claims what is not known here: only the coordinator is believed. One question at a time."""
+        if self._doubting:
+            self._must_read = self._doubting_again = True
+            return []
+        self._doubting = True
+        return [ReadRecord()]
 
     def _follow(self, leader: str, epoch: int) -> None:
         self.leader = leader
@@ -755,7 +768,7 @@ class Replica:
         return [Send((self.leader,), join)]
 
     def on_rewind(self, sender: str, message: Rewind) -> list[Effect]:
-        """Follower: our tail is not the leader's; cut it and ask again.
+        """Follower: our tail is not the leader's; cut what it does not have, as far as it says, and ask again.
 
         An answer to an earlier join is ignored: what it would cut may have been matched and acknowledged since.
         """
@@ -763,7 +776,11 @@ class Replica:
             return []
         if message.join != self._join_number:
             return []
-        if message.sequence < self.committed:
+        held = {record.last_sequence: record.chain for record in self.pending}
+        held[self._base.sequence] = self._base.chain
+        common = [sequence for sequence, chain in message.tails if held.get(sequence) == chain]
+        keep = max(common, default=message.sequence)
+        if keep < self.committed:
             return self._stop(
                 StorageError(
                     f"market {self.market}: the leader does not have this replica's committed entry {self.committed}: "
@@ -771,7 +788,7 @@ class Replica:
                     code="diverged",
                 )
             )
-        while self.pending and self.pending[-1].last_sequence > message.sequence:
+        while self.pending and self.pending[-1].last_sequence > keep:
             self.pending.pop()
         self.tail = self.pending[-1].tail if self.pending else self._base
         self.durable = min(self.durable, self.tail.sequence)
@@ -783,7 +800,7 @@ class Replica:
         if self.role is not Role.FOLLOWING or message.epoch < self.epoch or self._loading:
             return []
         if message.epoch > self.epoch or sender != self.leader:
-            return []  # its Lead has to come first
+            return []  # its Lead has to come first, and the coordinator's word
         bodies = self._news_in(message)
         if bodies is None:
             # Sent before the leader knew of our Join: what follows from our own tail is on its way.
@@ -798,6 +815,8 @@ class Replica:
             record = Record.parse(tail, body)
             records.append(record)
             tail = record.tail
+        if tail.epoch > self.epoch:
+            raise ProtocolError(f"a record of epoch {tail.epoch} in the log of epoch {self.epoch}")
         self.pending.extend(records)
         self.tail = tail
         if message.state_sequence > self.applied:
@@ -836,13 +855,13 @@ class Replica:
             return None
         return bodies[len(held) :]
 
-    def wants_snapshot(self, sender: str, epoch: int, sequence: int) -> bool:
-        """Follower: whether the leader's offer of its state at ``sequence`` is one to take.
+    def wants_snapshot(self, sender: str, epoch: int, tail: Tail) -> bool:
+        """Follower: whether the leader's offer of its state at ``tail`` is one to take.
 
         Only one that is ahead of all that is held here: an entry that was acknowledged must not leave the disk again.
         """
         ours = self.role is Role.FOLLOWING and sender == self.leader and epoch == self.epoch
-        return ours and not self._loading and sequence > self.tail.sequence
+        return ours and not self._loading and tail.sequence > self.tail.sequence and tail.epoch <= epoch
 
     def on_fetching(self, now_ns: int) -> None:
         """Follower: a piece of the leader's state has come in; there is no need to join again."""

@@ -15,6 +15,7 @@ import pykka
 from ...transport.errors import StorageError
 from .._base import NodeActor, tell
 from ..messages import (
+    TAILS_MAX,
     ActorFailed,
     CutLog,
     JournalFailed,
@@ -64,11 +65,7 @@ class JournalActor(NodeActor):
             if isinstance(message, CutLog):
                 self._journal.cut(message.sequence)
             elif isinstance(message, ReadLog):
-                tail = self._journal.tail_at(message.after)
-                bodies = self._journal.bodies(message.after, size_max=READ_SIZE_MAX) if tail else []
-                chain = tail.chain if tail else None
-                base = self._journal.base.sequence
-                tell(self._book, LogRead(message.node, message.after, message.token, chain, tuple(bodies), base))
+                tell(self._book, self._read(message))
             elif isinstance(message, KeepSnapshot):
                 oldest = self._snapshots.write(message.tail, message.book)
                 if message.reset:
@@ -84,6 +81,19 @@ class JournalActor(NodeActor):
             records, self._waiting = self._waiting, []
             self._journal.append(records, committed=self._committed)
             tell(self._book, Persisted(self._generation, records[-1].last_sequence))
+
+    def _read(self, message: ReadLog) -> LogRead:
+        """Read records for a follower; or, if its tail is not in this log, what it can tell from where they part."""
+        journal, after = self._journal, message.after
+        tail = journal.tail_at(after)
+        chain = tail.chain if tail else None
+        bodies: list[bytes] = []
+        tails: list[tuple[int, bytes]] = []
+        if after >= journal.base.sequence and message.expected not in (None, chain):
+            tails = journal.tails(after, count_max=TAILS_MAX, size_max=READ_SIZE_MAX)
+        elif chain is not None:
+            bodies = journal.bodies(after, size_max=READ_SIZE_MAX)
+        return LogRead(message.node, after, message.token, chain, tuple(bodies), tuple(tails), journal.base.sequence)
 
     def on_stop(self) -> None:
         self._journal.close()

@@ -70,6 +70,34 @@ def test_what_was_appended_is_read_back_across_segments_and_restarts(tmp_path: P
     assert list(Journal(tmp_path, segment_size=SEGMENT).records()) == written + more
 
 
+def test_a_span_of_records_is_read_in_one_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path)
+    written = records_after(EMPTY, 1000)
+    journal.append(written, committed=0)
+    reads = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda *given: reads.append(given) or pread(*given))
+    assert journal.bodies(0, size_max=1024 * 1024) == [record.body for record in written]
+    assert len(reads) == 1
+    assert list(journal.records()) == written
+    assert len(reads) == 2
+    assert len(journal.bodies(0, size_max=1000)) < 20
+
+
+def test_the_ends_of_the_last_records_up_to_a_place_are_told(tmp_path: Path) -> None:
+    written = write(tmp_path, [3, 1, 20, 7, 90])
+    journal = Journal(tmp_path, segment_size=SEGMENT)
+    ends = [(0, EMPTY.chain), *((record.last_sequence, record.chain) for record in written)]
+    assert journal.tails(0, count_max=9, size_max=SEGMENT) == ends[:1]
+    for at, record in enumerate(written, 1):
+        for sequence in (record.last_sequence, written[at].last_sequence - 1 if at < len(written) else 10**9):
+            for count_max, size_max in ((1000, SEGMENT), (4, SEGMENT), (1000, 500)):
+                found = journal.tails(sequence, count_max=count_max, size_max=size_max)
+                assert 1 <= len(found) <= count_max
+                assert found == ends[at + 1 - len(found) : at + 1], "the last ones, in order, without a gap"
+    assert len(journal.tails(written[9].last_sequence, count_max=4, size_max=SEGMENT)) == 4
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_a_write_torn_anywhere_is_cut_and_all_before_it_is_kept(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)

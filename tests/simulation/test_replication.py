@@ -9,12 +9,14 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from openoutcry.actors.book.record import EMPTY, Record
-from openoutcry.actors.book.replica import Replica, Role, Send
-from openoutcry.actors.messages import Ack, Append, Join, Lead, Rewind
+from openoutcry.actors.book.replica import CutJournal, ReadJournal, ReadRecord, Replica, Role, Send, SwapRecord
+from openoutcry.actors.messages import Ack, Append, Join, Lead, LogRead, Rewind
 from openoutcry.transport.coordinator import MarketRecord
+from openoutcry.transport.errors import ProtocolError
 
 sys.path.insert(0, str(Path(__file__).parent))
 from world import World
@@ -50,14 +52,31 @@ def follower(*, epoch: int, records: int) -> Replica:
     return replica
 
 
-def sent(effects: list[object], kind: type) -> list[object]:
+def leader() -> Replica:
+    """Return the leader "a", alone in sync in epoch 2 and without records, that has a link to "b"."""
+    replica = Replica(market="M", node="a", applied=EMPTY, incarnation=1)
+    replica.start()
+    replica.on_peer_up("b")
+    (claim,) = replica.on_record(MarketRecord("M", 1, 1, "a", ("a",)), 0)
+    assert isinstance(claim, SwapRecord)
+    replica.on_swapped(claim, MarketRecord("M", 2, 2, "a", ("a",)), 0)
+    assert replica.role is Role.LEADING
+    return replica
+
+
+def join(number: int) -> Join:
+    """Return join ``number`` of an empty follower in epoch 2."""
+    return Join("M", 2, number, 0, 0, EMPTY.chain, 0, observer=False)
+
+
+def sent(effects: list[Any], kind: type) -> list[Any]:
     return [effect.message for effect in effects if isinstance(effect, Send) and isinstance(effect.message, kind)]
 
 
 def test_an_order_to_cut_that_answers_an_earlier_join_is_ignored() -> None:
     """It was under way when the link broke; since then the log has been matched, and what it would cut acknowledged."""
     replica = follower(epoch=2, records=3)
-    late = Rewind("M", 2, replica._join_number, 1)
+    late = Rewind("M", 2, replica._join_number, 1, ())
     replica.on_peer_down("a", 0)
     (join,) = sent(replica.on_peer_up("a"), Join)
     fits = Append("M", 2, 3, replica.tail.chain, (), 0, 0, "", join.join)
@@ -79,14 +98,67 @@ def test_a_restarted_replica_follows_nobody_before_it_has_asked_the_coordinator(
 
 
 def test_acks_and_joins_of_an_earlier_life_of_the_link_do_not_count() -> None:
-    leader = Replica(market="M", node="a", applied=EMPTY, incarnation=1)
-    leader.start()
-    leader.on_peer_up("b")
-    (claim,) = leader.on_record(MarketRecord("M", 1, 1, "a", ("a",)), 0)
-    leader.on_swapped(claim, MarketRecord("M", 2, 2, "a", ("a",)), 0)
-    assert leader.role is Role.LEADING
-    now, before = (Join("M", 2, number, 0, 0, EMPTY.chain, 0, observer=False) for number in (7, 6))
-    assert leader.on_join("b", now, 0)
-    assert leader.on_join("b", before, 0) == []
-    assert leader._followers["b"].join == 7
-    assert leader.on_ack("b", Ack("M", 2, 6, 0, 0), 0) == []
+    replica = leader()
+    assert replica.on_join("b", join(7), 0)
+    assert replica.on_join("b", join(6), 0) == []
+    assert replica._followers["b"].join == 7
+    assert replica.on_ack("b", Ack("M", 2, 6, 0, 0), 0) == []
+
+
+@pytest.mark.parametrize("lie", [Lead("M", 2, ("b", "c")), Lead("M", 2**62, ("c",))], ids=["same epoch", "huge epoch"])
+def test_who_says_that_it_leads_is_believed_only_if_the_coordinator_says_so_too(lie: Lead) -> None:
+    replica = follower(epoch=2, records=0)
+    assert replica.on_lead("c", lie) == [ReadRecord()]
+    assert replica.on_lead("c", lie) == [], "one question at a time"
+    replica.on_record(MarketRecord("M", 2, 2, "a", ("a", "b")), 0)
+    assert ReadRecord() in replica.on_tick(10**9), "the answer may be older than the second claim"
+    replica.on_record(MarketRecord("M", 2, 2, "a", ("a", "b")), 0)
+    record = Record.make(EMPTY, epoch=2, timestamp_ns=1, commands=((3, "ann", "c"),), origins=())
+    replica.on_append("a", Append("M", 2, 0, EMPTY.chain, (record.body,), 0, 0, "", replica._join_number))
+    assert (replica.leader, replica.epoch, replica.tail) == ("a", 2, record.tail)
+    replica.on_peer_up("c")
+    assert replica.on_lead("c", Lead("M", 3, ("b", "c"))) == [ReadRecord()]
+    assert sent(replica.on_record(MarketRecord("M", 3, 3, "c", ("b", "c")), 0), Join)
+    assert (replica.leader, replica.epoch) == ("c", 3)
+
+
+def test_a_leader_goes_on_when_another_lies_that_it_leads() -> None:
+    replica = leader()
+    assert replica.on_lead("b", Lead("M", 7, ("b",))) == [ReadRecord()]
+    replica.on_record(MarketRecord("M", 2, 2, "a", ("a",)), 0)
+    assert (replica.role, replica.epoch) == (Role.LEADING, 2)
+
+
+def test_a_record_of_a_later_epoch_than_its_leader_s_is_refused() -> None:
+    replica = follower(epoch=2, records=0)
+    record = Record.make(EMPTY, epoch=3, timestamp_ns=1, commands=((3, "ann", "c"),), origins=())
+    with pytest.raises(ProtocolError):
+        replica.on_append("a", Append("M", 2, 0, EMPTY.chain, (record.body,), 0, 0, "", replica._join_number))
+    assert replica.tail == EMPTY
+
+
+def test_a_flood_of_joins_makes_the_leader_read_once_at_a_time() -> None:
+    replica = leader()
+    effects = [e for number in range(1, 1001) for e in replica.on_join("b", join(number), 0)]
+    (first,) = effects
+    assert isinstance(first, ReadJournal)
+    (second,) = replica.on_log_read(LogRead("b", 0, first.token, EMPTY.chain, (), (), 0), 0)
+    assert isinstance(second, ReadJournal), "the last join's answer is of another read than the first's"
+    assert sent(replica.on_log_read(LogRead("b", 0, second.token, EMPTY.chain, (), (), 0), 0), Append)
+    assert replica._followers["b"].join == 1000
+
+
+def test_a_follower_that_parted_from_the_leader_long_ago_is_told_once_where() -> None:
+    replica = follower(epoch=2, records=900)
+    shared = [(record.last_sequence, record.chain) for record in replica.pending][:100]
+    others = [(sequence, bytes(31) + b"x") for sequence in range(101, 901)]
+    effects = replica.on_rewind("a", Rewind("M", 2, replica._join_number, 0, (*shared, *others)))
+    assert effects[0] == CutJournal(100)
+    (again,) = sent(effects, Join)
+    assert (again.tail_sequence, again.tail_chain) == shared[-1]
+
+
+def test_a_follower_cuts_no_more_than_it_is_told_while_the_place_is_not_known() -> None:
+    replica = follower(epoch=2, records=9)
+    others = tuple((sequence, bytes(31) + b"x") for sequence in (7, 8, 9))
+    assert replica.on_rewind("a", Rewind("M", 2, replica._join_number, 6, others))[0] == CutJournal(6)

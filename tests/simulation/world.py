@@ -48,7 +48,7 @@ from openoutcry.actors.book.replica import (
     SwapRecord,
 )
 from openoutcry.actors.book.rules import MarketRules
-from openoutcry.actors.messages import Ack, Append, Join, Lead, Resign, Rewind
+from openoutcry.actors.messages import Ack, Append, Join, Lead, LogRead, Resign, Rewind
 from openoutcry.transport.coordinator import MarketRecord
 
 MARKET = "SIM"
@@ -173,7 +173,9 @@ class Node:
             elif isinstance(effect, ApplyRecords):
                 self.apply(effect.records)
             elif isinstance(effect, LeadershipBegun):
-                world.leaderships.append((self.replica.epoch, self.name))
+                epoch = self.replica.epoch
+                assert epoch not in world.leaders, f"{self.name} leads in {epoch}, as {world.leaders[epoch]} has"
+                world.leaders[epoch] = self.name
                 opening = (CLOCK, "", "") if self.replica.tail.sequence else (CONFIGURE, "", "", RULES.to_tuple())
                 self.propose((opening,))
             elif isinstance(effect, Stop):
@@ -207,7 +209,7 @@ class Node:
         self.run(handlers[type(message)]())
 
     def take_state(self, sender: str, state: State) -> list[Any]:
-        if not self.replica.wants_snapshot(sender, state.epoch, state.tail.sequence):
+        if not self.replica.wants_snapshot(sender, state.epoch, state.tail):
             return []
         self.fetched = state.tail, state.book
         return self.replica.on_snapshot_fetched(state.tail)
@@ -252,11 +254,19 @@ class Node:
             self.world.note_state(self, tail.sequence, tail.chain)
             self.run(self.replica.on_snapshot_kept(tail))
         else:
-            base = self.snapshot[0]
-            chain = base.chain if task.after == base.sequence else self.chains.get(task.after)
-            bodies = [r.body for r in self.disk if r.first_sequence > task.after][: self.world.chance.randrange(1, 6)]
-            found = bodies if chain is not None else []
-            self.run(self.replica.on_log_read(task.node, task.after, task.token, chain, found, base.sequence, now_ns))
+            self.run(self.replica.on_log_read(self.read_log(task), now_ns))
+
+    def read_log(self, task: ReadJournal) -> LogRead:
+        base, chance = self.snapshot[0], self.world.chance
+        chain = base.chain if task.after == base.sequence else self.chains.get(task.after)
+        bodies: list[bytes] = []
+        tails: list[tuple[int, bytes]] = []
+        if task.after >= base.sequence and task.expected not in (None, chain):
+            ends = [(base.sequence, base.chain), *self.chains.items()]
+            tails = [end for end in ends if end[0] <= task.after][-chance.randrange(1, 4) :]
+        elif chain is not None:
+            bodies = [r.body for r in self.disk if r.first_sequence > task.after][: chance.randrange(1, 6)]
+        return LogRead(task.node, task.after, task.token, chain, tuple(bodies), tuple(tails), base.sequence)
 
     # -- the coordinator ----------------------------------------------------------------------------------------
 
@@ -324,7 +334,8 @@ class World:
         self.floors: dict[tuple[str, str], int] = {}
         """What had been acknowledged when a command was sent for the first time."""
         self.executed: dict[tuple[str, str], int] = {}
-        self.leaderships: list[tuple[int, str]] = []
+        self.leaders: dict[int, str] = {}
+        """Who has begun to lead in each epoch: nobody twice."""
         self.wires: dict[tuple[str, str], deque[Any]] = {}
         self.stalled: list[tuple[str, str]] = []
         self.ghosts: dict[tuple[str, str], deque[Any]] = {}
