@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     )
     from .book.commands import OrderType, SelfTradePrevention, Side, TimeInForce
     from .book.rules import MarketRules
+    from .kit import Actor, stop_and_join
     from .node import ExchangeNode
     from .subscription import Subscription
+    from .supervision import RestartPolicy, Supervise, Supervisor
     from .views import (
         Accepted,
         Amended,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Accepted",
+    "Actor",
     "Amended",
     "BookView",
     "Cancelled",
@@ -66,17 +69,30 @@ __all__ = [
     "PriceLevel",
     "Rejected",
     "RequestTimeout",
+    "RestartPolicy",
     "SelfTradePrevention",
     "Side",
     "StorageError",
     "Subscription",
+    "Supervise",
+    "Supervisor",
     "TimeInForce",
     "Trade",
     "Unavailable",
     "as_json",
+    "stop_and_join",
 ]
 
-_ROOMS = (".node", ".views", ".subscription", ".book.rules", ".book.commands", "..transport.errors")
+_ROOMS = (
+    ".kit",
+    ".supervision",
+    ".node",
+    ".views",
+    ".subscription",
+    ".book.rules",
+    ".book.commands",
+    "..transport.errors",
+)
 
 logging.getLogger("openoutcry").addHandler(logging.NullHandler())
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pykka
 
     from .book.rules import MarketRules
+    from .kit import Timer
     from .node import ExchangeNode
 
 TIME_FACTOR_VARIABLE: Final = "OPENOUTCRY_TEST_TIME_FACTOR"
@@ -314,6 +315,78 @@ def _shown(value: object) -> str:
     return text if len(text) <= _REPR_LENGTH_MAX else f"{text[:_REPR_LENGTH_MAX]}… ({len(text)} characters)"
 
 
+class FakeClock:
+    """A clock for the timers of :class:`~.kit.Actor` that stands still until the test moves it.
+
+    >>> from openoutcry.actors.kit import Actor, use_clock
+    >>> class Countdown(Actor):
+    ...     left = 3
+    ...
+    ...     def on_start(self) -> None:
+    ...         self.tell_every(60, "a minute has passed")
+    ...
+    ...     def on_receive(self, message: object) -> int:
+    ...         if message == "a minute has passed":
+    ...             self.left -= 1
+    ...         return self.left
+    >>> clock = FakeClock()
+    >>> use_clock(clock)  # the fixture fake_clock does that, and takes it back after the test
+    >>> countdown = Countdown.start()
+    >>> countdown.ask("how many?", timeout=3)
+    3
+    >>> clock.advance(120)
+    >>> countdown.ask("how many?", timeout=3)
+    1
+    >>> countdown.stop()
+    True
+    >>> use_clock(None)
+
+    Only actors that were made while it was in use follow it; nodes and their links live by the machine's clock.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Lock()
+        self._now_s = 0.0
+        self._timers: list[Timer] = []
+
+    def now_s(self) -> float:
+        """Return how far the clock was moved, in seconds."""
+        return self._now_s
+
+    def start(self, timer: Timer) -> None:
+        """Fire ``timer`` when the clock is moved to where it is due."""
+        with self._changed:
+            self._timers.append(timer)
+
+    def advance(self, seconds: float) -> None:
+        """Move the clock, and return once every message that fell due on the way has been handled, one after the other.
+
+        What a handler starts itself counts too if it falls due before the end. Not to be called by an actor.
+
+        Raises:
+            AssertionError: an actor did not get as far as to handle a message within 3 s.
+        """
+        __tracebackhide__ = True
+        end_s = self._now_s + seconds
+        while (timer := self._next(end_s)) is not None:
+            self._now_s = max(self._now_s, timer.due_s)
+            if not timer.fire(self._now_s):
+                with self._changed:
+                    self._timers.remove(timer)
+            deadline_s = time.monotonic() + _scaled(_STOP_S)
+            while timer.pending:
+                if time.monotonic() > deadline_s:
+                    raise AssertionError(f"{timer} was not handled within {_scaled(_STOP_S):g} s: is its actor stuck?")
+                time.sleep(0)
+        self._now_s = end_s
+
+    def _next(self, end_s: float) -> Timer | None:
+        with self._changed:
+            self._timers = [timer for timer in self._timers if not timer.cancelled]
+            due = [timer for timer in self._timers if timer.due_s <= end_s]
+        return min(due, key=lambda timer: timer.due_s, default=None)
+
+
 class Exchange:
     """Nodes of one exchange in this process, started, ready and in sync, with all that they share.
 
@@ -466,6 +539,17 @@ def actor_probe() -> Iterator[ActorProbe]:
     """A started :class:`ActorProbe`; ``actor_probe.another()`` makes more. All are stopped after the test."""
     with ActorProbe() as probe:
         yield probe
+
+
+@pytest.fixture
+def fake_clock() -> Iterator[FakeClock]:
+    """A :class:`FakeClock` for the timers of every :class:`~.kit.Actor` that is started in the test."""
+    from .kit import use_clock  # noqa: PLC0415
+
+    clock = FakeClock()
+    use_clock(clock)
+    yield clock
+    use_clock(None)
 
 
 @pytest.fixture

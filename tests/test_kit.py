@@ -1,0 +1,368 @@
+"""The actor kit: mailboxes that refuse and never deadlock, timers that are messages, restarts with a limit."""
+
+from __future__ import annotations
+
+import doctest
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pykka
+import pytest
+from openoutcry.actors import kit, supervision, testing
+from openoutcry.actors.kit import Actor, Mailbox, SystemClock, stop_and_join
+from openoutcry.actors.supervision import (
+    CurrentRef,
+    Escalation,
+    Release,
+    RestartLimit,
+    RestartPolicy,
+    Supervise,
+    Supervisor,
+)
+from openoutcry.actors.testing import ActorProbe, FakeClock
+from openoutcry.transport.errors import ConfigurationError, InvalidRequest, Overloaded
+from processes import eventually
+
+
+class Runner(Actor):
+    """Runs what it is told on its own thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[Any] = []
+        self.unhandled: list[Any] = []
+
+    def on_receive(self, message: Any) -> Any:
+        if callable(message):
+            return message(self)
+        self.heard.append(message)
+        return None
+
+    def on_unhandled(self, message: Any) -> None:
+        self.unhandled.append(message)
+
+
+class Narrow(Runner):
+    mailbox_size_max = 3
+
+
+def fail(_actor: Actor) -> None:
+    raise ValueError("told to fail")
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., pykka.ActorRef[Any]]]:
+    started: list[pykka.ActorRef[Any]] = []
+
+    def start(kind: type[Actor] = Runner, **options: Any) -> pykka.ActorRef[Any]:
+        started.append(kind.start(**options))
+        return started[-1]
+
+    yield start
+    for ref in started:
+        stop_and_join(ref, timeout_s=5)
+
+
+def on(ref: pykka.ActorRef[Any], run: Callable[[Any], Any]) -> Any:
+    return ref.ask(run, timeout=5)
+
+
+def mailbox_of(ref: pykka.ActorRef[Any]) -> Mailbox:
+    assert isinstance(ref.actor_inbox, Mailbox)
+    return ref.actor_inbox
+
+
+@pytest.mark.parametrize("module", [kit, supervision, testing])
+def test_examples_in_the_documentation_of_the_kit_run(module: Any) -> None:
+    failed, tried = doctest.testmod(module)
+    assert tried > 0
+    assert failed == 0
+
+
+# -- mailboxes ------------------------------------------------------------------------------------------------------
+
+
+def test_full_mailbox_refuses_tell_and_ask_of_others_and_takes_a_stop_and_its_own(start: Any) -> None:
+    ref = start(Narrow)
+    busy, go = threading.Event(), threading.Event()
+
+    def block(actor: Narrow) -> None:
+        busy.set()
+        assert go.wait(10)
+        for number in range(10):
+            actor.actor_ref.tell(("own", number))
+
+    ref.tell(block)
+    assert busy.wait(10)
+    for number in range(3):
+        ref.tell(number)
+    for send in (ref.tell, ref.ask):
+        with pytest.raises(Overloaded) as caught:
+            send("one too many")
+        assert caught.value.code == "mailbox_full"
+    assert mailbox_of(ref).refused == 2
+    stopped = ref.stop(block=False)
+    go.set()
+    assert stopped.get(timeout=5)
+    actor = ref._actor_weakref()
+    if actor is not None:  # still on its way out
+        assert "one too many" not in actor.heard
+
+
+def test_what_was_taken_before_a_stop_is_handled_and_what_comes_later_is_given_up(start: Any) -> None:
+    ref = start(Narrow)
+    actor = on(ref, lambda actor: actor)
+    busy, go = threading.Event(), threading.Event()
+    ref.tell(lambda _: busy.set() or go.wait(10))
+    assert busy.wait(10)
+    ref.tell("before")
+    stopped = ref.stop(block=False)
+    asked = ref.ask("after", block=False)
+    go.set()
+    assert stopped.get(timeout=5)
+    with pytest.raises(pykka.ActorDeadError):
+        asked.get(timeout=5)
+    assert actor.heard == ["before"]
+    assert actor.unhandled == ["after"]
+
+
+def test_ask_that_slips_in_after_the_end_is_answered(start: Any) -> None:
+    ref = start()
+    assert stop_and_join(ref, timeout_s=5)
+    answer = pykka.ThreadingFuture()
+    mailbox_of(ref).put(kit.Envelope("late", answer))
+    with pytest.raises(pykka.ActorDeadError):
+        answer.get(timeout=5)
+
+
+@pytest.mark.parametrize("end", ["stop", "fail", "fail in on_start"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_end_is_told_once_with_its_cause_to_early_and_late_watchers(start: Any, end: str) -> None:
+    class Stillborn(Runner):
+        def on_start(self) -> None:
+            if end == "fail in on_start":
+                raise ValueError("stillborn")
+
+    ref = start(Stillborn)
+    told: list[Any] = []
+    mailbox_of(ref).on_end(lambda error: told.append(("early", error)))
+    if end == "stop":
+        ref.stop()
+    elif end == "fail":
+        ref.tell(fail)
+    eventually(lambda: told, "the early watcher is told")
+    mailbox_of(ref).on_end(lambda error: told.append(("late", error)))
+    assert [who for who, _ in told] == ["early", "late"]
+    for _, error in told:
+        assert error is None if end == "stop" else isinstance(error, ValueError)
+
+
+# -- timers ---------------------------------------------------------------------------------------------------------
+
+
+def test_timers_tell_once_or_again_and_again_in_the_order_in_which_they_are_due(
+    fake_clock: FakeClock, start: Any
+) -> None:
+    ref = start()
+    on(ref, lambda actor: (actor.tell_after(2.5, "once"), actor.tell_every(1, "often"), actor.tell_after(0, "now")))
+    assert on(ref, lambda actor: actor.heard) == []
+    fake_clock.advance(0.5)
+    assert on(ref, lambda actor: actor.heard) == ["now"]
+    fake_clock.advance(3.5)
+    assert on(ref, lambda actor: actor.heard) == ["now", "often", "often", "once", "often", "often"]
+
+
+def test_cancelled_timer_is_heard_no_more_even_if_its_message_waited_already(fake_clock: FakeClock, start: Any) -> None:
+    ref = start()
+    timer = on(ref, lambda actor: actor.tell_every(1, "tick"))
+    fake_clock.advance(1)
+    busy, go = threading.Event(), threading.Event()
+
+    def cancel(_actor: Runner) -> None:
+        busy.set()
+        assert go.wait(10)
+        timer.cancel()
+
+    ref.tell(cancel)
+    assert busy.wait(10)
+    assert timer.fire(2)
+    assert timer.pending
+    go.set()
+    assert on(ref, lambda actor: actor.heard) == ["tick"]
+    fake_clock.advance(10)
+    assert on(ref, lambda actor: actor.heard) == ["tick"]
+
+
+def test_busy_actor_is_told_a_tick_once_not_all_that_it_missed(start: Any) -> None:
+    ref = start()
+    timer = on(ref, lambda actor: actor.tell_every(0.001, "tick"))
+    go = threading.Event()
+    ref.tell(lambda _: go.wait(10))
+    eventually(lambda: timer.pending, "the timer has fired")
+    due_s = timer.due_s
+    eventually(lambda: timer.due_s > due_s + 0.01, "it was due again and again")
+    assert mailbox_of(ref).qsize() == 1
+    go.set()
+
+
+@pytest.mark.parametrize("end", [lambda ref: ref.stop(), lambda ref: ref.tell(fail)])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_timers_end_with_their_actor(fake_clock: FakeClock, start: Any, end: Any) -> None:
+    ref = start()
+    timers = on(ref, lambda actor: (actor.tell_every(1, "tick"), actor.tell_after(5, "once")))
+    end(ref)
+    eventually(lambda: all(timer.cancelled for timer in timers), "both are cancelled")
+    fake_clock.advance(10)
+
+
+def test_timer_of_the_machines_clock_fires_and_a_thousand_cancelled_ones_are_forgotten(start: Any) -> None:
+    ref = start()
+    clock = SystemClock()
+
+    def set_timers(actor: Runner) -> None:
+        actor.clock = clock
+        actor.tell_after(0.01, "later")
+        for _ in range(5000):
+            actor.tell_after(1000, "never").cancel()
+
+    on(ref, set_timers)
+    eventually(lambda: on(ref, lambda actor: actor.heard) == ["later"], "the timer fires")
+    assert len(clock._due) <= 1024
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), True, "1", None])
+def test_delay_that_is_no_number_of_seconds_is_refused(start: Any, seconds: Any) -> None:
+    for method in ("tell_after", "tell_every"):
+        with pytest.raises(InvalidRequest, match="a timer's delay"):
+            on(start(), lambda actor, method=method: getattr(actor, method)(seconds, "message"))
+    with pytest.raises(InvalidRequest, match="more than 0"):
+        on(start(), lambda actor: actor.tell_every(0, "message"))
+
+
+# -- supervision ----------------------------------------------------------------------------------------------------
+
+POLICY = RestartPolicy(restarts_max=2, window_s=60, backoff_min_s=1, backoff_max_s=10, jitter=0)
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+class Nursery:
+    """Starts children and remembers them."""
+
+    def __init__(self, name: str = "child") -> None:
+        self.name = name
+        self.refs: list[pykka.ActorRef[Any]] = []
+        self.broken = False
+
+    def __call__(self) -> pykka.ActorRef[Any]:
+        if self.broken:
+            raise OSError("cannot be started")
+        self.refs.append(Runner.start())
+        return self.refs[-1]
+
+    def fail(self, supervisor: pykka.ActorRef[Any]) -> None:
+        """Have the latest child fail, and wait until the supervisor knows."""
+        self.refs[-1].tell(fail)
+        eventually(lambda: supervisor.ask(CurrentRef(self.name), timeout=5) is None, "the supervisor knows")
+
+    def wait_for(self, count: int) -> None:
+        eventually(lambda: len(self.refs) == count, f"{count} have been started")
+
+
+def test_failed_child_is_started_again_after_a_pause_that_grows_and_its_sibling_goes_on(
+    fake_clock: FakeClock, start: Any
+) -> None:
+    supervisor, nursery, sibling = start(Supervisor, policy=POLICY), Nursery(), Nursery("sibling")
+    assert supervisor.ask(Supervise("child", nursery), timeout=5) is nursery.refs[0]
+    supervisor.ask(Supervise("sibling", sibling), timeout=5)
+    for pause_s in (1, 2):
+        started = len(nursery.refs)
+        nursery.fail(supervisor)
+        fake_clock.advance(pause_s - 0.01)
+        assert len(nursery.refs) == started, "the pause is not over"
+        fake_clock.advance(0.01)
+        assert supervisor.ask(CurrentRef("child"), timeout=5) is nursery.refs[started]
+    assert len(sibling.refs) == 1
+    assert sibling.refs[0].is_alive()
+
+
+def test_child_over_its_limit_fails_the_supervisor_which_stops_the_others(fake_clock: FakeClock, start: Any) -> None:
+    supervisor, nursery, sibling = start(Supervisor, policy=POLICY), Nursery(), Nursery("sibling")
+    supervisor.ask(Supervise("child", nursery), timeout=5)
+    supervisor.ask(Supervise("sibling", sibling), timeout=5)
+    ended: list[Any] = []
+    mailbox_of(supervisor).on_end(ended.append)
+    for _ in range(2):
+        nursery.fail(supervisor)
+        fake_clock.advance(10)
+    nursery.refs[-1].tell(fail)
+    eventually(lambda: ended, "the supervisor has failed")
+    assert isinstance(ended[0], RestartLimit)
+    assert isinstance(ended[0].__cause__, ValueError)
+    assert not sibling.refs[0].is_alive()
+
+
+def test_escalation_may_be_a_call_and_failures_outside_the_window_do_not_count(
+    fake_clock: FakeClock, start: Any
+) -> None:
+    escalations: list[Escalation] = []
+    supervisor = start(Supervisor, policy=POLICY, on_escalation=escalations.append)
+    nursery = Nursery()
+    supervisor.ask(Supervise("child", nursery), timeout=5)
+    for _ in range(5):
+        nursery.fail(supervisor)
+        fake_clock.advance(40)
+    assert escalations == []
+    for _ in range(2):
+        nursery.fail(supervisor)
+        fake_clock.advance(10)
+    eventually(lambda: escalations, "the child is given up")
+    assert (escalations[0].name, escalations[0].restarts) == ("child", 2)
+    assert supervisor.ask(Supervise("child", nursery), timeout=5).is_alive(), "its name is free again"
+
+
+def test_child_that_cannot_be_started_again_counts_as_failed(fake_clock: FakeClock, start: Any) -> None:
+    escalations: list[Escalation] = []
+    supervisor = start(Supervisor, policy=POLICY, on_escalation=escalations.append)
+    nursery = Nursery()
+    supervisor.ask(Supervise("child", nursery), timeout=5)
+    nursery.broken = True
+    nursery.fail(supervisor)
+    fake_clock.advance(20)
+    assert isinstance(escalations[0].error, OSError)
+    with pytest.raises(OSError, match="cannot be started"):
+        supervisor.ask(Supervise("other", nursery), timeout=5)
+
+
+def test_stopped_and_released_children_stay_stopped_and_all_stop_with_the_supervisor(
+    fake_clock: FakeClock, start: Any
+) -> None:
+    supervisor, nurseries = start(Supervisor, policy=POLICY), [Nursery(name) for name in ("one", "two", "three")]
+    for nursery in nurseries:
+        supervisor.ask(Supervise(nursery.name, nursery), timeout=5)
+    with pytest.raises(ConfigurationError, match="supervised already"):
+        supervisor.ask(Supervise("three", nurseries[2]), timeout=5)
+    nurseries[0].refs[0].stop()
+    eventually(lambda: supervisor.ask(CurrentRef("one"), timeout=5) is None, "the supervisor knows")
+    nurseries[1].fail(supervisor)
+    assert supervisor.ask(Release("two"), timeout=5)
+    assert not supervisor.ask(Release("two"), timeout=5)
+    fake_clock.advance(100)
+    assert [len(nursery.refs) for nursery in nurseries] == [1, 1, 1]
+    supervisor.stop()
+    assert not nurseries[2].refs[0].is_alive()
+
+
+def test_actor_whose_failure_cannot_be_seen_is_no_child(start: Any, actor_probe: ActorProbe) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be supervised"):
+        start(Supervisor).ask(Supervise("probe", lambda: actor_probe.another().ref), timeout=5)
+
+
+def test_pauses_double_up_to_a_bound_and_spread() -> None:
+    policy = RestartPolicy(backoff_min_s=0.1, backoff_max_s=3, jitter=0.5)
+    assert [policy.pause_s(restart, 0.5) for restart in (1, 2, 3, 6, 500)] == [0.1, 0.2, 0.4, 3, 3]
+    assert policy.pause_s(1, 0) == pytest.approx(0.05)
+    assert policy.pause_s(1, 1) == pytest.approx(0.15)
+    for wrong in ({"restarts_max": -1}, {"window_s": 0}, {"backoff_min_s": 20}, {"jitter": 2}):
+        with pytest.raises(ConfigurationError):
+            RestartPolicy(**wrong)  # type: ignore[arg-type]
