@@ -53,6 +53,8 @@ class NodeConfig:
     log_level: str = "info"
     log_file: Path | None = None
     """None: stderr."""
+    join_all: bool = False
+    balance: bool = True
     markets: Mapping[str, MarketRules | None] = dataclasses.field(default_factory=dict)
     """None: the market is joined, and opened by another node."""
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
@@ -129,6 +131,20 @@ def parse_market(text: str) -> tuple[str, dict[str, Any]]:
             raise ConfigurationError(f"market {name}: expected key=value, not {pair!r}; as in {name}:tick_size=0.01")
         values[key.strip()] = _parsed(key.strip(), value.strip())
     return name, values
+
+
+def parse_rules(pairs: Iterable[str]) -> MarketRules:
+    """Return the rules that ``key=value`` pairs say, and defaults for the others.
+
+    Raises:
+        ConfigurationError: a pair is not of that form, a key does not exist, or a value is not right.
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        values |= parse_market(f"rules:{pair}")[1]
+    for key in values:
+        _known(key, _RULES, "rule")
+    return MarketRules(**values)
 
 
 def _market_flag(flag: str, markets: Mapping[str, MarketRules | None]) -> tuple[str, MarketRules | None]:
@@ -270,6 +286,12 @@ def _one_of(allowed: tuple[str, ...]) -> Callable[[str, Any], str]:
     return check
 
 
+def _flag(what: str, value: Any) -> bool:
+    if type(value) is not bool:
+        raise ConfigurationError(f"{what} is true or false, not {value!r:.60}")
+    return value
+
+
 _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "name": _text,
     "data_dir": _path,
@@ -284,6 +306,8 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "log_format": _one_of(FORMATS),
     "log_level": _one_of(LEVELS),
     "log_file": _path,
+    "join_all": _flag,
+    "balance": _flag,
 }
 _RULES: Final = {field.name: type(field.default) for field in dataclasses.fields(MarketRules)}
 _KINDS: Final[dict[str, Callable[[str], Any]]] = {
@@ -291,5 +315,7 @@ _KINDS: Final[dict[str, Callable[[str], Any]]] = {
     "min_in_sync": int,
     "timeout": float,
     "join": bool,
+    "join_all": bool,
+    "balance": bool,
     **_RULES,
 }

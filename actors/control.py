@@ -62,6 +62,10 @@ Limit = Annotated[int, Int(1, ITEMS_MAX)]
 Timeout = Annotated[int, Int(1, TIMEOUT_MS_MAX)]
 
 
+def _rules(value: Any, _name: str) -> MarketRules:
+    return MarketRules.from_tuple(value)
+
+
 # -- what is asked: the arguments of ExchangeNode's methods; a price or quantity is a decimal string ------------------
 
 
@@ -164,11 +168,25 @@ class Transfer:
     to: Name_
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class CreateMarket:
+    """:meth:`ExchangeNode.create_market`; answers null."""
+
+    token: Token
+    timeout_ms: Timeout
+    market: Name
+    rules: Annotated[Any, _rules]
+    """On the wire :meth:`MarketRules.to_tuple`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ListMarkets:
+    """Every market that the node has joined or the coordinator lists: ``market``, ``joined``, ``rules`` if known."""
+
+    token: Token
+
+
 # -- what is answered --------------------------------------------------------------------------------------------------
-
-
-def _rules(value: Any, _name: str) -> MarketRules:
-    return MarketRules.from_tuple(value)
 
 
 def _event(value: Any, name: str) -> Event:
@@ -219,6 +237,8 @@ REQUESTS: Final[Codec[Any]] = Codec(
         7: GetEvents,
         8: GetStatus,
         9: Transfer,
+        11: CreateMarket,
+        12: ListMarkets,
     }
 )
 ANSWERS: Final[Codec[Any]] = Codec({17: Result, 18: Value, 19: Failure})
@@ -375,10 +395,24 @@ class ControlServer:
         if isinstance(request, Transfer):
             node.transfer(request.market, request.to, timeout=request.timeout_ms / 1000)
             return node.status()["markets"][request.market]["leader"]
+        if isinstance(request, CreateMarket):
+            return node.create_market(request.market, request.rules, timeout=request.timeout_ms / 1000)
+        if isinstance(request, ListMarkets):
+            return self._markets()
         assert isinstance(request, GetBook), f"unknown request {request!r}"
         if request.known is not None and node.sequence(request.market) == request.known:
             return None
         return node.get_order_book(request.market, request.depth)
+
+    def _markets(self) -> list[dict[str, Any]]:
+        joined = self._node.markets
+        found = []
+        for market in sorted({*joined, *self._node.all_markets()}):
+            rules = None
+            with contextlib.suppress(Unavailable, InvalidRequest):
+                rules = self._node.rules(market)
+            found.append({"market": market, "joined": market in joined, "rules": rules})
+        return found
 
     def _events(self, request: GetEvents) -> dict[str, Any]:
         if request.after is None:
@@ -538,6 +572,14 @@ class ControlClient:
     def status(self) -> dict[str, Any]:
         """Return the node's status."""
         return cast("dict[str, Any]", self._query(GetStatus(self._token)))
+
+    def create_market(self, market: str, rules: MarketRules) -> None:
+        """As :meth:`ExchangeNode.create_market`."""
+        self._query(CreateMarket(self._token, self._timeout_ms, market, rules.to_tuple()))
+
+    def markets(self) -> list[dict[str, Any]]:
+        """Return every market: its name, whether the node has ``joined`` it, and its ``rules`` as far as known."""
+        return cast("list[dict[str, Any]]", self._query(ListMarkets(self._token)))
 
     def transfer(self, market: str, to: str | None = None) -> str | None:
         """As :meth:`ExchangeNode.transfer`; return the id of the node that leads now, None if that is not known yet."""

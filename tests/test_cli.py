@@ -140,6 +140,46 @@ def test_two_nodes_and_a_directory_started_by_hand_trade_restart_and_agree(run: 
     assert stop(rendezvous) == 0
 
 
+def test_a_market_is_created_from_the_command_line_on_all_nodes_also_on_one_that_is_down(
+    run: Run, start: Start, home: Path
+) -> None:
+    rendezvous = start("directory", "--listen", "tcp://127.0.0.1:0")
+    assert rendezvous.stdout is not None
+    address = rendezvous.stdout.readline().strip()
+    commands = {name: ("node", "--name", name, "--join-all", "--directory", address) for name in ("alice", "bob")}
+    alice, bob = (start(*command) for command in commands.values())
+
+    def listed(name: str) -> list[list[str]]:
+        return [line.split() for line in run("market", "list", "--node", name).output.splitlines()[1:]]
+
+    wait_for(lambda: run("status", "--node", "alice").exit_code == 0, "alice runs")
+    wait_for(lambda: run("status", "--node", "bob").exit_code == 0, "bob runs")
+    assert listed("alice") == []
+    create = ("market", "create", "ETH-USD", "--tick", "0.05", "--lot", "0.1", "--timeout", "30")
+    assert run(*create, "--node", "alice").output == "ETH-USD takes orders, in ticks of 0.05 and lots of 0.1\n"
+    assert run(*create, "--node", "bob").exit_code == 0, "the same again changes nothing"
+    assert run("submit", "ETH-USD", "buy", "10.05", "0.1", "--node", "bob").exit_code == 0
+    other = run("market", "create", "ETH-USD", "--tick", "1", "--node", "bob")
+    assert (other.exit_code, other.output.split()[-1]) == (1, "(market_exists)")
+    assert listed("bob") == [["ETH-USD", "yes", "0.05", "0.1"]]
+
+    assert stop(bob) == 0
+    more = run("market", "create", "SOL-USD", "--tick", "0.01", "--rule", "open_orders_max=5", "--timeout", "30")
+    assert more.exit_code == 0, more.output
+    start(*commands["bob"])
+    wait_for(lambda: ["SOL-USD", "yes", "0.01", "1"] in listed("bob"), "bob has joined what was created meanwhile")
+    wait_for(lambda: run("submit", "SOL-USD", "buy", "1", "1", "--node", "bob").exit_code == 0, "bob can trade it")
+    rows = json.loads(run("market", "list", "--node", "bob", "--json").output)
+    assert [row["rules"]["open_orders_max"] for row in rows] == [0, 5]
+    assert stop(alice) == 0
+
+
+def test_rules_that_are_wrong_are_refused_before_anything_is_asked(run: Run) -> None:
+    for pair in ("open_orders_max=-1", "open_orders=5", "nonsense", "open_orders_max=many"):
+        result = run("market", "create", "ETH-USD", "--tick", "0.05", "--rule", pair)
+        assert (result.exit_code, result.output.split()[-1]) == (1, "(configuration)"), pair
+
+
 def test_killed_node_leaves_a_control_file_that_misleads_nobody(run: Run, start: Start, home: Path) -> None:
     command = ("node", "--name", "solo", "--market", MARKET)
     solo = start(*command)

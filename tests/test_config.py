@@ -53,6 +53,8 @@ def test_file_says_all_that_a_node_takes(tmp_path: Path) -> None:
         ttl_ms = 3000
         min_in_sync = 2
         timeout = 2
+        join_all = true
+        balance = false
 
         [markets.BTC-USD]
         tick_size = "0.01"
@@ -74,6 +76,8 @@ def test_file_says_all_that_a_node_takes(tmp_path: Path) -> None:
         ttl_ms=3000,
         min_in_sync=2,
         timeout=2.0,
+        join_all=True,
+        balance=False,
         markets={
             "BTC-USD": MarketRules(tick_size="0.01", lot_size="0.001", amend_keeps_priority=False),
             "ETH-USD": None,
@@ -87,10 +91,12 @@ def test_environment_carries_lists_and_numbers(tmp_path: Path) -> None:
         "OPENOUTCRY_TIMEOUT": "0.5",
         "OPENOUTCRY_SHARED": "of another program",
         "OPENOUTCRY_LISTEN": "",
+        "OPENOUTCRY_JOIN_ALL": "true",
     }
     config = load(tmp_path, environment=environment)
     assert config.directory == ("tcp://a:1", "tcp://b:2")
     assert config.timeout == 0.5
+    assert (config.join_all, config.balance) == (True, True)
     assert config.listen == "tcp://127.0.0.1:0"
 
 
@@ -118,6 +124,7 @@ def test_market_flag_takes_rules_or_those_of_the_file(tmp_path: Path) -> None:
         ("[node]\nmin_in_sync = true\n", "min_in_sync is a whole number"),
         ("[node]\ntimeout = nan\n", "timeout is a number of seconds"),
         ("[node]\ndirectory = 1\n", "directory is an address or a list"),
+        ("[node]\njoin_all = 1\n", "join_all is true or false"),
         ("[markets]\nA = 1\n", r"market A is a section: write \[markets.A\]"),
         ("[markets.A]\ntick_sise = 1\n", "market A: key 'tick_sise' does not exist; did you mean tick_size?"),
         ("[markets.A]\ntick_size = 0.01\n", "market A: tick_size must be a positive decimal string"),

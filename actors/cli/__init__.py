@@ -31,6 +31,7 @@ _COMMANDS: Final[tuple[click.Command, ...]] = (
     show.orders,
     show.status,
     admin.transfer,
+    admin.market,
     disk.verify,
     disk.log,
     replaying.replay,

@@ -35,6 +35,8 @@ node_settings = options(
         "--market", "markets", multiple=True, metavar="NAME[:KEY=VALUE,…]", help="A market to open. Repeatable."
     ),
     click.option("--join", multiple=True, metavar="NAME", help="A market to join that another node opens. Repeatable."),
+    click.option("--join-all", is_flag=True, default=None, help="Join every market, also those created later."),
+    click.option("--balance/--no-balance", default=None, help="Lead about as many markets as others.  [default: yes]"),
     click.option(
         "--directory", multiple=True, help=f"A rendezvous' address. Repeatable.  [default: {DIRECTORY_DEFAULT}]"
     ),
@@ -79,8 +81,10 @@ def node(**flags: Any) -> None:
     $OPENOUTCRY_HOME) and defaults, in that order.
     """
     config = node_config(**flags)
-    if not config.markets:
-        raise ConfigurationError("the node has no market: give --market NAME, or a section [markets.NAME] in the file")
+    if not config.markets and not config.join_all:
+        raise ConfigurationError(
+            "the node has no market: give --market NAME, --join-all, or a section [markets.NAME] in the file"
+        )
     with (
         LogWriter(form=config.log_format, level=config.log_level, file=config.log_file, node=config.name) as log,
         until_signalled(on_hangup=log.reopen) as ended,
@@ -124,6 +128,8 @@ def _run(config: NodeConfig, ended: threading.Event) -> None:
             ttl_ms=config.ttl_ms,
             min_in_sync=config.min_in_sync,
             timeout=config.timeout,
+            join_all=config.join_all,
+            balance=config.balance,
         )
         closing.callback(exchange_node.close)
         server = ControlServer(exchange_node)
@@ -136,7 +142,7 @@ def _run(config: NodeConfig, ended: threading.Event) -> None:
                 exchange_node.wait_ready(0.5)
             except RequestTimeout:
                 continue
-            logger.info("node_ready", markets=sorted(config.markets))
+            logger.info("node_ready", markets=sorted(exchange_node.markets))
             break
         spare_gc()
         ended.wait()
