@@ -288,6 +288,13 @@ class PeerDown:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class PeerGone:
+    """PeerActor to every BookActor, after PeerDown: nobody listens where ``node`` did, so its process has ended."""
+
+    node: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class PeerFound:
     """DiscoveryActor to the node: another node is announced at ``address``."""
 

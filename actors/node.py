@@ -80,6 +80,7 @@ from .messages import (
     Lead,
     LookSoon,
     PeerDown,
+    PeerGone,
     PeerFound,
     PeerLost,
     PeerUp,
@@ -1203,11 +1204,11 @@ class ExchangeNode:
         if peer is not None:
             stop_and_join(peer, timeout_s=5)
 
-    def _tell_books(self, message: PeerUp | PeerDown) -> None:
+    def _tell_books(self, message: PeerUp | PeerDown | PeerGone) -> None:
         with self._lock:
             if isinstance(message, PeerUp):
                 self._links[message.node] = message
-            else:
+            elif isinstance(message, PeerDown):
                 self._links.pop(message.node, None)
             books = list(self._books.values())
         for book in books:

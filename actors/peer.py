@@ -12,6 +12,7 @@ DIALLING  hello that echoes our session                say hello; UP; tell ``Pee
 UP        hello with another session of the peer       DOWN as below, then treat as in DIALLING
 UP        outlet broken, peer's pipe gone, silence,    tell ``PeerDown``; new session, new outlet: DIALLING
           no frame taken for too long
+DIALLING  after UP: its host refuses to connect        tell ``PeerGone``: the process has ended
 any       hello of a foreign coordinator or address    stay or go DIALLING; the error is logged once
 ========  ===========================================  ==============================================
 
@@ -27,7 +28,7 @@ from typing import Any, ClassVar, Final
 
 from ..transport.errors import ConfigurationError, TransportError, WouldBlock
 from ..transport.log import get_logger
-from ..transport.sockets import Outlet
+from ..transport.sockets import Outlet, refuses
 from ._base import TICK, NodeActor, tell
 from .messages import (
     CODEC,
@@ -37,6 +38,7 @@ from .messages import (
     OutletBroken,
     OutletConnected,
     PeerDown,
+    PeerGone,
     PeerUp,
     PipeRemoved,
     ResetLink,
@@ -68,7 +70,7 @@ class PeerActor(NodeActor):
         node: str,
         name: str,
         address: str,
-        tell_all: Callable[[PeerUp | PeerDown], None],
+        tell_all: Callable[[PeerUp | PeerDown | PeerGone], None],
         report: Callable[[ActorFailed], None],
     ) -> None:
         """``me``: how this node introduces itself; ``tell_all``: reaches every actor that cares for links."""
@@ -85,6 +87,7 @@ class PeerActor(NodeActor):
         self._their_pipe = 0
         self._heard_s = time.monotonic()
         self._connected = False
+        self._missed = False
         self._outlet: Outlet | None = None
         self._complained = False
 
@@ -142,6 +145,7 @@ class PeerActor(NodeActor):
             self._say_hello()
         if hello.echo == self._session and self._state is LinkState.DIALLING:
             self._state = LinkState.UP
+            self._missed = False
             self._say_hello()
             self._log.info("link_up", address=self._address)
             self._tell_all(PeerUp(self._node, self._name, self._session, self.actor_ref))
@@ -152,6 +156,7 @@ class PeerActor(NodeActor):
         if self._outlet is None:
             self._open()
         self._say_hello()
+        self._look_for_it()
 
     def _say_hello(self) -> None:
         if self._connected:
@@ -182,6 +187,15 @@ class PeerActor(NodeActor):
             self._open()
             self._log.info("link_down", reason=why)
             self._tell_all(PeerDown(self._node))
+            self._missed = True
+            self._look_for_it()
+
+    def _look_for_it(self) -> None:
+        """Tell a process that has ended from a link that is cut, so that nobody waits for a dead leader's lease."""
+        if self._missed and not self._connected and refuses(self._address):
+            self._missed = False
+            self._log.info("peer_ended", address=self._address)
+            self._tell_all(PeerGone(self._node))
 
     def _open(self) -> None:
         session, ref = self._session, self.actor_ref

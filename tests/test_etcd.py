@@ -495,7 +495,7 @@ def test_another_takes_over_when_the_leader_and_a_member_of_etcd_are_killed_and_
     cluster: EtcdCluster, address: str, tmp_path: Path
 ) -> None:
     acked: dict[str, list[tuple[str, int]]] = {}
-    with market(tmp_path, coordinator=address) as net:
+    with market(tmp_path, coordinator=address, lease_ms=3_600_000) as net:  # nobody waits for the lease of the dead
         nodes = {"ann": net.start("ann")[0]}
         nodes |= {node.name: node for node in net.start("bob", "cat")}
         net.wait_in_sync()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from openoutcry.actors.book.record import EMPTY, Record
 from openoutcry.actors.discovery import Announce
 from openoutcry.actors.messages import CODEC, Forward, Hello, JournalFailed, Query, Refused
 from openoutcry.transport.errors import ProtocolError
-from openoutcry.transport.sockets import Inbox
+from openoutcry.transport.sockets import Inbox, refuses
 
 MARKET = "BTC-USD"
 RULES = MarketRules()
@@ -179,6 +180,18 @@ def test_a_peer_that_ends_every_connection_at_once_is_not_dialled_in_a_storm(exc
         ended = time.monotonic() + 2.0
         until(lambda: time.monotonic() > ended, "two seconds have passed")
         assert len(hellos) < 30
+
+
+def test_a_process_that_has_ended_is_told_from_one_that_is_silent_or_cut_off() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        inbox = Inbox("tcp://127.0.0.1:0", on_frame=lambda *_: None, on_pipe_removed=lambda _: None)
+        inbox.start()
+        assert not refuses(inbox.address), "it lives"
+        inbox.close()
+        assert refuses(inbox.address), "nobody listens there any more"
+        assert not refuses(f"tcp://127.0.0.1:{silent.getsockname()[1]}"), "it may be stopped"
+    for uncertain in ("tcp://localhost:1", "ipc:///nowhere", "inproc://x"):
+        assert not refuses(uncertain)
 
 
 def test_only_the_node_that_was_asked_can_refuse_a_request(exchange: Any) -> None:

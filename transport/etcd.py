@@ -56,7 +56,7 @@ OPERATION_S: Final = 4.0
 """The longest that an operation takes, in seconds, however many endpoints it tries."""
 
 CONNECT_S: Final = 0.5
-ANSWER_S: Final = 1.5
+ANSWER_S: Final = 1.0
 """How long one endpoint may take to connect and to answer, in seconds, before the next is tried."""
 
 _RETRY_S: Final = 0.05

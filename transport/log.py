@@ -34,7 +34,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "state_taken_over": "The replica was far behind and has taken over the leader's state as a whole.",
     "leading": "This replica leads the market from this epoch on.",
     "not_leading": "This replica leads the market no more.",
-    "leader_lapsed": "The leader's lease has lapsed: a replica of the in-sync set takes over.",
+    "leader_lapsed": "The leader's lease has lapsed, or its process has ended: a replica of the in-sync set takes over.",
     "market_joined": "The node has joined a market that it found with the coordinator.",
     "market_not_joined": "A market could not be joined; that is tried again.",
     "market_moved": "The market was handed over to a peer, to even out who leads.",
@@ -44,6 +44,7 @@ EVENTS: Final[Mapping[str, str]] = {
     # Links and the directory.
     "link_up": "The link to a peer is up.",
     "link_down": "The link to a peer is down.",
+    "peer_ended": "Nobody listens where a peer did: its process has ended, and nobody waits for its lease.",
     "link_reset": "The link to a peer is ended because of what it sent.",
     "coordinator_differs": "A peer uses another coordinator; no link is made.",
     "peer_unreachable": "A peer gives an address that cannot be dialled.",

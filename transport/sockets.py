@@ -11,6 +11,7 @@ hand over; ``recv_max_size`` is set before dial or listen, and read back.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import queue
 import re
@@ -18,6 +19,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable
+from socket import create_connection
 from typing import Any, Final, TypeVar
 
 import pynng
@@ -32,6 +34,7 @@ FRAME_SIZE_MAX: Final = 4 * 1024 * 1024
 
 _HEADER_ALLOWANCE = 64
 _POLL_MS = 100
+_PROBE_S = 0.1
 _SCHEMES = ("tcp", "ipc", "inproc")
 
 _SocketT = TypeVar("_SocketT", bound=pynng.Socket)
@@ -119,6 +122,35 @@ def dial(socket: pynng.Socket, address: str) -> None:
         socket.dial(address, block=False)
     except (pynng.NNGException, ValueError) as error:
         raise ConfigurationError(f"cannot dial {address}: {error}; expected tcp://HOST:PORT or ipc:///PATH") from error
+
+
+def refuses(address: str) -> bool:
+    """Return whether the host of ``address`` answers that nobody listens there: who did has ended.
+
+    False wherever that is not certain: no answer within 0.1 s, another transport than tcp, a host that is not given by
+    number (to look a name up may take long).
+    """
+    scheme, _, rest = address.partition("://")
+    host, _, port = rest.rpartition(":")
+    host = host.strip("[]")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    if scheme != "tcp":
+        return False
+    for _ in range(2):  # a process that is just ending takes the first connection with it
+        try:
+            with create_connection((host, int(port)), timeout=_PROBE_S) as probe:
+                if probe.recv(1):
+                    return False
+        except ConnectionRefusedError:
+            return True
+        except TimeoutError:
+            return False
+        except OSError:
+            continue
+    return False
 
 
 class Inbox:

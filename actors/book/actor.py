@@ -3,8 +3,8 @@
 It is the shell of two pure cores: it turns messages into calls of :class:`~.replica.Replica`, carries out the effects,
 applies committed records to :class:`~.orderbook.OrderBook`, and answers those whose requests they hold.
 
-Messages: Submit, Query (ask), Watch, Unwatch, ProposeRules (from the API); Heard, PeerUp, PeerDown (from links);
-Persisted, LogRead, JournalFailed (from its JournalActor); CoordinatorAnswer (from the CoordinatorActor).
+Messages: Submit, Query (ask), Watch, Unwatch, ProposeRules (from the API); Heard, PeerUp, PeerDown, PeerGone (from
+links); Persisted, LogRead, JournalFailed (from its JournalActor); CoordinatorAnswer (from the CoordinatorActor).
 
 Batches form without a timer: what arrives while one record is being written becomes the next record.
 """
@@ -56,6 +56,7 @@ from ..messages import (
     LogRead,
     Offer,
     PeerDown,
+    PeerGone,
     PeerUp,
     Persist,
     Persisted,
@@ -386,6 +387,8 @@ class BookActor(NodeActor):
             for request in self._outstanding.values():
                 if request.sent_to == message.node:
                     request.sent_to = None
+        elif isinstance(message, PeerGone):
+            self._run(self.replica.on_peer_gone(message.node, now_ns))
         elif isinstance(message, LogRead):
             self._run(self.replica.on_log_read(message, now_ns))
         elif isinstance(message, SnapshotKept):
@@ -445,13 +448,14 @@ class BookActor(NodeActor):
             self._fail_requests([number], error)
 
     def _watch_leader(self) -> None:
-        """Follower without a link to its leader: take over if the leader's lease has lapsed."""
+        """Follower without a link to its leader: take over if the leader's process or its lease is gone."""
         replica = self.replica
         leader = replica.leader
         lost = leader is not None and leader != self._node and leader not in self._links
         if lost and replica.role is Role.FOLLOWING and self._node in replica.in_sync and not self._asking_lease:
             self._asking_lease = True
-            self._ask_coordinator(LeaseLapsed(str(leader)), lambda store: store.lapsed(leader))
+            gone = leader in replica.gone
+            self._ask_coordinator(LeaseLapsed(str(leader)), lambda store: gone or store.lapsed(leader))
 
     # -- requests -----------------------------------------------------------------------------------------------
 

@@ -248,6 +248,8 @@ class Replica:
         """Leader: takes in nothing more, and waits for another to take over."""
         self.joined = False
         """Follower: the leader's log is being received, from our tail on."""
+        self.gone: set[str] = set()
+        """Members whose process has ended, as far as is known: nobody waits for them."""
         self._base = applied
         self.pending = deque(pending)
         self.tail = self.pending[-1].tail if self.pending else applied
@@ -412,7 +414,12 @@ class Replica:
             self.joined = False
             self._inherited = self.tail.sequence
             self._followers.clear()
-            self._missing_since_ns = {member: now_ns for member in record.in_sync if member != self.node}
+            long_ago_ns = now_ns - self._absent_ns_max
+            self._missing_since_ns = {
+                member: long_ago_ns if member in self.gone else now_ns
+                for member in record.in_sync
+                if member != self.node
+            }
             begun = True
         if self.role is Role.LEADING:
             effects.append(Send(tuple(sorted(self._links)), Lead(self.market, self.epoch, self.in_sync)))
@@ -447,6 +454,7 @@ class Replica:
     def on_peer_up(self, node: str) -> list[Effect]:
         """A link to ``node`` came up."""
         self._links.add(node)
+        self.gone.discard(node)
         if self.role is Role.LEADING:
             return [Send((node,), Lead(self.market, self.epoch, self.in_sync))]
         if self.role is Role.FOLLOWING and node == self.leader:
@@ -463,6 +471,12 @@ class Replica:
             self._missing_since_ns[node] = now_ns - self._absent_ns_max
             return self._reconsider(now_ns)
         return []
+
+    def on_peer_gone(self, node: str, now_ns: int) -> list[Effect]:
+        """The process of ``node`` has ended, as far as this node can see: none waits for its lease, or its return."""
+        if node in self.in_sync:
+            self.gone.add(node)
+        return self.on_leader_lapsed(node) if node == self.leader else self.on_peer_down(node, now_ns)
 
     def on_tick(self, now_ns: int) -> list[Effect]:
         """Time has passed; ``now_ns`` is monotonic."""
@@ -743,6 +757,7 @@ class Replica:
 
     def _follow(self, leader: str, epoch: int) -> None:
         self.leader = leader
+        self.gone.discard(leader)  # it has led since, so it is back
         self.epoch = max(self.epoch, epoch)
         self.joined = False
         self.expected_hash = None

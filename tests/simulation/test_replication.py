@@ -97,6 +97,22 @@ def test_a_restarted_replica_follows_nobody_before_it_has_asked_the_coordinator(
     assert (replica.leader, replica.epoch) == ("c", 3)
 
 
+def test_a_new_leader_waits_for_no_member_whose_process_has_ended() -> None:
+    replica = follower(epoch=2, records=1)
+    replica.on_record(MarketRecord("M", 2, 2, "a", ("a", "b", "c")), 0)
+    for gone in ("c", "a"):
+        replica.on_peer_down(gone, 0)
+        replica.on_peer_gone(gone, 0)
+    (claim,) = [e for e in replica.on_record(replica.record, 0) if isinstance(e, SwapRecord)]
+    assert (claim.epoch, claim.in_sync) == (3, ("b", "c"))
+    (without,) = [
+        e
+        for e in replica.on_swapped(claim, MarketRecord("M", 3, 3, "b", claim.in_sync), 0)
+        if isinstance(e, SwapRecord)
+    ]
+    assert without.in_sync == ("b",)
+
+
 def test_acks_and_joins_of_an_earlier_life_of_the_link_do_not_count() -> None:
     replica = leader()
     assert replica.on_join("b", join(7), 0)

@@ -457,6 +457,8 @@ class World:
         node = self.nodes[one]
         node.links.discard(other)
         node.run(node.replica.on_peer_down(other, node.now_ns))
+        if not self.nodes[other].alive and self.chance.random() < 0.5:
+            node.run(node.replica.on_peer_gone(other, node.now_ns))
 
     def deliver(self, pair: tuple[str, str], wires: dict[tuple[str, str], deque[Any]]) -> None:
         self.nodes[pair[1]].deliver(pair[0], wires[pair].popleft())
