@@ -280,7 +280,7 @@ REPLICAS: list[tuple[type[Replica], int, str | None]] = [
     (AddsBeforeWhatItInheritedIsHeld, 300, "slow"),
     (AddsWhoIsBehind, 40, None),
     (ShrinksBelowTheMinimum, 100, None),
-    (SaysDurableBeforeTheSnapshotIs, 300, None),
+    (SaysDurableBeforeTheSnapshotIs, 100, None),
 ]
 NODES: list[tuple[type[Node], int, str | None]] = [
     (ForgetfulNode, 40, None),
