@@ -34,7 +34,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "state_taken_over": "The replica was far behind and has taken over the leader's state as a whole.",
     "leading": "This replica leads the market from this epoch on.",
     "not_leading": "This replica leads the market no more.",
-    "leader_lapsed": "The leader's lease has lapsed, or its process has ended: a replica of the in-sync set takes over.",
+    "leader_lapsed": "The leader's lease or its process has ended: a replica of the in-sync set takes over.",
     "market_joined": "The node has joined a market that it found with the coordinator.",
     "market_not_joined": "A market could not be joined; that is tried again.",
     "market_moved": "The market was handed over to a peer, to even out who leads.",

@@ -321,8 +321,8 @@ def test_a_journal_damaged_before_its_tail_is_put_aside_and_repaired_from_a_peer
         (aside,) = (net.nodes[victim].folder / "markets").glob("*.damaged-*")
         assert list(aside.glob("*.log")), "what was damaged is kept"
         eventually(lambda: net.nodes[victim].market["repairing"] is None, "it is repaired")
-        said = [line for line in net.nodes[victim].said_in_its_log().splitlines() if "journal_put_aside" in line]
-        assert len(said) == 1 and str(aside) in said[0], "it says so"
+        (said,) = [line for line in net.nodes[victim].said_in_its_log().splitlines() if "journal_put_aside" in line]
+        assert str(aside) in said, "it says so"
         net.wait_answers(20)
         finish(net, others)
 
