@@ -6,7 +6,7 @@ import queue
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, cast
 
 from pykka._envelope import Envelope
 
@@ -26,6 +26,13 @@ class Tick:
 TICK: Final = Tick()
 
 
+class Quiet:
+    """The inbox to its actor: nothing has come for the time it was asked to wait, see :meth:`TickingInbox.linger`."""
+
+
+QUIET: Final = Quiet()
+
+
 class TickingInbox(Mailbox):
     """A mailbox that hands out a tick when one is due.
 
@@ -36,9 +43,20 @@ class TickingInbox(Mailbox):
         super().__init__(name, size_max)
         self._tick_s = tick_ms / 1000
         self._next = time.monotonic() + self._tick_s
+        self._linger_s = 0.0
+
+    def linger(self, seconds: float) -> None:
+        """Hand out :data:`QUIET` if nothing comes for so long after the message that is being handled."""
+        self._linger_s = seconds
 
     def get(self) -> Envelope[Any]:
         """Return the next message or, when due, a tick."""
+        if self._linger_s:
+            linger_s, self._linger_s = self._linger_s, 0.0
+            try:
+                return self._unwrapped(linger_s)
+            except queue.Empty:
+                return Envelope(QUIET)
         if not self._tick_s:
             return self._unwrapped(None)
         wait = self._next - time.monotonic()
@@ -88,3 +106,7 @@ class NodeActor(Actor):
     def idle(self) -> bool:
         """Whether no message waits: the moment to send what was held back to travel with something else."""
         return bool(self.actor_inbox.empty())
+
+    def linger(self, seconds: float) -> None:
+        """Receive :data:`QUIET` if nothing comes for ``seconds`` after the message that is being handled."""
+        cast("TickingInbox", self.actor_inbox).linger(seconds)

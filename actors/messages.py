@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from ..transport import codec
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 
     from .book.record import Tail
     from .book.rules import MarketRules
+    from .peer import Link
 
 CHUNK_SIZE: Final = 1024 * 1024
 """Bytes of a snapshot that travel in one frame."""
@@ -41,9 +41,19 @@ Request = Annotated[int, codec.Int(1)]
 
 def _commands(value: Any, _name: str) -> tuple[Command, ...]:
     commands = checked_commands(value)
-    if not 1 <= len(commands) <= COMMANDS_MAX:
-        raise ProtocolError(f"commands: expected 1 to {COMMANDS_MAX}, got {len(commands)}")
+    if not commands:
+        raise ProtocolError("commands: a request without any")
     return commands
+
+
+_REQUESTS: Final = codec.Array(codec.Record((codec.Int(1), _commands)), COMMANDS_MAX)
+
+
+def _requests(value: Any, name: str) -> tuple[tuple[int, tuple[Command, ...]], ...]:
+    requests = _REQUESTS(value, name)
+    if not 1 <= sum([len(commands) for _, commands in requests]) <= COMMANDS_MAX:
+        raise ProtocolError(f"{name}: expected 1 to {COMMANDS_MAX} commands in all")
+    return requests
 
 
 # -- between nodes --------------------------------------------------------------------------------------------------
@@ -187,11 +197,13 @@ class Ack:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Forward:
-    """Any node to the leader: order these commands for me. The answer is the log itself: a record names its origins."""
+    """Any node to the leader: order these for me: ``(request, commands)`` each, of ``COMMANDS_MAX`` commands in all.
+
+    The answer is the log itself: a record names its origins.
+    """
 
     market: MarketName
-    request: Request
-    commands: Annotated[tuple[Command, ...], _commands]
+    requests: Annotated[tuple[tuple[int, tuple[Command, ...]], ...], _requests]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -272,12 +284,11 @@ class ResetLink:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PeerUp:
-    """PeerActor to every BookActor: the link to ``node`` is up; tell ``peer`` to send over it."""
+    """PeerActor to every BookActor: the link to ``node`` is up; ``link`` sends over it."""
 
     node: str
     name: str
-    session: int
-    peer: ActorRef[Any]
+    link: Link
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -311,13 +322,11 @@ class PeerLost:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Submit:
-    """The API to a BookActor: have these commands executed; ``future`` gets their :class:`Outcome` or an error."""
+class Submitted:
+    """The API to a BookActor: requests wait in its :class:`~.submission.Submissions`. Told once for many."""
 
-    commands: tuple[Command, ...]
-    future: Future[Any]
-    deadline_ns: int
-    """On the monotonic clock; after it the future has failed by :class:`RequestTimeout`."""
+
+SUBMITTED: Final = Submitted()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -19,8 +20,6 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Final, TypeVar, cast
@@ -34,7 +33,6 @@ from ..transport.errors import (
     ConfigurationError,
     InvalidRequest,
     OpenOutcryError,
-    Overloaded,
     ProtocolError,
     RequestTimeout,
     StorageError,
@@ -48,7 +46,7 @@ from ..transport.sqlite import SqliteCoordinator
 from ..transport.survey import Lookup, ServiceEntry
 from ._base import TICK, NodeActor, stop_and_join, tell
 from .balance import Move
-from .book.actor import BookActor, Outcome, Unwatch, Watch
+from .book.actor import BookActor, Unwatch, Watch
 from .book.commands import (
     AMEND,
     CANCEL,
@@ -64,6 +62,7 @@ from .book.commands import (
     checked_commands,
 )
 from .book.journal import FolderLock
+from .book.orderbook import events_between
 from .book.record import COMMANDS_MAX
 from .book.rules import DecimalLike, MarketRules
 from .book.snapshots import sync_folder
@@ -89,9 +88,9 @@ from .messages import (
     Query,
     ReadRecords,
     StoreStatus,
-    Submit,
 )
 from .peer import PeerActor
+from .submission import Request, Submissions
 from .subscription import Subscription
 from .views import (
     BookView,
@@ -135,28 +134,6 @@ _MARKET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/+-]{0,62}[A-Za-z0-9
 
 _T = TypeVar("_T")
 _open_nodes: weakref.WeakSet[ExchangeNode] = weakref.WeakSet()
-
-
-class _Gate:
-    """Bounds the commands of one market in flight at this node: callers beyond the bound are slowed, then refused."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._in_flight = 0
-        self._condition = threading.Condition()
-
-    def enter(self, count: int, *, timeout_s: float) -> None:
-        with self._condition:
-            if not self._condition.wait_for(lambda: self._in_flight + count <= self._limit, timeout_s):
-                raise Overloaded(
-                    f"{self._in_flight} commands are unanswered already; this request was not sent, wait for answers"
-                )
-            self._in_flight += count
-
-    def leave(self, count: int) -> None:
-        with self._condition:
-            self._in_flight -= count
-            self._condition.notify_all()
 
 
 class _Supervisor(NodeActor):
@@ -276,7 +253,7 @@ class ExchangeNode:
         self._proposed: dict[str, MarketRules] = {}
         self._created: dict[str, MarketRules] = {}
         self._books: dict[str, pykka.ActorRef[BookActor]] = {}
-        self._gates: dict[str, _Gate] = {}
+        self._submissions: dict[str, Submissions] = {}
         self._rules: dict[str, MarketRules] = {}
         self._subscriptions: list[Subscription] = []
         self._peers: dict[str, pykka.ActorRef[PeerActor]] = {}
@@ -427,10 +404,12 @@ class ExchangeNode:
         if not market or len(market) > NAME_LENGTH_MAX or market in (".", ".."):
             raise ConfigurationError(f"a market's name has 1 to {NAME_LENGTH_MAX} characters, not {market!r:.80}")
         self._check_room()
+        submissions = Submissions(IN_FLIGHT_MAX)
         book = BookActor.start(
             market=market,
             node=self.node_id,
             rules=rules,
+            submissions=submissions,
             folder=self.data_dir / "markets" / quote(market, safe=""),
             coordinator=self._keeper,
             min_in_sync=self._min_in_sync,
@@ -439,7 +418,8 @@ class ExchangeNode:
             report=self._report,
         )
         with self._lock:
-            self._gates[market] = _Gate(IN_FLIGHT_MAX)
+            submissions.open(functools.partial(tell, book))
+            self._submissions[market] = submissions
             self._books[market] = book
             for link in self._links.values():
                 tell(book, link)
@@ -770,18 +750,18 @@ class ExchangeNode:
         """
         deadline_s = self._deadline_s(timeout)
         every = _checked(tuple(commands))
-        futures: list[Future[Outcome]] = []
+        requests: list[Request] = []
         for at in range(0, len(every), COMMANDS_MAX):
             try:
-                futures.append(self._send(market, every[at : at + COMMANDS_MAX], deadline_s))
+                requests.append(self._send(market, every[at : at + COMMANDS_MAX], deadline_s))
             except Unavailable as error:
                 sent = f" ({at} of {len(every)} commands were sent before; their outcome is unknown)" if at else ""
                 raise type(error)(f"{error.message}{sent}", code=error.code) from error
 
         def answers() -> list[OrderResult]:
             results: list[OrderResult] = []
-            for future in futures:
-                results += _to_results(market, _wait(future, deadline_s))
+            for request in requests:
+                results += _to_results(market, request)
             return results
 
         return answers
@@ -853,7 +833,7 @@ class ExchangeNode:
 
     def _one(self, market: str, command: Command, timeout: float | None) -> OrderResult:
         deadline_s = self._deadline_s(timeout)
-        result = _to_results(market, _wait(self._send(market, _checked((command,)), deadline_s), deadline_s))[0]
+        result = _to_results(market, self._send(market, _checked((command,)), deadline_s))[0]
         if result.code is not None:
             raise OrderRejected(result)
         return result
@@ -861,16 +841,9 @@ class ExchangeNode:
     def _deadline_s(self, timeout: float | None) -> float:
         return time.monotonic() + (self.timeout if timeout is None else _timeout(timeout))
 
-    def _send(self, market: str, commands: tuple[Command, ...], deadline_s: float) -> Future[Outcome]:
-        book = self._book(market)
-        gate = self._gates[market]
-        count = len(commands)
-        gate.enter(count, timeout_s=max(0.0, deadline_s - time.monotonic()))
-        future: Future[Outcome] = Future()
-        future.add_done_callback(lambda _: gate.leave(count))
-        if not tell(book, Submit(commands, future, int(deadline_s * 1e9))):
-            future.set_exception(self._gone(market))
-        return future
+    def _send(self, market: str, commands: tuple[Command, ...], deadline_s: float) -> Request:
+        self._book(market)
+        return self._submissions[market].submit(commands, deadline_s)
 
     def _account(self, account: str | None) -> str:
         return self.name if account is None else _name(account, "account", "invalid_account")
@@ -1370,22 +1343,12 @@ def _timeout(seconds: float) -> float:
     return seconds
 
 
-def _wait(future: Future[Outcome], deadline_s: float) -> Outcome:
-    try:
-        # The BookActor fails the future at its deadline; the second beyond is for a BookActor that is stuck.
-        return future.result(max(0.0, deadline_s - time.monotonic()) + 1)
-    except FutureTimeoutError:
-        if future.done():
-            raise
-        future.cancel()
-        raise RequestTimeout("no answer in time: the outcome is unknown; retry with the same client order id") from None
-
-
-def _to_results(market: str, outcome: Outcome) -> list[OrderResult]:
-    """Return one result for each command of a request."""
-    by_sequence: list[list[Any]] = [[] for _ in outcome.commands]
-    first = outcome.first_sequence
-    for event in outcome.events:
+def _to_results(market: str, request: Request) -> list[OrderResult]:
+    """Wait for the answer to a request, and return one result for each of its commands."""
+    outcome = request.wait()
+    first = request.first_sequence
+    by_sequence: list[list[Any]] = [[] for _ in request.commands]
+    for event in events_between(outcome.events, first, first + len(by_sequence) - 1):
         by_sequence[event[1] - first].append(event)
     results = []
     for at, events in enumerate(by_sequence):

@@ -22,9 +22,12 @@ Messages: HelloHeard, PipeRemoved, OutletConnected, OutletBroken, SendFrame, Res
 from __future__ import annotations
 
 import enum
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
+
+import pykka
 
 from ..transport.errors import ConfigurationError, TransportError, WouldBlock
 from ..transport.log import get_logger
@@ -58,6 +61,44 @@ class LinkState(enum.Enum):
     UP = "up"
 
 
+class Link:
+    """One life of a link, while it is up: sends frames from any thread, in each thread's order.
+
+    A frame goes out on the sender's own thread when nng takes it at once: a hand-over to the PeerActor would cost the
+    frame more time than the network. What nng has no room for waits at the PeerActor, and all that follows behind it.
+    """
+
+    def __init__(self, session: int, outlet: Outlet, peer: pykka.ActorRef[Any]) -> None:
+        self._session = session
+        self._outlet = outlet
+        self._peer = peer
+        self._lock = threading.Lock()
+        self._queued = 0
+        self._ended = False
+
+    def send(self, frame: bytes) -> None:
+        """Send ``frame``, or drop it if the link has ended."""
+        with self._lock:
+            if self._ended or (not self._queued and self._outlet.offer(frame)):
+                return
+            self._queued += 1
+        tell(self._peer, SendFrame(self._session, frame))
+
+    def reset(self, reason: str) -> None:
+        """End the link: the peer broke the protocol."""
+        tell(self._peer, ResetLink(reason))
+
+    def sent(self) -> None:
+        """A frame that waited has been sent. PeerActor only."""
+        with self._lock:
+            self._queued -= 1
+
+    def end(self) -> None:
+        """Send nothing more; afterwards no other thread uses the outlet. PeerActor only."""
+        with self._lock:
+            self._ended = True
+
+
 class PeerActor(NodeActor):
     """Owns the outlet to one remote node and the state of the link to it."""
 
@@ -89,14 +130,14 @@ class PeerActor(NodeActor):
         self._connected = False
         self._missed = False
         self._outlet: Outlet | None = None
+        self._link: Link | None = None
         self._complained = False
 
     def on_start(self) -> None:
         self._open()
 
     def on_stop(self) -> None:
-        if self._outlet is not None:
-            self._outlet.close()
+        self._close()
         if self._state is LinkState.UP:
             self._tell_all(PeerDown(self._node))
 
@@ -104,6 +145,8 @@ class PeerActor(NodeActor):
         if isinstance(message, SendFrame):
             if message.session == self._session and self._state is LinkState.UP:
                 self._send(message.frame)
+                if self._link is not None:
+                    self._link.sent()
         elif message is TICK:
             self._tick()
         elif isinstance(message, HelloHeard):
@@ -147,8 +190,12 @@ class PeerActor(NodeActor):
             self._state = LinkState.UP
             self._missed = False
             self._say_hello()
+            if self._state is not LinkState.UP:
+                return  # it broke
             self._log.info("link_up", address=self._address)
-            self._tell_all(PeerUp(self._node, self._name, self._session, self.actor_ref))
+            assert self._outlet is not None, "a link that is up has an outlet"
+            self._link = Link(self._session, self._outlet, self.actor_ref)
+            self._tell_all(PeerUp(self._node, self._name, self._link))
 
     def _tick(self) -> None:
         if self._state is LinkState.UP and time.monotonic() - self._heard_s > SILENCE_MS_MAX / 1000:
@@ -178,9 +225,7 @@ class PeerActor(NodeActor):
     def _reset(self, why: str) -> None:
         was_up = self._state is LinkState.UP
         self._state = LinkState.DIALLING
-        if self._outlet is not None:
-            self._outlet.close()
-            self._outlet = None
+        self._close()
         self._session = max(time.time_ns(), self._session + 1)
         self._connected = False
         if was_up:  # else on a tick: no storm of attempts at a peer that ends each of them
@@ -196,6 +241,14 @@ class PeerActor(NodeActor):
             self._missed = False
             self._log.info("peer_ended", address=self._address)
             self._tell_all(PeerGone(self._node))
+
+    def _close(self) -> None:
+        if self._link is not None:
+            self._link.end()
+            self._link = None
+        if self._outlet is not None:
+            self._outlet.close()
+            self._outlet = None
 
     def _open(self) -> None:
         session, ref = self._session, self.actor_ref

@@ -206,7 +206,7 @@ def test_only_the_node_that_was_asked_can_refuse_a_request(exchange: Any) -> Non
         until(lambda: follower._ask(book, lambda actor: len(actor._outstanding), 5) == 1, "the request is under way")
         for request in follower._ask(book, lambda actor: list(actor._outstanding), 5):
             stranger.send(Refused(MARKET, request, "made_up", "no"))
-        stranger.send(Forward(MARKET, 1, ((3, "stranger", ""),)))
+        stranger.send(Forward(MARKET, ((1, ((3, "stranger", ""),)),)))
         until(lambda: not stranger.heard.empty(), "the follower has read what the stranger sent")
         stall.set()
         assert answers()[0].status == "resting"

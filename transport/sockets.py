@@ -277,7 +277,17 @@ class Outlet:
             else:
                 return
 
+    def offer(self, frame: bytes) -> bool:
+        """Hand ``frame`` to nng if it takes it at once; return whether it did. Any thread, but not during a close."""
+        if len(frame) > FRAME_SIZE_MAX:
+            return False
+        try:
+            self._socket.send(frame, block=False)
+        except pynng.NNGException:
+            return False
+        return True
+
     def close(self) -> None:
-        """Close the socket; only the thread that sends may call it. Idempotent."""
+        """Close the socket, while no other thread sends. Idempotent."""
         self._closed = True
         self._socket.close()

@@ -11,13 +11,11 @@ Batches form without a timer: what arrives while one record is being written bec
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -33,10 +31,11 @@ from ...transport.errors import (
     Unavailable,
 )
 from ...transport.log import get_logger
-from .._base import TICK, NodeActor, stop_and_join, tell
+from .._base import QUIET, TICK, NodeActor, stop_and_join, tell
 from ..messages import (
     CHUNK_SIZE,
     CODEC,
+    SUBMITTED,
     Ack,
     ActorFailed,
     Append,
@@ -64,16 +63,14 @@ from ..messages import (
     Query,
     ReadLog,
     Refused,
-    ResetLink,
     Resign,
     Rewind,
-    SendFrame,
     SnapshotKept,
-    Submit,
 )
+from ..submission import MANY, Request, Submissions
 from .commands import CLOCK, CONFIGURE, DUPLICATE, Command, Event
 from .journal import Journal
-from .orderbook import OrderBook, events_between
+from .orderbook import OrderBook
 from .record import COMMANDS_MAX, EMPTY, Origin, Record, Tail
 from .replica import (
     SNAPSHOT_BEHIND,
@@ -101,24 +98,28 @@ from .writer import JournalActor
 
 logger = get_logger(__name__)
 
-BATCH_MAX: Final = COMMANDS_MAX
-"""Most commands the leader gathers into one record; their longest form fits into one."""
+BATCH_MAX: Final = 512
+"""Most commands the leader gathers into one record, unless one request has more.
+
+Half of what a record can hold: while one record is being replicated the next can be made.
+"""
 NOT_LEADER: Final = "not_leader"
 REPAIRING: Final = "repairing"
 """Name of the file that marks a replica whose damaged journal was put aside; it says what was wrong."""
 OFFER_S: Final = 10.0
 """How long a snapshot is held for a follower that does not fetch it, in seconds."""
+LINGER_S: Final = 0.0005
+"""How long the leader waits for the next record to carry the commit index before it is sent alone, in seconds."""
 WAITING_MAX: Final = 65_536
 """Most commands that may wait at the leader to be ordered; beyond, they are refused as overloaded."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one request: its commands' sequence numbers and events, and the state they are part of."""
+    """What became of commands that were executed together: of one's own request, and of others'."""
 
-    first_sequence: int
-    commands: tuple[Command, ...]
-    events: tuple[Event, ...]
+    events: list[Event]
+    """Of all of them, in order of sequence."""
     earlier: dict[int, tuple[Event, ...]]
     """First answers to commands that turned out to be retries, by the sequence of the first."""
     state_sequence: int
@@ -178,16 +179,6 @@ class _Fetched:
 
 
 @dataclasses.dataclass(slots=True)
-class _Request:
-    """A request of this node that has no answer yet."""
-
-    submit: Submit
-    sent_to: str | None = None
-    """The node that has been asked to order it, while it may still do so."""
-    sent_ever: bool = False
-
-
-@dataclasses.dataclass(slots=True)
 class _Waiting:
     """A request that waits at the leader to be put into a record."""
 
@@ -207,6 +198,7 @@ class BookActor(NodeActor):
         market: str,
         node: str,
         rules: MarketRules | None,
+        submissions: Submissions,
         folder: Path,
         coordinator: pykka.ActorRef[Any],
         min_in_sync: int,
@@ -216,6 +208,8 @@ class BookActor(NodeActor):
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """Open the journal in ``folder`` and recover the book as far as it is known to be committed.
+
+        ``submissions``: where this node's callers put their requests.
 
         ``rules`` are proposed as the log's first command if this node is the first to lead; None = take the log's.
         ``snapshot_every``: after how many commands the book is written to disk whole, and the log before it pruned.
@@ -231,6 +225,7 @@ class BookActor(NodeActor):
         self._node = node
         self._own_rules = rules
         self._log = logger.bind(market=market, node=node)
+        self._submissions = submissions
         self._coordinator = coordinator
         self._clock_ns = clock_ns
         self.book = OrderBook()
@@ -257,9 +252,13 @@ class BookActor(NodeActor):
         self._waiting: deque[_Waiting] = deque()
         self._waiting_commands = 0
         self._writing = False
-        self._outstanding: dict[int, _Request] = {}
+        self._outstanding: dict[int, Request] = {}
         self._next_request = self._clock_ns()
         self._asking_lease = False
+        self._untold = False
+        """Leader: followers do not know yet how far the log is committed; the next record tells them, if it is soon."""
+        self._told_soon = False
+        """It has to be told at once: some of them have callers that wait for it."""
         self._watchers: list[Watcher] = []
         self.failure: OpenOutcryError | None = None
         self.counters = {"commands": 0, "records": 0, "events": 0, "protocol_errors": 0, "swaps": 0}
@@ -338,11 +337,8 @@ class BookActor(NodeActor):
     def on_stop(self) -> None:
         self._fail_requests(list(self._outstanding), self._end())
         self._end_watches(self._end())
+        self._submissions.close(self._end())
         stop_and_join(self._journal, timeout_s=10)
-
-    def on_unhandled(self, message: Any) -> None:
-        if isinstance(message, Submit):
-            _fail(message.future, self._end())
 
     def _end(self) -> OpenOutcryError:
         """Why nothing is answered any more."""
@@ -356,8 +352,8 @@ class BookActor(NodeActor):
 
     def on_receive(self, message: Any) -> Any:
         answer = None
-        if isinstance(message, Submit):
-            self._submit(message)
+        if message is SUBMITTED:
+            self._gather()
         elif isinstance(message, Heard):
             self._hear(message)
         elif isinstance(message, Persisted):
@@ -367,12 +363,18 @@ class BookActor(NodeActor):
             answer = message.read(self)
         elif message is TICK:
             self._tick()
+        elif message is QUIET:
+            pass
         else:
             answer = self._receive_rare(message)
-        if self._waiting and not self._writing:
+        if (self._waiting or self._submissions.any) and not self._writing:
             self._propose_waiting()
-        if self.idle:
-            self._run(self.replica.announce_commit())
+        if self._untold and self.idle:
+            if self._told_soon or message is QUIET or message is TICK:
+                self._untold = self._told_soon = False
+                self._run(self.replica.announce_commit())
+            else:
+                self.linger(LINGER_S)
         return answer
 
     def _receive_rare(self, message: Any) -> Any:
@@ -417,6 +419,7 @@ class BookActor(NodeActor):
 
     def _tick(self) -> None:
         now_ns = time.monotonic_ns()
+        self._take_submissions()
         self._run(self.replica.on_tick(now_ns))
         if self._offered is not None and time.monotonic() > self._offer_until_s:
             self._offered = None
@@ -428,9 +431,9 @@ class BookActor(NodeActor):
             self._enqueue(_Waiting("", 0, ((CLOCK, "", ""),)))
 
     def _expire_requests(self, now_ns: int) -> None:
-        late = [number for number, request in self._outstanding.items() if request.submit.deadline_ns <= now_ns]
+        late = [number for number, request in self._outstanding.items() if request.deadline_ns <= now_ns]
         if late:
-            first = self._outstanding[late[0]].submit.commands[0]
+            first = self._outstanding[late[0]].commands[0]
             self._log.warning(
                 "requests_expired", requests=len(late), leader=self.replica.leader, client_order_id=first[2]
             )
@@ -463,42 +466,68 @@ class BookActor(NodeActor):
     def _leads(self) -> bool:
         return self.replica.may_propose
 
-    def _submit(self, submit: Submit) -> None:
-        if self.replica.role is Role.STOPPED:
-            _fail(submit.future, self.failure or Unavailable(f"market {self._market} has stopped"))
-            return
-        self._next_request += 1
-        self._outstanding[self._next_request] = _Request(submit)
-        self._route(self._next_request)
+    def _gather(self) -> None:
+        """Take what callers have submitted, unless it had better wait for the answers to what is under way."""
+        under_way = self.replica.pending if self._leads else self._outstanding
+        if not under_way or self._waiting_commands + self._submissions.waiting >= MANY:
+            self._take_submissions()
 
-    def _route(self, number: int) -> None:
-        """Bring a request to whoever leads now; without a leader it waits for one, or for its deadline.
+    def _take_submissions(self) -> None:
+        requests = self._submissions.take()
+        if self.replica.role is Role.STOPPED:
+            self._give_up(requests, self.failure or Unavailable(f"market {self._market} has stopped"))
+            return
+        numbers = range(self._next_request + 1, self._next_request + 1 + len(requests))
+        self._next_request += len(requests)
+        self._outstanding.update(zip(numbers, requests, strict=True))
+        self._route(numbers)
+
+    def _route(self, numbers: Iterable[int]) -> None:
+        """Bring requests to whoever leads now; without a leader they wait for one, or for their deadlines.
 
         A request that was brought to a former leader may be in the log already: then the book answers the second
         attempt with the first one's result.
         """
         replica = self.replica
-        request = self._outstanding[number]
-        commands = request.submit.commands
         if replica.role is Role.LEADING:
-            if replica.resigned:
-                return
-            if error := self._refusal(len(commands)):
+            if not replica.resigned:
+                self._enqueue_own(numbers)
+        elif replica.joined and replica.leader in self._links:
+            self._forward(replica.leader, numbers)
+
+    def _enqueue_own(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            request = self._outstanding[number]
+            if error := self._refusal(len(request.commands)):
                 self._fail_requests([number], error)
             else:
                 request.sent_to = self._node
-                self._enqueue(_Waiting(self._node, number, commands))
-        elif replica.joined and replica.leader in self._links:
-            request.sent_to = replica.leader
-            self._send((replica.leader,), Forward(self._market, number, commands))
-        request.sent_ever = request.sent_ever or request.sent_to is not None
+                request.sent_ever = True
+                self._enqueue(_Waiting(self._node, number, request.commands))
+
+    def _forward(self, leader: str, numbers: Iterable[int]) -> None:
+        """Bring requests to the leader: in one frame, or a few when there are many commands."""
+        batch: list[tuple[int, tuple[Command, ...]]] = []
+        commands = 0
+        for number in numbers:
+            request = self._outstanding[number]
+            request.sent_to = leader
+            request.sent_ever = True
+            if commands + len(request.commands) > COMMANDS_MAX:
+                self._send((leader,), Forward(self._market, tuple(batch)))
+                batch, commands = [], 0
+            batch.append((number, request.commands))
+            commands += len(request.commands)
+        if batch:
+            self._send((leader,), Forward(self._market, tuple(batch)))
 
     def _route_again(self, *, away_from: str | None) -> None:
         """Route every request that waits for a leader, and those that were brought to ``away_from``."""
-        for number, request in list(self._outstanding.items()):
-            if request.sent_to is None or request.sent_to == away_from:
-                request.sent_to = None
-                self._route(number)
+        again = [number for number, r in self._outstanding.items() if r.sent_to is None or r.sent_to == away_from]
+        for number in again:
+            self._outstanding[number].sent_to = None
+        if again:
+            self._route(again)
 
     def _refusal(self, commands: int) -> OpenOutcryError | None:
         """Leader: why no more commands can be taken in now, or None."""
@@ -521,7 +550,8 @@ class BookActor(NodeActor):
 
     def _propose_waiting(self) -> None:
         """Put what waits into one record, up to ``BATCH_MAX`` commands."""
-        if not self._leads:
+        self._gather()
+        if not self._waiting or not self._leads or (self.replica.pending and self._waiting_commands < MANY):
             return
         commands: list[Command] = []
         origins: list[Origin] = []
@@ -537,13 +567,16 @@ class BookActor(NodeActor):
         last_ns = self.replica.pending[-1].timestamp_ns if self.replica.pending else self.book.timestamp_ns
         timestamp_ns = max(self._clock_ns(), last_ns)
         self._writing = True
+        self._untold = self._told_soon = False
         self._run(self.replica.propose(commands, origins, timestamp_ns=timestamp_ns, now_ns=time.monotonic_ns()))
 
-    def _fail_requests(self, requests: Iterable[int], error: OpenOutcryError) -> None:
+    def _fail_requests(self, numbers: Iterable[int], error: OpenOutcryError) -> None:
+        self._give_up([r for number in numbers if (r := self._outstanding.pop(number, None)) is not None], error)
+
+    def _give_up(self, requests: list[Request], error: OpenOutcryError) -> None:
         for request in requests:
-            found = self._outstanding.pop(request, None)
-            if found is not None:
-                _fail(found.submit.future, error)
+            request.fail(error)
+        self._submissions.release(requests)
 
     # -- links --------------------------------------------------------------------------------------------------
 
@@ -579,7 +612,7 @@ class BookActor(NodeActor):
         except ProtocolError as error:
             self.counters["protocol_errors"] += 1
             if (link := self._links.get(sender)) is not None:
-                tell(link.peer, ResetLink(f"market {self._market}: {error.message}"))
+                link.link.reset(f"market {self._market}: {error.message}")
 
     def _hear_refusal(self, sender: str, message: Refused) -> None:
         """A leader has not taken a request: if only because it leads no more, the request is routed again on a tick."""
@@ -593,23 +626,23 @@ class BookActor(NodeActor):
             self._fail_requests([message.request], kind(message.reason, code=message.code))
 
     def _take_forward(self, sender: str, message: Forward) -> None:
+        not_leading: OpenOutcryError | None = None
         if self.replica.role is not Role.LEADING or self.replica.resigned:
-            error: OpenOutcryError | None = Unavailable(
+            not_leading = Unavailable(
                 f"market {self._market} is not led by the node that was asked; nothing was executed, retry",
                 code=NOT_LEADER,
             )
-        else:
-            error = self._refusal(len(message.commands))
-        if error is not None:
-            self._send((sender,), Refused(self._market, message.request, error.code, error.message[:500]))
-        else:
-            self._enqueue(_Waiting(sender, message.request, message.commands))
+        for request, commands in message.requests:
+            if error := not_leading or self._refusal(len(commands)):
+                self._send((sender,), Refused(self._market, request, error.code, error.message[:500]))
+            else:
+                self._enqueue(_Waiting(sender, request, commands))
 
     def _send(self, nodes: Iterable[str], message: Any) -> None:
         frame = CODEC.encode(message)
         for node in nodes:
             if (link := self._links.get(node)) is not None:
-                tell(link.peer, SendFrame(link.session, frame))
+                link.link.send(frame)
 
     def _hear_coordinator(self, answer: CoordinatorAnswer, now_ns: int) -> None:
         if isinstance(answer.what, LeaseLapsed):
@@ -708,12 +741,10 @@ class BookActor(NodeActor):
         """Apply committed records, check the hash where the leader told it, answer the requests, tell the watchers."""
         book = self.book
         expected = self.replica.expected_hash
-        state_hash = ""
         all_events: list[Event] = []
-        answers: list[tuple[Submit, int, tuple[Command, ...], list[Event]]] = []
+        answered: list[Request] = []
         for record in records:
-            events = book.apply(record.first_sequence, record.timestamp_ns, record.commands)
-            all_events += events
+            all_events += book.apply(record.first_sequence, record.timestamp_ns, record.commands)
             self.counters["commands"] += len(record.commands)
             if expected is not None and expected[0] == record.last_sequence:
                 state_hash = book.state_hash()
@@ -725,21 +756,25 @@ class BookActor(NodeActor):
                     )
                     self._run(self.replica.stop(error))
                     return
-            at = 0
-            for origin, request, count in record.origins:
-                if origin == self._node and (found := self._outstanding.pop(request, None)) is not None:
-                    asked = record.commands[at : at + count]
-                    answers.append((found.submit, record.first_sequence + at, asked, events))
-                at += count
+            sequence = record.first_sequence
+            for origin, number, count in record.origins:
+                if origin != self._node:
+                    self._told_soon = True
+                elif (request := self._outstanding.pop(number, None)) is not None:
+                    request.first_sequence = sequence
+                    answered.append(request)
+                sequence += count
+        self._untold = self.replica.role is Role.LEADING
         self.counters["records"] += len(records)
         self.counters["events"] += len(all_events)
         state_hash = book.state_hash()
         self._run(self.replica.on_applied(book.sequence, state_hash))
-        for submit, first, commands, events in answers:
-            mine = events_between(events, first, first + len(commands) - 1)
-            earlier = {event[2]: tuple(book.events_of(event[2])) for event in mine if event[0] == DUPLICATE}
-            outcome = Outcome(first, commands, tuple(mine), earlier, book.sequence, state_hash, book.rules)
-            _fulfil(submit.future, outcome)
+        if answered:
+            earlier = {e[2]: tuple(book.events_of(e[2])) for e in all_events if e[0] == DUPLICATE}
+            outcome = Outcome(all_events, earlier, book.sequence, state_hash, book.rules)
+            for request in answered:
+                request.answer(outcome)
+            self._submissions.release(answered)
         self._keep_snapshot()
         if self._watchers:
             first = records[0].first_sequence
@@ -879,13 +914,3 @@ class BookActor(NodeActor):
         replica = self.replica
         reachable = replica.may_propose or (replica.joined and replica.leader in self._links and replica.matched)
         return bool(reachable and self.book.configured)
-
-
-def _fail(future: Future[Any], error: OpenOutcryError) -> None:
-    with contextlib.suppress(InvalidStateError):  # the caller has given up
-        future.set_exception(error)
-
-
-def _fulfil(future: Future[Any], outcome: Outcome) -> None:
-    with contextlib.suppress(InvalidStateError):  # the caller has given up
-        future.set_result(outcome)

@@ -1,0 +1,217 @@
+"""Submissions: what waits between one market's callers and its BookActor: requests, the bound on them, their answers.
+
+Waking threads is what single orders from many callers cost most, so it is done seldom. The BookActor is woken for a
+queue, not for a request. Callers that are answered together are woken in a chain, each by the one before it: woken all
+at once they would only queue up for the interpreter (64 callers got twice as many answers a second this way).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from _thread import allocate_lock
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final
+
+from ..transport.errors import OpenOutcryError, Overloaded, RequestTimeout
+from .messages import SUBMITTED, Submitted
+
+if TYPE_CHECKING:
+    from .book.actor import Outcome
+    from .book.commands import Command
+
+MANY: Final = 128
+"""So many commands are worth a record of their own: fewer wait for the answers to those before them.
+
+It is Nagle's rule (RFC 896): no delay when idle, no timer, and single orders from many callers travel together.
+"""
+_LATE_S: Final = 1.0
+"""How much longer than its deadline a caller waits: the BookActor fails requests at theirs, if it is not stuck."""
+
+
+class Request:
+    """One request of a caller at this node: some commands that travel together, and one answer for all of them."""
+
+    __slots__ = (
+        "_answered",
+        "_error",
+        "_lock",
+        "_next",
+        "_outcome",
+        "_waiting",
+        "commands",
+        "deadline_ns",
+        "first_sequence",
+        "sent_ever",
+        "sent_to",
+    )
+
+    def __init__(self, commands: tuple[Command, ...], deadline_ns: int) -> None:
+        """``deadline_ns``: on the monotonic clock; after it the request fails by :class:`RequestTimeout`."""
+        self.commands = commands
+        self.deadline_ns = deadline_ns
+        self.first_sequence = 0
+        """The sequence number of the first command, once answered."""
+        self.sent_to: str | None = None
+        """The node that has been asked to order it, while it may still do so. The BookActor's."""
+        self.sent_ever = False
+        self._outcome: Outcome | None = None
+        self._error: OpenOutcryError | None = None
+        self._answered = False
+        self._next: Request | None = None
+        self._waiting = False
+        self._lock = allocate_lock()
+        self._lock.acquire()
+
+    def wait(self) -> Outcome:
+        """Wait for the answer.
+
+        Raises:
+            OpenOutcryError: the request failed; see ``ExchangeNode.submit_order``.
+        """
+        left_s = self.deadline_ns / 1e9 - time.monotonic() + _LATE_S
+        self._waiting = True
+        try:
+            if not self._answered:
+                self._lock.acquire(timeout=max(0.0, left_s))
+        finally:
+            # In this order: whoever wakes the chain looks at these two the other way round.
+            self._waiting = False
+            if self._answered:
+                _wake(self._next)
+        if self._error is not None:
+            raise self._error
+        if self._outcome is None:
+            raise RequestTimeout("no answer in time: the outcome is unknown; retry with the same client order id")
+        return self._outcome
+
+    def answer(self, outcome: Outcome) -> None:
+        """Set the answer; :meth:`Submissions.release` lets the caller have it."""
+        self._outcome = outcome
+
+    def fail(self, error: OpenOutcryError) -> None:
+        """Set an error as the answer; :meth:`Submissions.release` lets the caller have it."""
+        self._error = error
+
+
+def _wake(request: Request | None) -> None:
+    """Wake the next caller that waits, which will wake the one after it. Waking one twice does no harm."""
+    while request is not None:
+        with contextlib.suppress(RuntimeError):  # it was woken before
+            request._lock.release()
+        if request._waiting:
+            return
+        request = request._next  # it is not waiting, yet or any more
+
+
+class Submissions:
+    """The requests of one market at one node: callers put them in, its BookActor takes and answers them."""
+
+    def __init__(self, limit: int) -> None:
+        """``limit``: commands that may be unanswered; callers beyond it are slowed, then refused."""
+        self._limit = limit
+        self._queue: deque[Request] = deque()
+        self._tell: Callable[[Submitted], object] | None = None
+        self._told = 0
+        self.waiting = 0
+        """Commands that wait to be taken, or a little fewer."""
+        self._closed: OpenOutcryError | None = None
+        self._in_flight = 0
+        self._blocked = 0
+        self._room = threading.Condition(threading.Lock())
+
+    def open(self, tell: Callable[[Submitted], object]) -> None:
+        """``tell`` reaches the BookActor; called before the first request."""
+        self._tell = tell
+
+    @property
+    def in_flight(self) -> int:
+        """Commands that are unanswered."""
+        return self._in_flight
+
+    def submit(self, commands: tuple[Command, ...], deadline_s: float) -> Request:
+        """Hand commands to the BookActor; ``deadline_s`` is on the monotonic clock. Any thread.
+
+        Raises:
+            Overloaded: too many commands were unanswered until the deadline; nothing was sent.
+        """
+        self._enter(len(commands), deadline_s)
+        request = Request(commands, int(deadline_s * 1e9))
+        self._queue.append(request)
+        if self._closed is not None:
+            self._fail_queue(self._closed)
+        elif not self._told or (self._told == 1 and self.waiting >= MANY):
+            self._told += 1
+            assert self._tell is not None, "submitted before the BookActor was there"
+            self._tell(SUBMITTED)
+        return request
+
+    def _enter(self, count: int, deadline_s: float) -> None:
+        with self._room:
+            if self._in_flight + count > self._limit:
+                self._blocked += 1
+                try:
+                    timeout_s = max(0.0, deadline_s - time.monotonic())
+                    if not self._room.wait_for(lambda: self._in_flight + count <= self._limit, timeout_s):
+                        raise Overloaded(
+                            f"{self._in_flight} commands are unanswered already; this request was not sent, "
+                            "wait for answers"
+                        )
+                finally:
+                    self._blocked -= 1
+            self._in_flight += count
+            self.waiting += count
+
+    @property
+    def any(self) -> bool:
+        """Whether requests wait to be taken."""
+        return bool(self._queue)
+
+    def take(self) -> list[Request]:
+        """Return the requests that have come in since. BookActor only; it need not come at once, see :data:`MANY`."""
+        self._told = 0
+        with self._room:
+            self.waiting = 0
+        taken = []
+        queue = self._queue
+        while queue:
+            taken.append(queue.popleft())
+        return taken
+
+    def release(self, requests: Iterable[Request]) -> None:
+        """Let callers have the answers that were set. BookActor only."""
+        last: Request | None = None
+        first: Request | None = None
+        commands = 0
+        for request in requests:
+            commands += len(request.commands)
+            request._answered = True
+            if last is None:
+                first = request
+            else:
+                last._next = request
+            last = request
+        with self._room:
+            self._in_flight -= commands
+            if self._blocked:
+                self._room.notify_all()
+        _wake(first)
+
+    def close(self, error: OpenOutcryError) -> None:
+        """Fail what waits, and all that comes later, by ``error``. Idempotent: the first error stays."""
+        if self._closed is None:
+            self._closed = error
+        self._fail_queue(self._closed)
+
+    def _fail_queue(self, error: OpenOutcryError) -> None:
+        taken = []
+        while True:  # by one of several threads, of which each may find the queue emptied by another
+            try:
+                taken.append(self._queue.popleft())
+            except IndexError:
+                break
+        for request in taken:
+            request.fail(error)
+        self.release(taken)

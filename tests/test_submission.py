@@ -1,0 +1,114 @@
+"""Submissions: every caller gets its own answer, and none is kept waiting by another that does not come for its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+from openoutcry.actors.book.actor import Outcome
+from openoutcry.actors.book.rules import MarketRules
+from openoutcry.actors.submission import Request, Submissions
+from openoutcry.transport.errors import Closed, OpenOutcryError, Overloaded, RequestTimeout
+from processes import eventually
+
+COMMAND = ((3, "ann", ""),)
+OUTCOME = Outcome([], {}, 7, "hash", MarketRules())
+
+
+def submissions(limit: int = 1000) -> tuple[Submissions, list[Any]]:
+    made, told = Submissions(limit), []
+    made.open(told.append)
+    return made, told
+
+
+def wait_in_threads(requests: list[Request]) -> tuple[list[threading.Thread], dict[Request, Any]]:
+    found: dict[Request, Any] = {}
+
+    def wait(request: Request) -> None:
+        try:
+            found[request] = request.wait()
+        except OpenOutcryError as error:
+            found[request] = error
+
+    threads = [threading.Thread(target=wait, args=(request,)) for request in requests]
+    for thread in threads:
+        thread.start()
+    return threads, found
+
+
+def test_callers_that_are_answered_together_all_get_their_answers() -> None:
+    made, told = submissions()
+    requests = [made.submit(COMMAND, time.monotonic() + 30) for _ in range(64)]
+    assert len(told) == 1, "one wake-up for all that waits"
+    threads, found = wait_in_threads(requests)
+    eventually(lambda: all(request._waiting for request in requests), "all callers wait")
+    taken = made.take()
+    for request in taken:
+        request.answer(OUTCOME)
+    made.release(taken)
+    for thread in threads:
+        thread.join(10)
+    assert [found[request] for request in requests] == [OUTCOME] * 64
+    assert made.in_flight == 0
+
+
+def test_a_caller_that_has_given_up_or_has_not_come_yet_holds_up_nobody() -> None:
+    made, _ = submissions()
+    late = made.submit(COMMAND, time.monotonic() - 2)
+    with pytest.raises(RequestTimeout):
+        late.wait()
+    not_yet = made.submit(COMMAND, time.monotonic() + 30)
+    waiting = made.submit(COMMAND, time.monotonic() + 30)
+    threads, found = wait_in_threads([waiting])
+    eventually(lambda: waiting._waiting, "the last caller waits")
+    taken = made.take()
+    assert taken == [late, not_yet, waiting]
+    for request in taken:
+        request.answer(OUTCOME)
+    made.release(taken)
+    threads[0].join(10)
+    assert found[waiting] is OUTCOME
+    assert not_yet.wait() is OUTCOME
+
+
+def test_callers_beyond_the_bound_are_slowed_and_then_refused() -> None:
+    made, _ = submissions(limit=2)
+    first = made.submit(COMMAND * 2, time.monotonic() + 30)
+    with pytest.raises(Overloaded):
+        made.submit(COMMAND, time.monotonic() + 0.05)
+    threads, found = [], {}
+    slowed = threading.Thread(target=lambda: found.update(request=made.submit(COMMAND, time.monotonic() + 30)))
+    slowed.start()
+    threads.append(slowed)
+    eventually(lambda: made._blocked == 1, "the caller is held")
+    first.answer(OUTCOME)
+    made.release(made.take())
+    slowed.join(10)
+    assert found["request"].commands == COMMAND
+
+
+def test_after_the_end_every_request_fails_at_once_by_the_same_error() -> None:
+    made, told = submissions()
+    before = made.submit(COMMAND, time.monotonic() + 30)
+    made.close(Closed("the node is closed"))
+    after = made.submit(COMMAND, time.monotonic() + 30)
+    for request in (before, after):
+        with pytest.raises(Closed):
+            request.wait()
+    assert (made.in_flight, len(told)) == (0, 1)
+
+
+def test_the_book_is_told_again_only_when_many_commands_wait() -> None:
+    made, told = submissions()
+    for _ in range(3):
+        made.submit(COMMAND, time.monotonic() + 30)
+    assert len(told) == 1
+    made.submit(COMMAND * 200, time.monotonic() + 30)
+    assert len(told) == 2
+    made.submit(COMMAND * 200, time.monotonic() + 30)
+    assert len(told) == 2
+    made.take()
+    made.submit(COMMAND, time.monotonic() + 30)
+    assert len(told) == 3
