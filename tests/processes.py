@@ -62,10 +62,9 @@ def _serve(name: str, folder: Path, directory: str, options: dict[str, Any], pip
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with ExchangeNode(
         name,
-        markets={MARKET: RULES},
         data_dir=folder / name,
         directory=directory,
-        **{"coordinator": folder / "coordinator.sqlite", **options},
+        **{"markets": {MARKET: RULES}, "coordinator": folder / "coordinator.sqlite", **options},
     ) as node:
         node.wait_ready(60)
         pipe.send(("ready", node.node_id))

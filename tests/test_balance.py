@@ -95,6 +95,8 @@ def test_where_every_node_is_in_sync_everywhere_loads_differ_by_one_at_most() ->
 def test_nothing_moves_where_loads_differ_by_one() -> None:
     assert plan([record("m", "a", "b")], alive=("a", "b")) == []
     assert plan([record("m", "a", "b"), record("n", "b", "a"), record("o", "a", "b")], alive=("a", "b")) == []
+    beyond_reach = ("a", "b", "c")  # c leads two fewer than a, and is in sync nowhere
+    assert plan([record("m", "a", "b"), record("n", "a"), record("o", "b", "a")], alive=beyond_reach) == []
 
 
 def test_held_markets_stay_and_are_counted() -> None:

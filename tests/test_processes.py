@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from processes import MARKET, Market, eventually, market
+from processes import MARKET, RULES, Market, NodeProcess, eventually, market
 
 SEEDS = int(os.environ.get("OPENOUTCRY_PROCESS_SEEDS", "2"))
 
@@ -116,3 +116,34 @@ def test_another_takes_over_when_the_leader_is_killed_and_nothing_acknowledged_i
         net.settle()
     assert len(acked["bob"]) == len(acked["cat"]) == 30_000
     assert_acknowledged_once(net, acked)
+
+
+def test_leaders_spread_anew_after_kill_9_of_a_node_and_its_return_and_nothing_acknowledged_is_lost(
+    tmp_path: Path,
+) -> None:
+    markets = dict.fromkeys((MARKET, "M1", "M2", "M3", "M4", "M5"), RULES)
+
+    def led(*nodes: NodeProcess) -> list[int]:
+        found = [[market["role"] for market in node.call("status")["markets"].values()] for node in nodes]
+        return sorted([roles.count("leading") for roles in found])
+
+    with market(tmp_path, markets=markets) as net:
+        ann, bob, cat = net.start("ann", "bob", "cat")
+        net.wait_in_sync()
+        eventually(lambda: led(ann, bob, cat) == [2, 2, 2], "each of the three leads two markets")
+        for node in (bob, cat):
+            node.trade(1, 20_000)
+            node.wait_acked(1000)
+        ann.kill()
+        for node in (bob, cat):
+            node.wait_traded()
+        eventually(lambda: led(bob, cat) == [3, 3], "the two that are left lead three each")
+        (ann,) = net.start("ann")
+        eventually(lambda: led(ann, bob, cat) == [2, 2, 2], "the one that is back leads two again")
+        for name in markets:
+            last = max([node.call("sequence", name) for node in (ann, bob, cat)])
+            for node in (ann, bob, cat):
+                node.call("wait_sequence", name, last)
+            assert len({node.call("position", name) for node in (ann, bob, cat)}) == 1, f"{name}: the nodes disagree"
+    assert len(bob.acked) == len(cat.acked) == 20_000
+    assert_acknowledged_once(net, {"bob": bob.acked, "cat": cat.acked})
