@@ -49,6 +49,7 @@ class NodeConfig:
     min_in_sync: int = 1
     timeout: float = 5.0
     """Seconds."""
+    metrics: str | None = None
     log_format: str = "console"
     log_level: str = "info"
     log_file: Path | None = None
@@ -303,6 +304,7 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "ttl_ms": _whole,
     "min_in_sync": _whole,
     "timeout": _seconds,
+    "metrics": _text,
     "log_format": _one_of(FORMATS),
     "log_level": _one_of(LEVELS),
     "log_file": _path,

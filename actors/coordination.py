@@ -9,8 +9,9 @@ ReadRecords (ask) the records of all markets.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 from ..transport.coordinator import Coordinator
@@ -18,6 +19,7 @@ from ..transport.errors import OpenOutcryError
 from ..transport.log import get_logger
 from ._base import TICK, NodeActor, tell
 from .messages import ActorFailed, CoordinatorAnswer, CoordinatorCall, ReadRecords, StoreStatus
+from .meters import NodeMeters
 
 logger = get_logger(__name__)
 
@@ -28,13 +30,20 @@ class CoordinatorActor(NodeActor):
     tick_ms: ClassVar[int] = 50
 
     def __init__(
-        self, *, coordinator: Coordinator, node: str, lease_ms: int, report: Callable[[ActorFailed], None]
+        self,
+        *,
+        coordinator: Coordinator,
+        node: str,
+        lease_ms: int,
+        report: Callable[[ActorFailed], None],
+        meters: NodeMeters | None = None,
     ) -> None:
         super().__init__(report=report)
         self._coordinator = coordinator
         self._node = node
         self._log = logger.bind(node=node)
         self._lease_ms = lease_ms
+        self._meters = meters or NodeMeters()
         self._renew_at_s = 0.0
         self._error: Exception | None = None
 
@@ -53,7 +62,8 @@ class CoordinatorActor(NodeActor):
 
     def _call(self, call: CoordinatorCall) -> None:
         try:
-            answer = call.run(self._coordinator)
+            with self._measured():
+                answer = call.run(self._coordinator)
         except OpenOutcryError as error:
             tell(call.reply_to, CoordinatorAnswer(call.what, None, error))
         except Exception as error:
@@ -66,7 +76,8 @@ class CoordinatorActor(NodeActor):
     def _renew(self) -> None:
         self._renew_at_s = time.monotonic() + self._lease_ms / 3000
         try:
-            self._coordinator.renew(self._node, ttl_ms=self._lease_ms)
+            with self._measured():
+                self._coordinator.renew(self._node, ttl_ms=self._lease_ms)
         except Exception as error:
             if self._error is None:
                 self._log.error("coordinator_unusable", error=error)
@@ -75,6 +86,17 @@ class CoordinatorActor(NodeActor):
             if self._error is not None:
                 self._log.info("coordinator_usable")
             self._error = None
+
+    @contextlib.contextmanager
+    def _measured(self) -> Iterator[None]:
+        began_s = time.perf_counter()
+        try:
+            yield
+        except Exception:
+            self._meters.coordinator_failures += 1
+            raise
+        finally:
+            self._meters.coordinator_s.observe(time.perf_counter() - began_s)
 
     def on_stop(self) -> None:
         try:

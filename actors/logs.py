@@ -79,6 +79,11 @@ class LogWriter(logging.Handler):
         except queue.Full:
             self.lines_dropped += 1  # under the handler's lock
 
+    @property
+    def lines_waiting(self) -> int:
+        """Lines that wait to be written."""
+        return self._queue.qsize()
+
     def reopen(self) -> None:
         """Open the file anew before the next line: it has been moved away. Safe in a signal handler."""
         self._reopen.set()

@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
 from urllib.parse import quote
 
 import pykka
@@ -44,7 +44,7 @@ from ..transport.rendezvous import Rendezvous
 from ..transport.sockets import Inbox, checked_address, is_wildcard
 from ..transport.sqlite import SqliteCoordinator
 from ..transport.survey import Lookup, ServiceEntry
-from ._base import TICK, NodeActor, stop_and_join, tell
+from ._base import TICK, NodeActor, TickingInbox, stop_and_join, tell
 from .balance import Move
 from .book.actor import BookActor, Unwatch, Watch
 from .book.commands import (
@@ -89,6 +89,7 @@ from .messages import (
     ReadRecords,
     StoreStatus,
 )
+from .meters import LinkMeters, MarketMeters, NodeMeters
 from .peer import PeerActor
 from .submission import Request, Submissions
 from .subscription import Subscription
@@ -103,6 +104,9 @@ from .views import (
     to_level,
     to_open_order,
 )
+
+if TYPE_CHECKING:
+    from .health import HealthServer
 
 logger = get_logger(__name__)
 
@@ -124,6 +128,8 @@ PEERS_MAX: Final = 256
 """Most other nodes that a node keeps links to; the hello of one more costs its sender the link."""
 ABSENT_S_MAX: Final = 60.0
 """How long a node that is in no directory may be without a link before it is forgotten, in seconds."""
+STATUS_S_MAX: Final = 2.0
+"""How long :meth:`ExchangeNode.status` waits for a market, in seconds."""
 TIMEOUT_S_MAX: Final = 86_400.0
 """Longest time-out of a call, in seconds."""
 _FIND_S: Final = 0.5
@@ -210,6 +216,7 @@ class ExchangeNode:
         join_all: bool = False,
         balance: bool = True,
         timeout: float = 5.0,
+        metrics: str | None = None,
     ) -> None:
         """Start the node; it is announced and recovering when this returns, :meth:`wait_ready` tells when it can trade.
 
@@ -234,6 +241,8 @@ class ExchangeNode:
             balance: hand markets that this node leads over to nodes that lead at least two fewer and are in sync, one
                 at a time. One that was handed over to this node, by hand or so, stays here for half a minute.
             timeout: the default bound of every call, in seconds.
+            metrics: serve ``/metrics``, ``/healthz`` and ``/readyz`` over HTTP at this address, as in
+                ``127.0.0.1:9464``; port 0 = any, see :attr:`metrics_address`. None: do not.
 
         Raises:
             ConfigurationError: an address is in use or malformed, the data directory is another node's, …
@@ -269,12 +278,18 @@ class ExchangeNode:
         self._discovery_since_s = 0.0
         self._services: dict[str, ServiceEntry] = {}
         self._undo = contextlib.ExitStack()
+        self.phase = "starting"
+        """``starting``, ``running``, ``closing`` or ``closed``."""
+        self.meters = NodeMeters()
+        self._health: HealthServer | None = None
         if isinstance(markets, str):
             markets = [markets]
         wanted = dict(markets) if isinstance(markets, Mapping) else dict.fromkeys(markets)
         wanted |= dict.fromkeys(observe)
         rendezvous = [directory] if isinstance(directory, str) else list(directory)
         try:
+            if metrics is not None:
+                self._serve_health(metrics)
             self._start(
                 wanted,
                 rendezvous,
@@ -294,6 +309,7 @@ class ExchangeNode:
             self._closed = True
             self._undo.close()
             raise
+        self.phase = "running"
         _open_nodes.add(self)
 
     def _start(
@@ -333,7 +349,11 @@ class ExchangeNode:
             coordinator.close()
             raise
         keeper = CoordinatorActor.start(
-            coordinator=coordinator, node=self.node_id, lease_ms=lease_ms, report=self._report
+            coordinator=coordinator,
+            node=self.node_id,
+            lease_ms=lease_ms,
+            report=self._report,
+            meters=self.meters,
         )
         undo.callback(stop_and_join, keeper, timeout_s=10)
         self._keeper = keeper
@@ -394,17 +414,20 @@ class ExchangeNode:
         with self._closing:
             if self._closed:
                 return
+            self.phase = "closing"
             self._hand_over()
             with self._opening:
                 self._closed = True
             _open_nodes.discard(self)
             self._undo.close()
+            self.phase = "closed"
 
     def _open_market(self, market: str, rules: MarketRules | None, *, observer: bool) -> None:
         if not market or len(market) > NAME_LENGTH_MAX or market in (".", ".."):
             raise ConfigurationError(f"a market's name has 1 to {NAME_LENGTH_MAX} characters, not {market!r:.80}")
         self._check_room()
-        submissions = Submissions(IN_FLIGHT_MAX)
+        meters = self.meters.markets.setdefault(market, MarketMeters())
+        submissions = Submissions(IN_FLIGHT_MAX, meters)
         book = BookActor.start(
             market=market,
             node=self.node_id,
@@ -416,6 +439,7 @@ class ExchangeNode:
             snapshot_every=self._snapshot_every,
             observer=observer,
             report=self._report,
+            meters=meters,
         )
         with self._lock:
             submissions.open(functools.partial(tell, book))
@@ -531,7 +555,7 @@ class ExchangeNode:
                 return "too few replicas are in sync, or it is not led by this node"
             if move.target not in replica.successors():
                 return f"{move.target} is not ready to take it"
-            behind = replica.durable - cast("int", replica.followers()[move.target]["durable"])
+            behind = replica.durable - cast("int", replica.followers(time.monotonic_ns())[move.target]["durable"])
             return f"{move.target} is {behind} commands behind" if behind > BALANCE_LAG_MAX else None
 
         if (reason := self._read(move.market, trouble)) is not None:
@@ -969,7 +993,7 @@ class ExchangeNode:
             "peers": links,
             "frames_refused": self._inbox.frames_refused,
             "failures": list(self._failures),
-            "markets": {market: self._status(market) for market in list(self._books)},
+            "markets": self.market_statuses(min(self.timeout, STATUS_S_MAX)),
         }
 
     def _store_error(self) -> str | None:
@@ -983,6 +1007,71 @@ class ExchangeNode:
             return self._read(market, lambda actor: actor.status())
         except OpenOutcryError as error:
             return {"market": market, "role": "stopped", "ready": False, "error": str(error)}
+
+    def market_statuses(self, timeout: float) -> dict[str, dict[str, Any]]:
+        """Return each market's status, as :meth:`status` has it; who does not answer in time is ``unresponsive``."""
+        deadline_s = time.monotonic() + timeout
+        query = Query(lambda actor: actor.status())
+        asked: dict[str, pykka.Future[Any] | None] = {}
+        for market, book in list(self._books.items()):
+            try:
+                asked[market] = book.ask(query, block=False)
+            except pykka.ActorDeadError:
+                asked[market] = None
+        found = {}
+        for market, answer in asked.items():
+            role, why = "stopped", str(self._gone(market))
+            try:
+                if answer is not None:
+                    found[market] = answer.get(timeout=max(0.0, deadline_s - time.monotonic()))
+                    continue
+            except pykka.Timeout:
+                role, why = "unresponsive", f"no answer within {timeout:g} s"
+            except pykka.ActorDeadError:
+                pass
+            found[market] = {"market": market, "role": role, "ready": False, "error": why}
+        return found
+
+    def dead_actors(self) -> list[str]:
+        """Return what has failed and does not run: one line for each actor."""
+        with self._lock:
+            actors: list[pykka.ActorRef[Any]] = [*self._books.values(), self._keeper, self._supervisor]
+        why = "; ".join(self._failures) or "see the log"
+        return [f"{ref.actor_class.__name__} does not run: {why}" for ref in actors if not ref.is_alive()]
+
+    def links_up(self) -> set[str]:
+        """Return the ids of the nodes that this node has a link to."""
+        with self._lock:
+            return set(self._links)
+
+    def queues(self, market: str) -> dict[str, tuple[int, int]]:
+        """Return what waits in a market's queues, by their names, and the bound, 0 without one."""
+        found = {"in_flight": (self._submissions[market].in_flight, IN_FLIGHT_MAX)}
+        found["book_mailbox"] = cast("TickingInbox", self._books[market].actor_inbox).qsize(), 0
+        return found
+
+    @property
+    def frames_refused(self) -> int:
+        """Frames that broke the protocol and cost their sender the link, since the start."""
+        return self._inbox.frames_refused
+
+    def coordinator_answers(self) -> bool:
+        """Return whether the coordinator has answered last time."""
+        return self._store_error() is None
+
+    @property
+    def metrics_address(self) -> str | None:
+        """``HOST:PORT`` where metrics and health are served, None if they are not."""
+        return self._health.address if self._health is not None else None
+
+    def _serve_health(self, address: str) -> None:
+        try:
+            from .health import HealthServer  # noqa: PLC0415 - most nodes do without
+            from .metrics import NodeCollector  # noqa: PLC0415 - and it is an optional dependency
+        except ImportError:
+            raise ConfigurationError("metrics need prometheus-client: pip install 'openoutcry[service]'") from None
+        self._health = HealthServer(self, address, NodeCollector(self).text)
+        self._undo.callback(self._health.close)
 
     def wait_in_sync(self, market: str, nodes: int, timeout: float = 30.0) -> None:
         """Wait until ``nodes`` replicas of the market are in sync, as far as this node knows.
@@ -1040,7 +1129,11 @@ class ExchangeNode:
         """
         book = self._book(market)
         subscription = Subscription(
-            market, to, queue_size_max=queue_size_max, on_end=lambda watcher: tell(book, Unwatch(watcher))
+            market,
+            to,
+            queue_size_max=queue_size_max,
+            on_end=lambda watcher: tell(book, Unwatch(watcher)),
+            meters=self.meters.markets[market],
         )
         try:
             started = self._ask_message(book, Watch(subscription.offer, after), self.timeout)
@@ -1136,11 +1229,13 @@ class ExchangeNode:
         self._revive_discovery()
         if self._markets is not None and not self._markets.is_alive():
             logger.error("actor_restarted", actor="MarketsActor", node=self.node_id, error=failed.error)
+            self.meters.restarts["MarketsActor"] += 1
             self._start_markets()
         with self._lock:
             dead = [node for node, peer in self._peers.items() if not peer.is_alive()]
             for node in dead:
                 logger.error("link_dropped", node=self.node_id, peer=node, error=failed.error)
+                self.meters.restarts["PeerActor"] += 1
                 del self._peers[node]
         for node in dead:
             self._tell_books(PeerDown(node))
@@ -1162,6 +1257,7 @@ class ExchangeNode:
                     address=found.address,
                     tell_all=self._tell_books,
                     report=self._report,
+                    meters=self.meters.links.setdefault(found.node, LinkMeters()),
                 )
                 self._peers[found.node] = peer
                 self._peer_names[found.node] = found.name
@@ -1174,6 +1270,7 @@ class ExchangeNode:
                 return
             peer = self._peers.pop(node, None)
             self._peer_names.pop(node, None)
+            self.meters.links.pop(node, None)
         if peer is not None:
             stop_and_join(peer, timeout_s=5)
 
@@ -1198,6 +1295,9 @@ class ExchangeNode:
         sender = self._pipes.get(pipe_id)
         if sender is None:
             raise ProtocolError("a frame before the hello")
+        if (meters := self.meters.links.get(sender)) is not None:
+            meters.frames_in += 1
+            meters.bytes_in += len(frame)
         book = self._books.get(message.market)
         if book is not None:
             tell(book, Heard(sender, message))
@@ -1250,6 +1350,7 @@ class ExchangeNode:
         if lived_s >= self._discovery_pause_s:
             self._discovery_pause_s = min(2 * self._discovery_pause_s or 1.0, _RESTART_S_MAX)
             logger.error("actor_restarted", actor="DiscoveryActor", node=self.node_id)
+            self.meters.restarts["DiscoveryActor"] += 1
             try:
                 self._start_discovery()
             except OpenOutcryError as error:

@@ -47,6 +47,7 @@ from .messages import (
     ResetLink,
     SendFrame,
 )
+from .meters import LinkMeters
 
 logger = get_logger(__name__)
 
@@ -68,10 +69,11 @@ class Link:
     frame more time than the network. What nng has no room for waits at the PeerActor, and all that follows behind it.
     """
 
-    def __init__(self, session: int, outlet: Outlet, peer: pykka.ActorRef[Any]) -> None:
+    def __init__(self, session: int, outlet: Outlet, peer: pykka.ActorRef[Any], meters: LinkMeters) -> None:
         self._session = session
         self._outlet = outlet
         self._peer = peer
+        self._meters = meters
         self._lock = threading.Lock()
         self._queued = 0
         self._ended = False
@@ -79,7 +81,11 @@ class Link:
     def send(self, frame: bytes) -> None:
         """Send ``frame``, or drop it if the link has ended."""
         with self._lock:
-            if self._ended or (not self._queued and self._outlet.offer(frame)):
+            if self._ended:
+                return
+            self._meters.frames_out += 1
+            self._meters.bytes_out += len(frame)
+            if not self._queued and self._outlet.offer(frame):
                 return
             self._queued += 1
         tell(self._peer, SendFrame(self._session, frame))
@@ -113,6 +119,7 @@ class PeerActor(NodeActor):
         address: str,
         tell_all: Callable[[PeerUp | PeerDown | PeerGone], None],
         report: Callable[[ActorFailed], None],
+        meters: LinkMeters | None = None,
     ) -> None:
         """``me``: how this node introduces itself; ``tell_all``: reaches every actor that cares for links."""
         super().__init__(report=report)
@@ -122,6 +129,7 @@ class PeerActor(NodeActor):
         self._address = address
         self._log = logger.bind(node=me.node, peer=node, peer_name=name)
         self._tell_all = tell_all
+        self._meters = meters or LinkMeters()
         self._state = LinkState.DIALLING
         self._session = time.time_ns()
         self._their_session = 0
@@ -192,9 +200,10 @@ class PeerActor(NodeActor):
             self._say_hello()
             if self._state is not LinkState.UP:
                 return  # it broke
+            self._meters.ups += 1
             self._log.info("link_up", address=self._address)
             assert self._outlet is not None, "a link that is up has an outlet"
-            self._link = Link(self._session, self._outlet, self.actor_ref)
+            self._link = Link(self._session, self._outlet, self.actor_ref, self._meters)
             self._tell_all(PeerUp(self._node, self._name, self._link))
 
     def _tick(self) -> None:

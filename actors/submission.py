@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from ..transport.errors import OpenOutcryError, Overloaded, RequestTimeout
 from .messages import SUBMITTED, Submitted
+from .meters import MarketMeters
 
 if TYPE_CHECKING:
     from .book.actor import Outcome
@@ -46,10 +47,12 @@ class Request:
         "first_sequence",
         "sent_ever",
         "sent_to",
+        "submitted_s",
     )
 
     def __init__(self, commands: tuple[Command, ...], deadline_ns: int) -> None:
         """``deadline_ns``: on the monotonic clock; after it the request fails by :class:`RequestTimeout`."""
+        self.submitted_s = time.monotonic()
         self.commands = commands
         self.deadline_ns = deadline_ns
         self.first_sequence = 0
@@ -109,9 +112,10 @@ def _wake(request: Request | None) -> None:
 class Submissions:
     """The requests of one market at one node: callers put them in, its BookActor takes and answers them."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, meters: MarketMeters | None = None) -> None:
         """``limit``: commands that may be unanswered; callers beyond it are slowed, then refused."""
         self._limit = limit
+        self._meters = meters or MarketMeters()
         self._queue: deque[Request] = deque()
         self._tell: Callable[[Submitted], object] | None = None
         self._told = 0
@@ -155,6 +159,7 @@ class Submissions:
                 try:
                     timeout_s = max(0.0, deadline_s - time.monotonic())
                     if not self._room.wait_for(lambda: self._in_flight + count <= self._limit, timeout_s):
+                        self._meters.requests_failed[Overloaded.default_code] += 1
                         raise Overloaded(
                             f"{self._in_flight} commands are unanswered already; this request was not sent, "
                             "wait for answers"
@@ -185,8 +190,14 @@ class Submissions:
         last: Request | None = None
         first: Request | None = None
         commands = 0
+        failed: list[str] = []
+        now_s, answered = time.monotonic(), self._meters.ack_s.observe
         for request in requests:
             commands += len(request.commands)
+            if request._error is None:
+                answered(now_s - request.submitted_s)
+            else:
+                failed.append(request._error.code)
             request._answered = True
             if last is None:
                 first = request
@@ -195,6 +206,7 @@ class Submissions:
             last = request
         with self._room:
             self._in_flight -= commands
+            self._meters.requests_failed.update(failed)
             if self._blocked:
                 self._room.notify_all()
         _wake(first)

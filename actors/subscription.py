@@ -10,6 +10,7 @@ from typing import Any, Final
 from ..transport.errors import OpenOutcryError, Overloaded
 from ..transport.log import get_logger
 from .book.actor import Applied, Watcher
+from .meters import MarketMeters
 from .views import MarketUpdate, to_event
 
 logger = get_logger(__name__)
@@ -41,6 +42,7 @@ class Subscription:
         *,
         queue_size_max: int,
         on_end: Callable[[Watcher], object],
+        meters: MarketMeters | None = None,
     ) -> None:
         self.market = market
         self.error: OpenOutcryError | None = None
@@ -48,6 +50,7 @@ class Subscription:
         self.last_sequence = 0
         """The sequence number up to which the subscriber has been given everything."""
         self._on_end = on_end
+        self._meters = meters or MarketMeters()
         self._size_max = queue_size_max
         self._queue: queue.SimpleQueue[Applied | _End] = queue.SimpleQueue()
         self._ended = threading.Event()
@@ -90,6 +93,7 @@ class Subscription:
                 f"market {self.market}: the subscriber fell {self._size_max} updates behind and was cut; "
                 f"subscribe again with after=last_sequence"
             )
+            self._meters.subscribers_cut += 1
             logger.warning("subscriber_cut", market=self.market, after=self.last_sequence, waiting=self._size_max)
             self._end()
             return False

@@ -67,8 +67,9 @@ from ..messages import (
     Rewind,
     SnapshotKept,
 )
+from ..meters import MarketMeters
 from ..submission import MANY, Request, Submissions
-from .commands import CLOCK, CONFIGURE, DUPLICATE, Command, Event
+from .commands import CLOCK, CONFIGURE, DUPLICATE, REJECTED, Command, Event
 from .journal import Journal
 from .orderbook import OrderBook
 from .record import COMMANDS_MAX, EMPTY, Origin, Record, Tail
@@ -205,6 +206,7 @@ class BookActor(NodeActor):
         snapshot_every: int,
         observer: bool,
         report: Callable[[ActorFailed], None],
+        meters: MarketMeters | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         """Open the journal in ``folder`` and recover the book as far as it is known to be committed.
@@ -224,6 +226,7 @@ class BookActor(NodeActor):
         self._market = market
         self._node = node
         self._own_rules = rules
+        self.meters = meters or MarketMeters()
         self._log = logger.bind(market=market, node=node)
         self._submissions = submissions
         self._coordinator = coordinator
@@ -247,7 +250,10 @@ class BookActor(NodeActor):
                 raise
             self._put_aside(error)
             journal, snapshots, self.replica = self._open()
-        self._journal = JournalActor.start(journal=journal, snapshots=snapshots, book=self.actor_ref, report=report)
+        self.meters.snapshot = snapshots.last()
+        self._journal = JournalActor.start(
+            journal=journal, snapshots=snapshots, book=self.actor_ref, meters=self.meters, report=report
+        )
         self._links: dict[str, PeerUp] = {}
         self._waiting: deque[_Waiting] = deque()
         self._waiting_commands = 0
@@ -566,6 +572,7 @@ class BookActor(NodeActor):
     def _propose(self, commands: tuple[Command, ...], origins: tuple[Origin, ...]) -> None:
         last_ns = self.replica.pending[-1].timestamp_ns if self.replica.pending else self.book.timestamp_ns
         timestamp_ns = max(self._clock_ns(), last_ns)
+        self.meters.batch.observe(len(commands))
         self._writing = True
         self._untold = self._told_soon = False
         self._run(self.replica.propose(commands, origins, timestamp_ns=timestamp_ns, now_ns=time.monotonic_ns()))
@@ -767,6 +774,8 @@ class BookActor(NodeActor):
         self._untold = self.replica.role is Role.LEADING
         self.counters["records"] += len(records)
         self.counters["events"] += len(all_events)
+        if codes := [event[4] for event in all_events if event[0] == REJECTED]:
+            self.meters.rejections.update(codes)
         state_hash = book.state_hash()
         self._run(self.replica.on_applied(book.sequence, state_hash))
         if answered:
@@ -892,12 +901,19 @@ class BookActor(NodeActor):
             "leader": replica.leader,
             "in_sync": list(replica.in_sync),
             "min_in_sync": replica.min_in_sync,
+            "present": replica.present,
+            "resigned": replica.resigned,
+            "linked": replica.leader in self._links,
+            "matched": replica.matched,
+            "known": replica.known_committed,
+            "subscribers": len(self._watchers),
+            "outstanding": len(self._outstanding),
             "appended": replica.tail.sequence,
             "durable": replica.durable,
             "committed": replica.committed,
             "applied": replica.applied,
             "state_hash": self.book.state_hash(),
-            "followers": replica.followers(),
+            "followers": replica.followers(time.monotonic_ns()),
             "open_orders": len(self.book),
             "trades": self.book.trade_count,
             "waiting": self._waiting_commands,

@@ -555,12 +555,26 @@ class Replica:
         """Follower: whether the leader's log has been received from our tail on since we joined."""
         return self.joined and self._fitted
 
-    def followers(self) -> dict[str, dict[str, object]]:
-        """Leader: how far each replica that follows is, as JSON would carry it."""
+    def followers(self, now_ns: int) -> dict[str, dict[str, object]]:
+        """Leader: how far each replica that follows is, as JSON would carry it.
+
+        ``behind_s``: since when it has made no progress, in seconds; it says something of one that lags.
+        """
         return {
-            name: {"durable": f.acked, "applied": f.applied, "streaming": f.streaming, "in_sync": name in self.in_sync}
+            name: {
+                "durable": f.acked,
+                "applied": f.applied,
+                "streaming": f.streaming,
+                "in_sync": name in self.in_sync,
+                "behind_s": round(max(0, now_ns - f.behind_since_ns) / 1e9, 3),
+            }
             for name, f in sorted(self._followers.items())
         }
+
+    @property
+    def known_committed(self) -> int:
+        """How far the log is known to be committed; ``committed`` follows as it comes in."""
+        return max(self._known_committed, self.committed)
 
     def propose(
         self, commands: tuple[Command, ...], origins: tuple[Origin, ...], *, timestamp_ns: int, now_ns: int

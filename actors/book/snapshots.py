@@ -70,6 +70,13 @@ class Snapshots:
                 logger.error("snapshot_damaged", error=error)
         return None
 
+    def last(self) -> tuple[int, int, float] | None:
+        """Return sequence number, bytes and time (seconds since the Unix epoch) of the last one; None without any."""
+        for path in reversed(self._paths()):
+            found = path.stat()
+            return int(path.stem), found.st_size - _HEADER.size, found.st_mtime
+        return None
+
     def _paths(self) -> list[Path]:
         return sorted(self._folder.glob("*.snap"))
 

@@ -7,6 +7,7 @@ without a timer.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ from ..messages import (
     ReadLog,
     SnapshotKept,
 )
+from ..meters import MarketMeters
 from .journal import Journal
 from .snapshots import Snapshots
 
@@ -42,12 +44,14 @@ class JournalActor(NodeActor):
         journal: Journal,
         snapshots: Snapshots,
         book: pykka.ActorRef[Any],
+        meters: MarketMeters,
         report: Callable[[ActorFailed], None],
     ) -> None:
         super().__init__(report=report)
         self._journal = journal
         self._snapshots = snapshots
         self._book = book
+        self._meters = meters
         self._waiting: list[Any] = []
         self._generation = 0
         self._committed = 0
@@ -68,6 +72,7 @@ class JournalActor(NodeActor):
                 tell(self._book, self._read(message))
             elif isinstance(message, KeepSnapshot):
                 oldest = self._snapshots.write(message.tail, message.book)
+                self._meters.snapshot = message.tail.sequence, len(message.book), time.time()
                 if message.reset:
                     self._journal.reset(message.tail)
                     tell(self._book, SnapshotKept(message.tail))
@@ -79,7 +84,9 @@ class JournalActor(NodeActor):
     def _write(self) -> None:
         if self._waiting:
             records, self._waiting = self._waiting, []
+            began_s = time.perf_counter()
             self._journal.append(records, committed=self._committed)
+            self._meters.sync_s.observe(time.perf_counter() - began_s)
             tell(self._book, Persisted(self._generation, records[-1].last_sequence))
 
     def _read(self, message: ReadLog) -> LogRead:

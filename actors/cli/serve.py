@@ -48,6 +48,7 @@ node_settings = options(
     click.option("--ttl-ms", type=int, help="How long the directory remembers a silent node.  [default: 2000]"),
     click.option("--min-in-sync", type=int, help="Replicas that hold a command before it is answered.  [default: 1]"),
     click.option("--timeout", type=float, help="The default bound of a request, in seconds.  [default: 5]"),
+    click.option("--metrics", metavar="HOST:PORT", help="Serve /metrics, /healthz, /readyz there.  [default: no]"),
     click.option("--log-format", type=click.Choice(FORMATS), help="[default: console]"),
     click.option("--log-level", type=click.Choice(LEVELS), help="[default: info]"),
     click.option("--log-file", type=click.Path(path_type=Path), help="Opened anew on SIGHUP.  [default: stderr]"),
@@ -130,6 +131,7 @@ def _run(config: NodeConfig, ended: threading.Event) -> None:
             timeout=config.timeout,
             join_all=config.join_all,
             balance=config.balance,
+            metrics=config.metrics,
         )
         closing.callback(exchange_node.close)
         server = ControlServer(exchange_node)

@@ -1,0 +1,184 @@
+"""How a node is, over HTTP: ``/metrics``, ``/healthz`` and ``/readyz``, for machines that watch it. Changes nothing.
+
+==========  ======================================================  ================================================
+path        200                                                     503
+==========  ======================================================  ================================================
+/healthz    the process lives, and no actor has failed              an actor or a replica has failed, or is stuck
+/readyz     every market can be traded, and read up to date, here   JSON says which cannot, and why
+/metrics    the metrics of :data:`~.metrics.METRICS`                never
+==========  ======================================================  ================================================
+
+There is no authentication: listen on the loopback interface, or where only those who may see it reach.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import socketserver
+import threading
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from ..transport.errors import ConfigurationError
+from .book.record import COMMANDS_MAX
+
+if TYPE_CHECKING:
+    from .node import ExchangeNode
+
+REQUESTS_MAX: Final = 4
+"""Requests served at once; the connection of one more is closed."""
+ANSWER_S_MAX: Final = 5.0
+"""How long an actor may take to say how it is before it counts as stuck, in seconds."""
+_CLIENT_S: Final = 5.0
+
+READY: Final = "ready"
+Condition = tuple[str, str]
+"""A state, and a sentence that explains it."""
+
+
+def condition(market: Mapping[str, Any], node: str) -> Condition:
+    """Return how a replica is, by its status; the first that applies of the states below.
+
+    ==================  =============================================================================
+    failed              it has stopped for good: the node has to be restarted, and may need repair
+    unresponsive        it does not answer
+    repairing           its disk is being made good from a peer
+    no_leader           nobody leads, or the leader cannot be reached from here
+    below_min_in_sync   fewer replicas are in sync than the market needs: commands are refused
+    handing_over        it leads, and another is about to
+    catching_up         it does not hold all that is committed yet
+    not_opened          nobody has given the market rules yet
+    ready               it can be traded, and read up to date, here
+    ==================  =============================================================================
+    """
+    if market.get("error"):
+        return ("unresponsive" if market["role"] == "unresponsive" else "failed"), market["error"]
+    if market["repairing"]:
+        return "repairing", str(market["repairing"])
+    leading = market["role"] == "leading"
+    if not leading and (market["leader"] is None or not market["linked"]):
+        return "no_leader", f"its leader, {market['leader'] or 'not known yet'}, cannot be reached"
+    in_sync, needed = market["present"] if leading else len(market["in_sync"]), market["min_in_sync"]
+    if in_sync < needed:
+        return "below_min_in_sync", f"{in_sync} replicas are in sync, {needed} needed"
+    if leading:
+        if market["resigned"]:
+            return "handing_over", "it leads, and waits for another to take over"
+    else:
+        behind = max(0, market["known"] - market["durable"])
+        late = behind > COMMANDS_MAX if market["observer"] else node not in market["in_sync"]
+        if late or not market["matched"]:
+            return "catching_up", f"it is at sequence {market['applied']}, at least {behind} behind"
+    if not market["ready"]:
+        return "not_opened", "the market's rules are not in its log yet"
+    return READY, f"{market['role']} in epoch {market['epoch']}"
+
+
+def healthz(node: ExchangeNode) -> tuple[bool, dict[str, Any]]:
+    """Return whether no part of the node has failed, and what ``/healthz`` says."""
+    if node.phase != "running":
+        return True, {"status": node.phase, "node": node.name}
+    failures = node.dead_actors()
+    for market, status in node.market_statuses(ANSWER_S_MAX).items():
+        state, why = condition(status, node.node_id)
+        if state in ("failed", "unresponsive"):
+            failures.append(f"market {market}: {state}: {why}")
+    return not failures, {"status": "failed" if failures else "ok", "node": node.name, "failures": failures}
+
+
+def readyz(node: ExchangeNode) -> tuple[bool, dict[str, Any]]:
+    """Return whether every market of the node can be used from here, and what ``/readyz`` says."""
+    markets = {}
+    if node.phase == "running":
+        for market, status in node.market_statuses(ANSWER_S_MAX).items():
+            state, why = condition(status, node.node_id)
+            markets[market] = {"state": state, "why": why, "sequence": status.get("applied")}
+    ready = node.phase == "running" and all([market["state"] == READY for market in markets.values()])
+    return ready, {"ready": ready, "state": node.phase, "node": node.name, "markets": markets}
+
+
+class HealthServer:
+    """Serves one node's health from construction until :meth:`close`, while the node starts and ends too."""
+
+    def __init__(self, node: ExchangeNode, address: str, scrape: Callable[[], bytes]) -> None:
+        """Listen at ``address``, ``HOST:PORT``; port 0 = any. ``scrape`` returns the text of ``/metrics``.
+
+        Raises:
+            ConfigurationError: the address is malformed, or in use.
+        """
+        host, colon, port = address.rpartition(":")
+        if not (host and colon and port.isdecimal() and int(port) < 65536):
+            raise ConfigurationError(f"metrics are served at HOST:PORT, as in 127.0.0.1:9464, not at {address!r:.80}")
+        try:
+            self._server = _Server((host.strip("[]"), int(port)), _handler(node, scrape))
+        except OSError as error:
+            raise ConfigurationError(f"metrics cannot be served at {address}: {error}; is the address free?") from error
+        self.address = f"{host}:{self._server.server_address[1]}"
+        """``HOST:PORT``, with the port filled in."""
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.1,), name=f"{node.name}-health", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Take no more requests, finish those that are served, close the socket."""
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+
+class _Server(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    request_queue_size = 16
+
+    def __init__(self, address: tuple[str, int], handler: type[http.server.BaseHTTPRequestHandler]) -> None:
+        self._room = threading.BoundedSemaphore(REQUESTS_MAX)
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Ignore a client that went away."""
+
+
+def _handler(node: ExchangeNode, scrape: Callable[[], bytes]) -> type[http.server.BaseHTTPRequestHandler]:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        timeout = _CLIENT_S
+        server_version = "openoutcry"
+        sys_version = ""
+
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            if path == "/metrics":
+                self._answer(200, "text/plain; version=0.0.4; charset=utf-8", scrape())
+            elif path in ("/healthz", "/readyz"):
+                good, found = healthz(node) if path == "/healthz" else readyz(node)
+                self._answer(200 if good else 503, "application/json", json.dumps(found).encode() + b"\n")
+            else:
+                self._answer(404, "text/plain", b"there are /metrics, /healthz and /readyz\n")
+
+        def _answer(self, status: int, kind: str, body: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
+            self.end_headers()
+            with contextlib.suppress(OSError):  # it has gone
+                self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Log nothing: they are asked every few seconds."""
+
+    return Handler
