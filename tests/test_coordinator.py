@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from etcd_cluster import EtcdCluster, etcd_cluster
-from etcd_cluster import missing as etcd_missing
+from etcd_cluster import EtcdCluster
 from openoutcry.transport import sqlite as sqlite_module
 from openoutcry.transport.coordinator import Coordinator, MarketRecord
 from openoutcry.transport.errors import Closed, ConfigurationError, StorageError, Unavailable
@@ -133,15 +132,6 @@ def result_of(child: subprocess.Popen[str]) -> Any:
     out, err = child.communicate(timeout=CHILD_S_MAX)
     assert child.returncode == 0, err
     return json.loads(out.splitlines()[-1])
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
-    reason = etcd_missing()
-    if reason is not None:
-        pytest.skip(reason)
-    with etcd_cluster(tmp_path_factory.mktemp("etcd")) as cluster:
-        yield cluster
 
 
 @pytest.fixture(params=OPENERS)

@@ -22,11 +22,9 @@ from openoutcry.transport import etcd as etcd_module
 from openoutcry.transport.coordinator import MarketRecord
 from openoutcry.transport.errors import ConfigurationError, StorageError, Unavailable
 from openoutcry.transport.etcd import EtcdCoordinator, is_etcd, open_etcd
-from processes import MARKET, eventually, market
-from test_processes import assert_acknowledged_once
+from processes import MARKET, eventually
 
 NODES = ("n1", "n2", "n3")
-ORDERS = 15_000
 NO_ETCD = missing()
 
 pytestmark = pytest.mark.skipif(NO_ETCD is not None, reason=NO_ETCD or "")
@@ -52,13 +50,6 @@ while time.monotonic() < end:
 print(json.dumps({"won": won, "unknown": unknown}), flush=True)
 store.close()
 """
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EtcdCluster]:
-    """Three members; a test that kills one starts it again."""
-    with etcd_cluster(tmp_path_factory.mktemp("etcd")) as cluster:
-        yield cluster
 
 
 @pytest.fixture
@@ -489,51 +480,3 @@ def test_coordinator_outlives_a_restart_of_all_of_etcd(
     assert not coordinator.lapsed("n1"), "leases are durable too"
     coordinator.renew("n1", ttl_ms=60_000)
     assert coordinator.swap(record, epoch=2, leader="n2", in_sync=NODES) is not None
-
-
-def test_another_takes_over_when_the_leader_and_a_member_of_etcd_are_killed_and_nothing_is_lost(
-    cluster: EtcdCluster, address: str, tmp_path: Path
-) -> None:
-    acked: dict[str, list[tuple[str, int]]] = {}
-    with market(tmp_path, coordinator=address, lease_ms=3_600_000) as net:  # nobody waits for the lease of the dead
-        nodes = {"ann": net.start("ann")[0]}
-        nodes |= {node.name: node for node in net.start("bob", "cat")}
-        net.wait_in_sync()
-        assert nodes["bob"].call("status")["coordinator_error"] is None
-        for node in nodes.values():
-            node.trade(1, ORDERS)
-        nodes["ann"].wait_acked(1000)
-        dead = cluster.leader()
-        nodes["ann"].kill()
-        cluster.kill(dead)
-        acked["ann"] = nodes["ann"].acked
-        for name in ("bob", "cat"):
-            nodes[name].wait_acked(len(nodes[name].acked) + 2000)
-        net.start("ann")
-        for name in ("bob", "cat"):
-            nodes[name].wait_traded()
-            acked[name] = nodes[name].acked
-        eventually(lambda: len(nodes["bob"].call("status")["markets"][MARKET]["in_sync"]) == 3, "all are in sync again")
-        net.settle()
-    cluster.start([dead])
-    assert len(acked["bob"]) == len(acked["cat"]) == ORDERS
-    assert_acknowledged_once(net, acked)
-
-
-def test_a_market_goes_on_without_etcd_and_says_so(cluster: EtcdCluster, address: str, tmp_path: Path) -> None:
-    with market(tmp_path, coordinator=address) as net:
-        ann, bob = net.start("ann", "bob")
-        net.wait_in_sync()
-        with cluster.stopped():
-            for life in range(2):
-                ann.trade(life, 2000)
-                bob.trade(life, 2000)
-                ann.wait_traded()
-                bob.wait_traded()
-            eventually(lambda: bob.call("status")["coordinator_error"], "the status tells of it")
-        eventually(lambda: bob.call("status")["coordinator_error"] is None, "etcd is used again")
-        ann.trade(2, 100)
-        ann.wait_traded()
-        net.settle()
-    assert len(ann.acked) == 4100
-    assert_acknowledged_once(net, {"ann": ann.acked, "bob": bob.acked})

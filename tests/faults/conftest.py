@@ -6,7 +6,7 @@ import dataclasses
 import re
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,31 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))
 from exchange import ROUNDS, Exchange
+from stores import EtcdStore, SqliteStore, Store
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "failover: is tried over every coordinator in CI too, not in a soak only")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "round_" in metafunc.fixturenames:
         metafunc.parametrize("round_", range(ROUNDS), ids=[f"round{number}" for number in range(ROUNDS)])
+    chosen = any(["store" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize")])
+    if "store" in metafunc.fixturenames and not chosen:
+        every = ROUNDS > 1 or metafunc.definition.get_closest_marker("failover") is not None
+        metafunc.parametrize("store", ["sqlite", "etcd"] if every else ["sqlite"], indirect=True)
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    """The coordinator of the test's exchange, whole again afterwards: of the kind that the test was given."""
+    if request.param == "sqlite":
+        yield SqliteStore(tmp_path)
+    else:
+        made = EtcdStore(tmp_path, request.getfixturevalue("cluster"))
+        yield made
+        made.heal()
 
 
 @pytest.fixture

@@ -32,6 +32,7 @@ from openoutcry.transport.rendezvous import Rendezvous
 from processes import MARKET, RULES, eventually
 from proxy import Proxy
 from shims import Shims
+from stores import Store
 
 ROUNDS: Final = int(os.environ.get("OPENOUTCRY_FAULT_ROUNDS", "1"))
 """How often each fault is tried; 1 in CI, where some variants are left out; 20 or more in a soak."""
@@ -132,9 +133,7 @@ def _serve(name: str, folder: Path, directory: str, options: dict[str, Any], shi
             markets={MARKET: RULES},
             data_dir=folder / name,
             directory=directory,
-            coordinator=folder / "coordinator.sqlite",
-            lease_ms=LEASE_MS,
-            **options,
+            **{"lease_ms": LEASE_MS, **options},
         ) as node:
             say("listening", node._inbox.address)
             node.wait_ready(60)
@@ -351,7 +350,7 @@ class Exchange:
 
     def __init__(
         self,
-        folder: Path,
+        store: Store,
         *,
         proxied: bool = False,
         batch_max: int = BATCH_MAX,
@@ -362,11 +361,12 @@ class Exchange:
 
         ``batch_max``: most commands of one call; ``shims``: of all nodes; ``options``: of all nodes, too.
         """
-        self.folder = folder
+        self.store = store
+        self.folder = store.folder
         self.history = History()
         self.nodes: dict[str, Node] = {}
         self.proxies: dict[str, Proxy] = {name: Proxy() for name in NAMES} if proxied else {}
-        self._options = options
+        self._options = {"coordinator": store.address, **options}
         self._batch_max = batch_max
         self._shims = shims or {}
         self._rendezvous = Rendezvous("tcp://127.0.0.1:0")
@@ -423,8 +423,9 @@ class Exchange:
         self.nodes[name].load(work, batch_max=self._batch_max)
 
     def mark(self) -> None:
-        """The fault begins now: gaps in the answers are counted from here on."""
+        """The fault begins now, and a member of the coordinator dies: gaps in the answers are counted from here on."""
         self.hurt_ns = time.monotonic_ns()
+        self.store.lose_a_member()
 
     def wait_deposed(self, name: str) -> None:
         """Wait until a former leader follows, in a later epoch."""
@@ -533,11 +534,11 @@ class Exchange:
 
 
 @contextlib.contextmanager
-def exchange(folder: Path, **options: Any) -> Iterator[Exchange]:
+def exchange(store: Store, **options: Any) -> Iterator[Exchange]:
     """Start an exchange without nodes; end all of its processes at the end. Its files stay if the test has failed."""
-    made = Exchange(folder, **options)
+    made = Exchange(store, **options)
     try:
         yield made
     finally:
         made.close()
-    shutil.rmtree(folder, ignore_errors=True)  # journals are preallocated: a soak would fill the disk
+    shutil.rmtree(store.folder, ignore_errors=True)  # journals are preallocated: a soak would fill the disk

@@ -16,7 +16,7 @@ from typing import Any
 
 from openoutcry.actors.book.actor import BookActor
 from openoutcry.actors.book.journal import Journal
-from openoutcry.transport import sqlite
+from openoutcry.transport import etcd, sqlite
 from openoutcry.transport.coordinator import UNAVAILABLE_CODE, MarketRecord
 from openoutcry.transport.errors import Unavailable
 
@@ -30,14 +30,15 @@ class Shims:
         self._offset_ns = int(clock_off_by_s * 1e9)
         self._armed: dict[str, tuple[int, Callable[..., Any]]] = {}
         self._store_away = False
-        self._die_in_swap = False
+        self._die_in_swap = ""
         self._wrap("pwrite")
         self._wrap("fdatasync")
         time.time_ns = self._time_ns
         _default(BookActor, "clock_ns", self._time_ns)
         if segment_size is not None:
             _default(Journal, "segment_size", segment_size)
-        self._wrap_store()
+        self._wrap_sqlite()
+        self._wrap_etcd()
 
     # -- the disk -----------------------------------------------------------------------------------------------
 
@@ -97,15 +98,18 @@ class Shims:
         """It can again."""
         self._store_away = False
 
-    def die_in_swap(self) -> None:
-        """The process dies in its next swap, between the update and the commit."""
-        self._die_in_swap = True
+    def die_in_swap(self, moment: str) -> None:
+        """The process dies in its next swap: ``before_the_commit``, ``before_the_write`` or ``after_the_write``.
+
+        The first is of the SQLite file, the others are of etcd, where the answer is lost with the process.
+        """
+        self._die_in_swap = moment
 
     def keep_lease_as_it_is(self) -> None:
         """From now on the process uses the coordinator for nothing but its markets."""
         sqlite.SqliteCoordinator.renew = lambda *_, **__: None  # type: ignore[method-assign, assignment]
 
-    def _wrap_store(self) -> None:
+    def _wrap_sqlite(self) -> None:
         connected, patiently = sqlite.SqliteCoordinator._connected, sqlite._patiently
         swap = sqlite.SqliteCoordinator.swap
         swapping = False
@@ -117,7 +121,7 @@ class Shims:
 
         def dying(store: sqlite.SqliteCoordinator, expected: MarketRecord, **change: Any) -> MarketRecord | None:
             nonlocal swapping
-            swapping = self._die_in_swap
+            swapping = self._die_in_swap == "before_the_commit"
             return swap(store, expected, **change)
 
         def dying_at_the_second_step(step: Callable[[], Any]) -> Any:
@@ -129,6 +133,25 @@ class Shims:
         sqlite.SqliteCoordinator._connected = connected_unless_away  # type: ignore[method-assign]
         sqlite.SqliteCoordinator.swap = dying  # type: ignore[method-assign]
         sqlite._patiently = dying_at_the_second_step
+
+    def _wrap_etcd(self) -> None:
+        operation, write = etcd.EtcdCoordinator._operation, etcd.EtcdCoordinator._write
+
+        def unless_away(store: etcd.EtcdCoordinator) -> Any:
+            if self._store_away:
+                raise Unavailable("the store is away", code=UNAVAILABLE_CODE)
+            return operation(store)
+
+        def dying(store: etcd.EtcdCoordinator, *args: Any, repeatable: bool) -> bool:
+            if repeatable or not self._die_in_swap:
+                return write(store, *args, repeatable=repeatable)
+            if self._die_in_swap == "after_the_write":
+                write(store, *args, repeatable=repeatable)
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise AssertionError("the process is dead")
+
+        etcd.EtcdCoordinator._operation = unless_away  # type: ignore[method-assign]
+        etcd.EtcdCoordinator._write = dying  # type: ignore[method-assign]
 
 
 def _default(kind: type, argument: str, value: Any) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import os
 import random
 import shutil
-import sqlite3
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 import pytest
 from exchange import NAMES, ROUNDS, Exchange, Node, exchange
 from processes import eventually
+from stores import Store
 
 Finish = Callable[[Exchange, Sequence[str]], None]
 
@@ -29,17 +29,24 @@ DISK_FAULTS = [
     ("fdatasync", "EIO", "follower"),
     ("pwrite", "ENOSPC", "leader"),
 ]
-IN_A_SWAP = ["in_the_commit", "before_the_commit"] if shutil.which("strace") else ["before_the_commit"]
+UNREACHABLE = [("sqlite", "locked"), ("etcd", "away"), ("sqlite", "away")]
+IN_A_SWAP = [
+    *([("sqlite", "in_the_commit")] if shutil.which("strace") else []),
+    ("etcd", "after_the_write"),
+    ("sqlite", "before_the_commit"),
+    ("etcd", "before_the_write"),
+]
 TORN = ["torn", "truncated"]
 if ROUNDS == 1:
-    DISK_FAULTS, IN_A_SWAP, TORN = DISK_FAULTS[:2], IN_A_SWAP[:1], TORN[:1]
+    DISK_FAULTS, TORN, UNREACHABLE, IN_A_SWAP = DISK_FAULTS[:2], TORN[:1], UNREACHABLE[:2], IN_A_SWAP[:2]
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
 
 
-def test_kill_9_of_the_leader_in_a_history_of_20_000_operations(tmp_path: Path, round_: int, finish: Finish) -> None:
-    with exchange(tmp_path, batch_max=100) as net:
+@pytest.mark.failover
+def test_kill_9_of_the_leader_in_a_history_of_20_000_operations(store: Store, round_: int, finish: Finish) -> None:
+    with exchange(store, batch_max=100, lease_ms=3_600_000) as net:  # nobody waits for the lease of the dead
         leader, *others = net.begin()
         eventually(lambda: len(net.history.operations) > 10_000, "half of it is called", within=60)
         net.mark()
@@ -51,8 +58,9 @@ def test_kill_9_of_the_leader_in_a_history_of_20_000_operations(tmp_path: Path, 
         finish(net, others)
 
 
-def test_kill_9_of_a_follower(tmp_path: Path, round_: int, finish: Finish) -> None:
-    with exchange(tmp_path) as net:
+@pytest.mark.failover
+def test_kill_9_of_a_follower(store: Store, round_: int, finish: Finish) -> None:
+    with exchange(store) as net:
         leader, victim, other = net.begin()
         net.mark()
         net.nodes[victim].kill()
@@ -62,8 +70,9 @@ def test_kill_9_of_a_follower(tmp_path: Path, round_: int, finish: Finish) -> No
         finish(net, (leader, other))
 
 
-def test_kill_9_of_all(tmp_path: Path, round_: int, finish: Finish) -> None:
-    with exchange(tmp_path) as net:
+@pytest.mark.failover
+def test_kill_9_of_all(store: Store, round_: int, finish: Finish) -> None:
+    with exchange(store) as net:
         net.begin()
         net.mark()
         for name in random.sample(NAMES, 3):
@@ -73,10 +82,11 @@ def test_kill_9_of_all(tmp_path: Path, round_: int, finish: Finish) -> None:
         finish(net, NAMES)
 
 
+@pytest.mark.failover
 def test_a_leader_frozen_for_longer_than_its_lease_is_deposed_and_follows_when_it_thaws(
-    tmp_path: Path, round_: int, finish: Finish
+    store: Store, round_: int, finish: Finish
 ) -> None:
-    with exchange(tmp_path) as net:
+    with exchange(store) as net:
         leader, *others = net.begin()
         net.mark()
         net.nodes[leader].freeze()
@@ -87,8 +97,8 @@ def test_a_leader_frozen_for_longer_than_its_lease_is_deposed_and_follows_when_i
         finish(net, others)
 
 
-def test_a_follower_slowed_tenfold_holds_nobody_up(tmp_path: Path, round_: int, finish: Finish) -> None:
-    with exchange(tmp_path) as net:
+def test_a_follower_slowed_tenfold_holds_nobody_up(store: Store, round_: int, finish: Finish) -> None:
+    with exchange(store) as net:
         leader, victim, other = net.begin()
         net.mark()
         ends = time.monotonic() + 2
@@ -104,8 +114,8 @@ def test_a_follower_slowed_tenfold_holds_nobody_up(tmp_path: Path, round_: int, 
 # -- the network -------------------------------------------------------------------------------------------------------
 
 
-def test_links_that_are_cut_again_and_again(tmp_path: Path, round_: int, finish: Finish) -> None:
-    with exchange(tmp_path, proxied=True) as net:
+def test_links_that_are_cut_again_and_again(store: Store, round_: int, finish: Finish) -> None:
+    with exchange(store, proxied=True) as net:
         net.begin()
         net.mark()
         for _ in range(6):
@@ -115,8 +125,8 @@ def test_links_that_are_cut_again_and_again(tmp_path: Path, round_: int, finish:
         finish(net, NAMES)
 
 
-def test_links_that_are_slow_and_narrow(tmp_path: Path, round_: int, finish: Finish) -> None:
-    with exchange(tmp_path, proxied=True) as net:
+def test_links_that_are_slow_and_narrow(store: Store, round_: int, finish: Finish) -> None:
+    with exchange(store, proxied=True) as net:
         net.begin()
         net.mark()
         for proxy in net.proxies.values():
@@ -130,8 +140,8 @@ def test_links_that_are_slow_and_narrow(tmp_path: Path, round_: int, finish: Fin
         finish(net, NAMES)
 
 
-def test_a_leader_that_can_speak_but_hears_nobody(tmp_path: Path, round_: int, finish: Finish) -> None:
-    with exchange(tmp_path, proxied=True) as net:
+def test_a_leader_that_can_speak_but_hears_nobody(store: Store, round_: int, finish: Finish) -> None:
+    with exchange(store, proxied=True) as net:
         leader, *_ = net.begin()
         net.mark()
         net.proxies[leader].swallow()
@@ -145,8 +155,8 @@ def test_a_leader_that_can_speak_but_hears_nobody(tmp_path: Path, round_: int, f
         finish(net, (leader,))
 
 
-def test_a_leader_that_one_follower_does_not_hear(tmp_path: Path, round_: int, finish: Finish) -> None:
-    with exchange(tmp_path, proxied=True) as net:
+def test_a_leader_that_one_follower_does_not_hear(store: Store, round_: int, finish: Finish) -> None:
+    with exchange(store, proxied=True) as net:
         leader, deaf, other = net.begin()
         net.mark()
         net.proxies[deaf].swallow([leader])
@@ -157,8 +167,9 @@ def test_a_leader_that_one_follower_does_not_hear(tmp_path: Path, round_: int, f
         finish(net, (leader, other))
 
 
-def test_a_leader_cut_off_from_everybody_and_from_the_coordinator(tmp_path: Path, round_: int, finish: Finish) -> None:
-    with exchange(tmp_path, proxied=True) as net:
+@pytest.mark.failover
+def test_a_leader_cut_off_from_everybody_and_from_the_coordinator(store: Store, round_: int, finish: Finish) -> None:
+    with exchange(store, proxied=True) as net:
         leader, *others = net.begin()
         net.mark()
         net.nodes[leader].hurt("take_store_away")
@@ -184,8 +195,8 @@ def test_a_leader_cut_off_from_everybody_and_from_the_coordinator(tmp_path: Path
 
 
 @pytest.mark.parametrize(("call", "error", "who"), DISK_FAULTS)
-def test_a_disk_that_fails(tmp_path: Path, round_: int, finish: Finish, call: str, error: str, who: str) -> None:
-    with exchange(tmp_path) as net:
+def test_a_disk_that_fails(store: Store, round_: int, finish: Finish, call: str, error: str, who: str) -> None:
+    with exchange(store) as net:
         victim = net.begin()[0 if who == "leader" else 1]
         net.mark()
         net.nodes[victim].hurt("fail", call, error, random.randrange(5))
@@ -208,8 +219,8 @@ def go_on_without_and_take_back(net: Exchange, victim: str, heal: Callable[[], o
     net.wait_answers(20)
 
 
-def test_a_file_that_may_not_grow(tmp_path: Path, round_: int, finish: Finish) -> None:
-    with exchange(tmp_path, shims={"segment_size": 256 * 1024}) as net:
+def test_a_file_that_may_not_grow(store: Store, round_: int, finish: Finish) -> None:
+    with exchange(store, shims={"segment_size": 256 * 1024}) as net:
         victim = net.begin()[round_ % 2]
         net.mark()
         net.nodes[victim].hurt("limit_file_size", 128 * 1024)
@@ -217,14 +228,14 @@ def test_a_file_that_may_not_grow(tmp_path: Path, round_: int, finish: Finish) -
         finish(net, [name for name in NAMES if name != victim])
 
 
-def test_a_full_disk(tmp_path: Path, round_: int, finish: Finish) -> None:
+def test_a_full_disk(store: Store, round_: int, finish: Finish) -> None:
     with contextlib.ExitStack() as stack:
         for name in NAMES:
-            stack.enter_context(small_disk(tmp_path / name))
-        net = stack.enter_context(exchange(tmp_path, shims={"segment_size": 64 * 1024}))
+            stack.enter_context(small_disk(store.folder / name))
+        net = stack.enter_context(exchange(store, shims={"segment_size": 64 * 1024}))
         victim = net.begin()[round_ % 2]
         net.mark()
-        ballast = tmp_path / victim / "ballast"
+        ballast = store.folder / victim / "ballast"
         room = os.statvfs(ballast.parent)
         with ballast.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_bsize)
@@ -247,8 +258,8 @@ def small_disk(folder: Path) -> Iterator[None]:
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
-def test_a_sync_that_the_kernel_fails(tmp_path: Path, round_: int, finish: Finish) -> None:
-    with exchange(tmp_path) as net:
+def test_a_sync_that_the_kernel_fails(store: Store, round_: int, finish: Finish) -> None:
+    with exchange(store) as net:
         victim = net.begin()[round_ % 2]
         net.mark()
         (segment,) = net.nodes[victim].segments()
@@ -308,9 +319,9 @@ DAMAGE = [flip_a_bit, truncate_a_segment, lose_a_segment]
 
 @pytest.mark.parametrize("damage", DAMAGE[:1] if ROUNDS == 1 else DAMAGE, ids=lambda damage: damage.__name__)
 def test_a_journal_damaged_before_its_tail_is_put_aside_and_repaired_from_a_peer(
-    tmp_path: Path, round_: int, finish: Finish, damage: Callable[[list[Path]], None]
+    store: Store, round_: int, finish: Finish, damage: Callable[[list[Path]], None]
 ) -> None:
-    with exchange(tmp_path, shims={"segment_size": 16 * 1024}) as net:
+    with exchange(store, shims={"segment_size": 16 * 1024}) as net:
         victim = random.choice(net.begin())
         others = [name for name in NAMES if name != victim]
         net.mark()
@@ -328,8 +339,8 @@ def test_a_journal_damaged_before_its_tail_is_put_aside_and_repaired_from_a_peer
 
 
 @pytest.mark.parametrize("how", TORN)
-def test_a_journal_torn_at_its_tail_is_cut(tmp_path: Path, round_: int, finish: Finish, how: str) -> None:
-    with exchange(tmp_path) as net:
+def test_a_journal_torn_at_its_tail_is_cut(store: Store, round_: int, finish: Finish, how: str) -> None:
+    with exchange(store) as net:
         victim = random.choice(net.begin())
         others = [name for name in NAMES if name != victim]
         net.mark()
@@ -350,8 +361,8 @@ def test_a_journal_torn_at_its_tail_is_cut(tmp_path: Path, round_: int, finish: 
 # -- the clock ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_wall_clock_that_jumps_by_hours(tmp_path: Path, round_: int, finish: Finish) -> None:
-    with exchange(tmp_path) as net:
+def test_a_wall_clock_that_jumps_by_hours(store: Store, round_: int, finish: Finish) -> None:
+    with exchange(store) as net:
         leader, *others = net.begin()
         net.mark()
         for seconds in (3 * 3600, -7 * 3600, 2 * 3600):
@@ -372,37 +383,14 @@ def test_a_wall_clock_that_jumps_by_hours(tmp_path: Path, round_: int, finish: F
 # -- the coordinator ---------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def locked(store: Path) -> Iterator[None]:
-    """Another program holds the coordinator's file."""
-    connection = sqlite3.connect(store, timeout=10, isolation_level=None)
-    connection.execute("BEGIN EXCLUSIVE")
-    try:
-        yield
-    finally:
-        connection.execute("ROLLBACK")
-        connection.close()
-
-
-@contextlib.contextmanager
-def moved_away(store: Path) -> Iterator[None]:
-    """The coordinator's file is not where it was."""
-    away = store.with_name("away.sqlite")
-    store.rename(away)
-    try:
-        yield
-    finally:
-        away.rename(store)
-
-
-@pytest.mark.parametrize("unreachable", [locked, moved_away], ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize(("store", "how"), UNREACHABLE, indirect=["store"])
 def test_a_coordinator_that_cannot_be_reached_while_orders_flow(
-    tmp_path: Path, round_: int, finish: Finish, unreachable: Callable[[Path], contextlib.AbstractContextManager[None]]
+    store: Store, round_: int, finish: Finish, how: str
 ) -> None:
-    with exchange(tmp_path) as net:
+    with exchange(store) as net:
         net.begin()
         net.mark()
-        with unreachable(tmp_path / "coordinator.sqlite"):
+        with getattr(store, how)():
             for node in net.nodes.values():
                 eventually(lambda node=node: node.call("status")["coordinator_error"], f"{node.name} says so")
             net.wait_answers(20)
@@ -414,12 +402,12 @@ def test_a_coordinator_that_cannot_be_reached_while_orders_flow(
 
 
 def test_a_follower_that_dies_while_the_coordinator_cannot_be_reached(
-    tmp_path: Path, round_: int, finish: Finish
+    store: Store, round_: int, finish: Finish
 ) -> None:
-    with exchange(tmp_path) as net:
+    with exchange(store) as net:
         leader, victim, other = net.begin()
         net.mark()
-        with moved_away(tmp_path / "coordinator.sqlite"):
+        with store.away():
             net.nodes[victim].kill()
             time.sleep(random.uniform(0.5, 1.5))
             before = len(net.history.times_ns())
@@ -431,20 +419,19 @@ def test_a_follower_that_dies_while_the_coordinator_cannot_be_reached(
         finish(net, (leader, other))
 
 
-@pytest.mark.parametrize("moment", IN_A_SWAP)
-def test_a_leader_killed_in_a_swap(tmp_path: Path, round_: int, finish: Finish, moment: str) -> None:
-    store = tmp_path / "coordinator.sqlite"
-    with exchange(tmp_path) as net:
+@pytest.mark.parametrize(("store", "moment"), IN_A_SWAP, indirect=["store"])
+def test_a_leader_killed_in_a_swap(store: Store, round_: int, finish: Finish, moment: str) -> None:
+    with exchange(store) as net:
         leader, victim, other = net.begin()
         net.mark()
         with contextlib.ExitStack() as stack:
-            if moment == "before_the_commit":
-                net.nodes[leader].hurt("die_in_swap")
-            else:
+            if moment == "in_the_commit":
                 # The new record is in the file, but the rollback journal, whose end is the commit, is there too.
                 net.nodes[leader].hurt("keep_lease_as_it_is")
-                journal = store.with_name("coordinator.sqlite-journal")
+                journal = Path(f"{store.address}-journal")
                 stack.enter_context(traced(net.nodes[leader], "unlink", "signal=SIGKILL", journal))
+            else:
+                net.nodes[leader].hurt("die_in_swap", moment)
             net.nodes[victim].kill()
             net.nodes[leader].wait_gone()
         net.wait_answers(20, other)
