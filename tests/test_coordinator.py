@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from etcd_cluster import EtcdCluster
+from openoutcry.transport import etcd as etcd_module
 from openoutcry.transport import sqlite as sqlite_module
 from openoutcry.transport.coordinator import Coordinator, MarketRecord
 from openoutcry.transport.errors import Closed, ConfigurationError, StorageError, Unavailable
@@ -356,8 +357,10 @@ def test_kill_in_the_middle_of_swaps_leaves_a_usable_store_with_all_acknowledged
 
 
 def test_unreachable_store_is_reported_in_bounded_time_and_used_again_afterwards(
-    store: Store, coordinator: Coordinator, record: MarketRecord
+    store: Store, coordinator: Coordinator, record: MarketRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sqlite_module, "BUSY_MS", 500)
+    monkeypatch.setattr(etcd_module, "OPERATION_S", 1.0)
     operations: list[Callable[[], object]] = [
         lambda: coordinator.read(MARKET),
         lambda: coordinator.swap(record, epoch=2, leader="n1", in_sync=NODES),
