@@ -125,6 +125,7 @@ class Code:
     ALREADY_EXPIRED: Final = "already_expired"
     CLIENT_ORDER_ID_REUSED: Final = "client_order_id_reused"
     MARKET_NOT_CONFIGURED: Final = "market_not_configured"
+    UNITS_IN_USE: Final = "units_in_use"
 
 
 MESSAGES: Final[dict[str, str]] = {
@@ -141,6 +142,7 @@ MESSAGES: Final[dict[str, str]] = {
     Code.ALREADY_EXPIRED: "the expiry is not after the exchange's time",
     Code.CLIENT_ORDER_ID_REUSED: "the client order id was used before for a different command; choose a new one",
     Code.MARKET_NOT_CONFIGURED: "the market's rules are not set yet",
+    Code.UNITS_IN_USE: "tick size and lot size stay as they are once there are orders or trades; open another market",
 }
 """What each rejection code means and what to do about it, for people."""
 

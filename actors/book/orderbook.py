@@ -9,9 +9,14 @@ How it is laid out (what measured best in pure Python, see ``benchmarks/engine.p
   never bid and ask at once, so one dict serves both sides).
 - Each side keeps one ascending list of *keys* with its best at the end: a bid's key is its price, an ask's key its
   negated price. So matching reads ``keys[-1]`` on either side, and ``key >= floor`` means "good enough for the taker".
+- A level whose last order goes stays where it is, since the next order at that price is likely; only at the top of its
+  side it goes, so that a side's best key is always that of a level with orders. The others go when they may outnumber
+  the levels with orders. What goes is used again for the next new level: most levels of a real book live shortly.
 - A level's queue is a list of orders with the index of its head. A cancelled order stays in it with ``open == 0``, is
   passed over at the head, and goes when a level holds more dead orders than live ones: constant time per order.
   (Most levels of a real book hold few orders; a deque would allocate room for 64 at each.)
+- :meth:`OrderBook.apply` is the one hot loop: limit orders that rest, immediate-or-cancel orders that find nothing, and
+  cancels are handled in it without a call. Whatever else a command may be is done by the plain methods below it.
 """
 
 from __future__ import annotations
@@ -20,8 +25,9 @@ import heapq
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from itertools import islice
 from operator import itemgetter
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 from zlib import crc32
 
 from ...transport import codec
@@ -74,71 +80,82 @@ _CHECKSUM_SIZE: Final = 16
 _DEAD_MAX: Final = 32
 """A level is compacted when it holds more dead orders than live ones, and more than this."""
 _DIRTY_MAX: Final = 65_536
+_EMPTY_MAX: Final = 64
+"""So many levels may be empty, or as many as are not."""
+_SPARE_MAX: Final = 256
+"""Most levels kept for use again."""
 _sequence_of: Final = itemgetter(1)
+
+Terms: TypeAlias = tuple[int, int, bool]
+"""What an order was entered with and few orders have: ``(expire_ns, stp, post_only)``."""
+_TERMS: Final[tuple[Terms, ...]] = tuple([(0, stp, False) for stp in range(5)])
+"""The terms of plain orders, by self-trade prevention: shared, because most orders have them."""
+
+
+class Account:
+    """Who has orders here: the name, and the open orders by id. One that has none left is forgotten some time later."""
+
+    __slots__ = ("name", "orders")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.orders: dict[int, Order] = {}
+
+
+class Level:
+    """All orders at one price, in queue order.
+
+    ``lots`` are open in all; ``gone`` of the orders in the queue are not open any more, all those before ``head`` among
+    them. A level without lots is empty: its queue is, too.
+    """
+
+    __slots__ = ("gone", "head", "lots", "orders", "price", "side")
+
+    def __init__(self) -> None:
+        self.side = 0
+        self.price = 0
+        self.lots = 0
+        self.gone = 0
+        self.head = 0
+        self.orders: list[Order] = []
+
+    def compact(self) -> None:
+        """Drop the orders that are gone if they outnumber the open ones."""
+        if self.gone > _DEAD_MAX and 2 * self.gone > len(self.orders):
+            self.orders = [order for order in self.orders if order.open]
+            self.gone = self.head = 0
 
 
 class Order:
-    """A resting order. ``quantity = filled + open + cancelled`` lots; ``priority``: the sequence at which it queued."""
+    """A resting order. ``quantity = filled + open + cancelled`` lots; ``priority``: the sequence at which it queued.
+
+    Made bare and then filled in, by :meth:`OrderBook._rest` and the hot loop: an ``__init__`` of so many arguments
+    would take twice as long.
+    """
 
     __slots__ = (
         "account",
         "cancelled",
         "client_order_id",
         "digest",
-        "expire_ns",
         "id",
         "level",
         "open",
-        "post_only",
         "priority",
         "quantity",
-        "stp",
+        "terms",
     )
 
-    def __init__(
-        self,
-        order_id: int,
-        account: str,
-        client_order_id: str,
-        level: Level,
-        open_lots: int,
-        quantity: int,
-        priority: int,
-        expire_ns: int,
-        stp: int,
-        post_only: bool,
-    ) -> None:
-        self.id = order_id
-        self.account = account
-        self.client_order_id = client_order_id
-        self.level = level
-        self.open = open_lots
-        self.quantity = quantity
-        self.cancelled = 0
-        self.priority = priority
-        self.expire_ns = expire_ns
-        self.stp = stp
-        self.post_only = post_only
-        self.digest = 0
-
-
-class Level:
-    """All orders at one price, in queue order; ``live`` counts those that are open, none of them before ``head``."""
-
-    __slots__ = ("head", "live", "orders", "price", "side")
-
-    def __init__(self, side: int, price: int) -> None:
-        self.side = side
-        self.price = price
-        self.live = 0
-        self.head = 0
-        self.orders: list[Order] = []
-
-    def compact(self) -> None:
-        """Drop the dead orders if they outnumber the live ones."""
-        if len(self.orders) > 2 * self.live + _DEAD_MAX:
-            self.orders = [order for order in self.orders if order.open]
-            self.head = 0
+    id: int
+    account: Account
+    client_order_id: str
+    level: Level
+    open: int
+    quantity: int
+    cancelled: int
+    priority: int
+    terms: Terms
+    digest: int
 
 
 class OrderView(NamedTuple):
@@ -179,8 +196,10 @@ class OrderBook:
         self.last_trade: Event | None = None
         self._orders: dict[int, Order] = {}
         self._levels: dict[int, Level] = {}
+        self._levels_max = _EMPTY_MAX
+        self._spare_levels: list[Level] = []
         self._keys: tuple[list[int], list[int]] = ([], [])
-        self._accounts: dict[str, dict[int, Order]] = {}
+        self._accounts: dict[str, Account] = {}
         self._expiries: list[tuple[int, int]] = []
         # The last commands, those before `_window_start` already forgotten, and the events they caused.
         self._window: list[Command] = []
@@ -203,59 +222,127 @@ class OrderBook:
         assert first_sequence == self.sequence + 1, f"gap: {first_sequence} after {self.sequence}"
         assert timestamp_ns >= self.timestamp_ns, f"time ran backwards at {first_sequence}"
         self.timestamp_ns = timestamp_ns
-        window = self._rules.dedupe_window
-        seen = self._seen
         events: list[Event] = []
         self._window.extend(commands)
         if self._expiries and self._expiries[0][0] <= timestamp_ns:
             self._expire(first_sequence, timestamp_ns, events)
-        sequence = first_sequence
-        for command in commands:
-            kind = command[0]
-            if client_order_id := command[2]:
-                request = (command[1], client_order_id)
-                first = seen.get(request, 0)
-                if first and first > sequence - window:
-                    self._answer_again(sequence, first, command, events)
-                    sequence += 1
-                    continue
-                seen[request] = sequence
-            if kind == SUBMIT:
-                self._submit(sequence, command, events)
-            elif kind == CANCEL:
-                _, account, client_order_id, order_id = command
-                order = self._orders.get(order_id)
-                if order is None or order.account != account:
-                    events.append((REJECTED, sequence, account, client_order_id, Code.UNKNOWN_ORDER))
-                else:
-                    self._cancel(sequence, order, Reason.REQUESTED, events)
-            elif kind == AMEND:
-                self._amend(sequence, command, events)
-            elif kind == CANCEL_ALL:
-                # By id, not in dict order: a restored book has another insertion order.
-                for _, order in sorted(self._accounts.get(command[1], {}).items()):
-                    self._cancel(sequence, order, Reason.REQUESTED, events)
-            elif kind == CONFIGURE:
-                self._forget(sequence - window)  # to the letter, so that a wider window finds the same on all replicas
-                self._set_rules(MarketRules.from_tuple(command[3]))
-                window = self._rules.dedupe_window
-                events.append((CONFIGURED, sequence, command[3]))
-            elif kind == NOTE:
-                events.append((NOTED, sequence, command[3]))
-            else:
-                assert kind == CLOCK, f"unknown command {command!r} passed the border"
-            sequence += 1
-        self.sequence = sequence - 1
+        self._execute(first_sequence, commands, events)
+        self.sequence = first_sequence + len(commands) - 1
         bids, asks = self._keys
         assert not bids or not asks or bids[-1] < -asks[-1], f"crossed book at {self.sequence}"
         self._events += events
+        window = self._rules.dedupe_window
         if len(self._window) > window + (window >> 2) + 64:
             self._forget(self.sequence - window)
         if len(self._dirty) > _DIRTY_MAX:
             self._absorb()
         if len(self._expiries) > 2 * len(self._orders) + 1024:
-            self._expiries = sorted({(o.expire_ns, o.id) for o in self._orders.values() if o.expire_ns})
+            self._expiries = sorted({(o.terms[0], o.id) for o in self._orders.values() if o.terms[0]})
+        if len(self._accounts) > 2 * len(self._orders) + 1024:
+            self._accounts = {name: account for name, account in self._accounts.items() if account.orders}
         return events
+
+    def _execute(self, first_sequence: int, commands: Sequence[Command], events: list[Event]) -> None:
+        """Execute ``commands`` from ``first_sequence`` on: the hot loop.
+
+        Everything that most commands need is a local variable or written out here. What the loop does itself is
+        what :meth:`_submit` and :meth:`_cancel` do for the same command, less the questions that do not arise.
+        """
+        orders, levels, accounts, seen = self._orders, self._levels, self._accounts, self._seen
+        bids, asks = self._keys
+        dirty = self._dirty
+        window, more_rules, quantity_min, quantity_max, price_min, price_max = self._limits_now
+        order: Order | None
+        kind: int
+        account: str
+        client_order_id: str
+        side: int
+        order_type: int
+        limit: int | None
+        price: int
+        quantity: int
+        time_in_force: int
+        expire_ns: int
+        stp: int
+        order_id: int
+        for sequence, command in enumerate(commands, first_sequence):
+            kind = command[0]
+            if command[2]:
+                request = (command[1], command[2])
+                first = seen.get(request, 0)
+                if first and first > sequence - window:
+                    self._answer_again(sequence, first, command, events)
+                    continue
+                seen[request] = sequence
+            if kind == SUBMIT:
+                _, account, client_order_id, side, order_type, limit, quantity, time_in_force, expire_ns, stp = command
+                if order_type or time_in_force > _IOC or expire_ns or more_rules:
+                    self._submit(sequence, command, events)
+                    continue
+                price = limit
+                if (
+                    not quantity_min <= quantity <= quantity_max
+                    or not price_min <= price <= price_max
+                    or (bids and bids[-1] >= price if side else asks and -asks[-1] <= price)
+                ):
+                    self._submit(sequence, command, events)
+                    continue
+                if time_in_force:
+                    events.append((ACCEPTED, sequence, sequence, account, client_order_id, side, price, quantity))
+                    events.append((CANCELLED, sequence, sequence, account, side, price, quantity, 0, Reason.UNFILLED))
+                    continue
+                level = levels.get(price)
+                if level is None:
+                    level = self._new_level(side, price)
+                level.lots += quantity
+                events.append((ACCEPTED, sequence, sequence, account, client_order_id, side, price, quantity))
+                owner = accounts.get(account)
+                if owner is None:
+                    owner = accounts[account] = Account(account)
+                order = Order()
+                order.id = order.priority = sequence
+                order.account = owner
+                order.client_order_id = client_order_id
+                order.level = level
+                order.open = order.quantity = quantity
+                order.cancelled = order.digest = 0
+                order.terms = _TERMS[stp]
+                level.orders.append(order)
+                orders[sequence] = owner.orders[sequence] = order
+                dirty.append(order)
+            elif kind == CANCEL:
+                _, account, client_order_id, order_id = command
+                order = orders.get(order_id)
+                if order is None or order.account.name != account:
+                    events.append((REJECTED, sequence, account, client_order_id, Code.UNKNOWN_ORDER))
+                    continue
+                level = order.level
+                lots = order.open
+                events.append(
+                    (CANCELLED, sequence, order_id, account, level.side, level.price, lots, 0, Reason.REQUESTED)
+                )
+                del orders[order_id]
+                del order.account.orders[order_id]
+                order.open = 0
+                if order.digest:
+                    dirty.append(order)
+                level.lots -= lots
+                level.gone += 1
+                if not level.lots:
+                    self._empty(level)
+                elif level.gone > _DEAD_MAX:
+                    level.compact()
+            elif kind == AMEND:
+                self._amend(sequence, command, events)
+            elif kind == CANCEL_ALL:
+                self._cancel_all(sequence, command[1], events)
+            elif kind == CONFIGURE:
+                self._configure(sequence, command, events)
+                window, more_rules, quantity_min, quantity_max, price_min, price_max = self._limits_now
+            elif kind == NOTE:
+                events.append((NOTED, sequence, command[3]))
+            else:
+                assert kind == CLOCK, f"unknown command {command!r} passed the border"
 
     def _submit(self, sequence: int, command: Command, events: list[Event]) -> None:
         _, account, client_order_id, side, order_type, price, quantity, time_in_force, expire_ns, stp = command
@@ -265,20 +352,12 @@ class OrderBook:
         else:
             floor = price if side else -price
         crosses = bool(opposite) and opposite[-1] >= floor
-        if (
-            not self._quantity_min <= quantity <= self._quantity_max
-            or (price is not None and not self._price_min <= price <= self._price_max)
-            or order_type
-            or time_in_force
-            or expire_ns
-            or self._more_rules
-        ):
-            code = self._refusal(account, side, order_type, price, quantity, time_in_force, expire_ns, crosses)
-            if code is None and time_in_force == _FOK and not self._fillable(side, floor, account, stp, quantity):
-                code = Code.FOK_UNFILLABLE
-            if code is not None:
-                events.append((REJECTED, sequence, account, client_order_id, code))
-                return
+        code = self._refusal(account, order_type, price, quantity, time_in_force, expire_ns, crosses)
+        if code is None and time_in_force == _FOK and not self._fillable(side, floor, account, stp, quantity):
+            code = Code.FOK_UNFILLABLE
+        if code is not None:
+            events.append((REJECTED, sequence, account, client_order_id, code))
+            return
         events.append((ACCEPTED, sequence, sequence, account, client_order_id, side, price, quantity))
         open_lots, cancelled = quantity, 0
         if crosses:
@@ -286,15 +365,12 @@ class OrderBook:
         if open_lots:
             if order_type == _MARKET or time_in_force in (_IOC, _FOK):
                 events.append((CANCELLED, sequence, sequence, account, side, price, open_lots, 0, Reason.UNFILLED))
-            else:
-                order = self._rest(sequence, account, client_order_id, side, price, open_lots, quantity, sequence)
-                order.cancelled = cancelled
-                order.stp = stp
-                if order_type:
-                    order.post_only = True
-                if time_in_force == _GTD:
-                    order.expire_ns = expire_ns
-                    heapq.heappush(self._expiries, (expire_ns, sequence))
+                return
+            terms = _terms(expire_ns, stp, order_type == _POST_ONLY)
+            order = self._rest(sequence, account, client_order_id, side, price, open_lots, quantity, sequence, terms)
+            order.cancelled = cancelled
+            if expire_ns:
+                heapq.heappush(self._expiries, (expire_ns, sequence))
 
     def _match(
         self,
@@ -314,19 +390,24 @@ class OrderBook:
         """
         keys = self._keys[1 - side]
         levels = self._levels
+        orders = self._orders
         dirty = self._dirty
+        trade = self.last_trade
+        trade_id = self.trade_count
         taken = 0
         while open_lots and keys and keys[-1] >= floor:
             price = keys[-1] if side else -keys[-1]
             level = levels[price]
             queue = level.orders
-            while open_lots and level.live:
-                maker = queue[level.head]
+            head = level.head
+            while open_lots and level.lots:
+                maker = queue[head]
                 maker_open = maker.open
                 if not maker_open:
-                    level.head += 1
+                    head += 1
                     continue
-                if stp and maker.account == account:
+                owner = maker.account
+                if stp and owner.name == account:
                     lots = self._prevent_self_trade(
                         sequence, taker_id, account, side, limit, maker, open_lots, stp, events
                     )
@@ -335,35 +416,29 @@ class OrderBook:
                     continue
                 lots = maker_open if maker_open < open_lots else open_lots
                 open_lots -= lots
-                self.trade_count += 1
-                trade = (
-                    TRADE,
-                    sequence,
-                    self.trade_count,
-                    price,
-                    lots,
-                    maker.id,
-                    taker_id,
-                    maker.account,
-                    account,
-                    side,
-                )
+                level.lots -= lots
+                trade_id += 1
+                maker_id = maker.id
+                trade = (TRADE, sequence, trade_id, price, lots, maker_id, taker_id, owner.name, account, side)
                 events.append(trade)
-                dirty.append(maker)
                 if lots == maker_open:
                     maker.open = 0
-                    level.head += 1
-                    level.live -= 1
-                    self._remove_from_index(maker)
+                    if maker.digest:
+                        dirty.append(maker)
+                    level.gone += 1
+                    head += 1
+                    del orders[maker_id]
+                    del owner.orders[maker_id]
                 else:
                     maker.open = maker_open - lots
-                self.last_trade = trade
-            if level.live:
+                    dirty.append(maker)
+            level.head = head
+            if level.lots:
                 level.compact()
             else:
-                keys.pop()
-                del levels[price]
-                queue.clear()
+                self._empty(level)
+        self.last_trade = trade
+        self.trade_count = trade_id
         return open_lots, taken
 
     def _prevent_self_trade(
@@ -380,7 +455,7 @@ class OrderBook:
     ) -> int:
         """Apply mode ``stp`` where a taker met its own resting order; return the taker's lots that it cancels.
 
-        The caller drops a maker whose level stays; levels are removed by the caller's loop, not here.
+        The caller drops a maker that this leaves without lots, and its level.
         """
         taken = 0
         if stp == _STP_CANCEL_OLDEST:
@@ -392,15 +467,17 @@ class OrderBook:
         else:
             given = taken = min(maker.open, open_lots)
         if given:
+            level = maker.level
             maker.open -= given
             maker.cancelled += given
+            level.lots -= given
             self._dirty.append(maker)
-            price = maker.level.price
+            left = maker.open
             events.append(
-                (CANCELLED, sequence, maker.id, account, 1 - side, price, given, maker.open, Reason.SELF_TRADE)
+                (CANCELLED, sequence, maker.id, account, 1 - side, level.price, given, left, Reason.SELF_TRADE)
             )
-            if not maker.open:
-                maker.level.live -= 1
+            if not left:
+                level.gone += 1
                 self._remove_from_index(maker)
         if taken:
             left = open_lots - taken
@@ -417,55 +494,108 @@ class OrderBook:
         open_lots: int,
         quantity: int,
         priority: int,
+        terms: Terms,
     ) -> Order:
         level = self._levels.get(price)
         if level is None:
-            level = self._levels[price] = Level(side, price)
-            insort(self._keys[side], -price if side else price)
+            level = self._new_level(side, price)
         assert level.side == side, f"order {order_id} would cross the book at {price}"
-        order = Order(order_id, account, client_order_id, level, open_lots, quantity, priority, 0, _STP_NONE, False)
+        level.lots += open_lots
+        owner = self._accounts.get(account)
+        if owner is None:
+            owner = self._accounts[account] = Account(account)
+        order = Order()
+        order.id = order_id
+        order.account = owner
+        order.client_order_id = client_order_id
+        order.level = level
+        order.open = open_lots
+        order.quantity = quantity
+        order.cancelled = 0
+        order.priority = priority
+        order.terms = terms
+        order.digest = 0
         level.orders.append(order)
-        level.live += 1
-        self._orders[order_id] = order
-        own = self._accounts.get(account)
-        if own is None:
-            own = self._accounts[account] = {}
-        own[order_id] = order
+        self._orders[order_id] = owner.orders[order_id] = order
         self._dirty.append(order)
         return order
 
+    def _new_level(self, side: int, price: int) -> Level:
+        if len(self._levels) >= self._levels_max:
+            self._drop_empty_levels()
+        level = self._levels[price] = self._spare_levels.pop() if self._spare_levels else Level()
+        level.side = side
+        level.price = price
+        keys = self._keys[side]
+        key = -price if side else price
+        if keys and key < keys[-1]:
+            insort(keys, key)
+        else:
+            keys.append(key)
+        return level
+
+    def _empty(self, level: Level) -> None:
+        """Clear the queue of a level whose last order went; from the top of its side drop it and empty ones beneath."""
+        level.orders.clear()
+        level.gone = level.head = 0
+        side = level.side
+        keys = self._keys[side]
+        if keys[-1] == (-level.price if side else level.price):
+            levels = self._levels
+            spare = self._spare_levels
+            while not level.lots:
+                keys.pop()
+                del levels[level.price]
+                if len(spare) < _SPARE_MAX:
+                    spare.append(level)
+                if not keys:
+                    break
+                level = levels[-keys[-1] if side else keys[-1]]
+
+    def _drop_empty_levels(self) -> None:
+        levels = self._levels
+        for side, keys in enumerate(self._keys):
+            keys[:] = [key for key in keys if levels[-key if side else key].lots]
+        for price in [price for price, level in levels.items() if not level.lots]:
+            del levels[price]
+        self._levels_max = 2 * len(levels) + _EMPTY_MAX
+
     def _cancel(self, sequence: int, order: Order, reason: str, events: list[Event]) -> None:
         level = order.level
-        lots = order.open
-        order.cancelled += lots
+        events.append(
+            (CANCELLED, sequence, order.id, order.account.name, level.side, level.price, order.open, 0, reason)
+        )
         self._take_out(order)
         self._remove_from_index(order)
-        events.append((CANCELLED, sequence, order.id, order.account, level.side, level.price, lots, 0, reason))
+
+    def _cancel_all(self, sequence: int, account: str, events: list[Event]) -> None:
+        own = self._orders_of(account)
+        for order_id in sorted(own):  # not in dict order: a restored book has another insertion order
+            order = own[order_id]
+            level = order.level
+            events.append(
+                (CANCELLED, sequence, order_id, account, level.side, level.price, order.open, 0, Reason.REQUESTED)
+            )
+            self._take_out(order)
+            del self._orders[order_id]
+        own.clear()
 
     def _take_out(self, order: Order) -> None:
         """Remove ``order`` from its level in constant time: it is dead (open 0) in the queue from now on."""
         level = order.level
+        level.lots -= order.open
+        level.gone += 1
         order.open = 0
-        self._dirty.append(order)
-        level.live -= 1
-        if not level.live:
-            keys = self._keys[level.side]
-            key = -level.price if level.side else level.price
-            if keys[-1] == key:
-                keys.pop()
-            else:
-                del keys[bisect_left(keys, key)]
-            del self._levels[level.price]
-            level.orders.clear()  # or level and dead orders would wait for the garbage collector
-        else:
+        if order.digest:
+            self._dirty.append(order)
+        if level.lots:
             level.compact()
+        else:
+            self._empty(level)
 
     def _remove_from_index(self, order: Order) -> None:
         del self._orders[order.id]
-        own = self._accounts[order.account]
-        del own[order.id]
-        if not own:
-            del self._accounts[order.account]
+        del order.account.orders[order.id]
 
     def _amend(self, sequence: int, command: Command, events: list[Event]) -> None:
         """Give an order a new price or a new open quantity.
@@ -476,7 +606,7 @@ class OrderBook:
         _, account, client_order_id, order_id, price, quantity = command
         order = self._orders.get(order_id)
         code = None
-        if order is None or order.account != account:
+        if order is None or order.account.name != account:
             code = Code.UNKNOWN_ORDER
         else:
             level = order.level
@@ -492,32 +622,35 @@ class OrderBook:
             code = self._limits(price if price != level.price else None, quantity if quantity != order.open else None)
             if code is None and order.quantity - order.open + quantity > INT64_MAX:
                 code = Code.QUANTITY_TOO_LARGE  # with what it has filled already: the sum must fit a snapshot
-            if code is None and crosses and order.post_only:
+            if code is None and crosses and order.terms[2]:
                 code = Code.POST_ONLY_WOULD_TRADE
         if code is not None or order is None:
             events.append((REJECTED, sequence, account, client_order_id, code))
             return
-        filled = order.quantity - order.open - order.cancelled
         kept = price == level.price and quantity <= order.open and self._rules.amend_keeps_priority
         events.append((AMENDED, sequence, order_id, account, side, price, quantity, kept))
         if kept:
-            order.quantity = filled + quantity + order.cancelled
+            less = order.open - quantity
+            order.quantity -= less
             order.open = quantity
+            level.lots -= less
             self._dirty.append(order)
             return
+        total = order.quantity - order.open + quantity
+        cancelled = order.cancelled
         self._take_out(order)
-        open_lots, cancelled = quantity, order.cancelled
+        open_lots = quantity
         if crosses:
-            open_lots, taken = self._match(sequence, order_id, account, side, price, floor, quantity, order.stp, events)
+            stp = order.terms[1]
+            open_lots, taken = self._match(sequence, order_id, account, side, price, floor, quantity, stp, events)
             cancelled += taken
-        self._remove_from_index(order)
         if open_lots:
-            total = filled + quantity + order.cancelled
-            again = self._rest(order_id, account, order.client_order_id, side, price, open_lots, total, sequence)
+            again = self._rest(
+                order_id, account, order.client_order_id, side, price, open_lots, total, sequence, order.terms
+            )
             again.cancelled = cancelled
-            again.expire_ns = order.expire_ns
-            again.stp = order.stp
-            again.post_only = order.post_only
+        else:
+            self._remove_from_index(order)
 
     def _expire(self, sequence: int, timestamp_ns: int, events: list[Event]) -> None:
         heap = self._expiries
@@ -531,6 +664,18 @@ class OrderBook:
             events.append((DUPLICATE, sequence, first))
         else:
             events.append((REJECTED, sequence, command[1], command[2], Code.CLIENT_ORDER_ID_REUSED))
+
+    def _configure(self, sequence: int, command: Command, events: list[Event]) -> None:
+        """Set the rules; the units of prices and quantities only as long as no number in the book means any."""
+        rules = MarketRules.from_tuple(command[3])
+        units, units_now = (rules.tick_size, rules.lot_size), (self._rules.tick_size, self._rules.lot_size)
+        if self._configured and units != units_now and (self._orders or self.trade_count):
+            events.append((REJECTED, sequence, command[1], command[2], Code.UNITS_IN_USE))
+            return
+        # To the letter, so that a wider window finds the same on all replicas.
+        self._forget(sequence - self._rules.dedupe_window)
+        self._set_rules(rules)
+        events.append((CONFIGURED, sequence, command[3]))
 
     # -- rules --------------------------------------------------------------------------------------------------
 
@@ -547,16 +692,19 @@ class OrderBook:
     def _set_rules(self, rules: MarketRules | None) -> None:
         self._configured = rules is not None
         self._rules = rules = rules or MarketRules()
-        self._quantity_min = rules.quantity_min_lots
-        self._quantity_max = rules.quantity_max_lots
-        self._price_min = rules.price_min_ticks
-        self._price_max = rules.price_max_ticks
-        self._more_rules = bool(not self._configured or rules.price_band_ticks or rules.open_orders_max)
+        more = bool(not self._configured or rules.price_band_ticks or rules.open_orders_max)
+        self._limits_now = (
+            rules.dedupe_window,
+            more,
+            rules.quantity_min_lots,
+            rules.quantity_max_lots,
+            rules.price_min_ticks,
+            rules.price_max_ticks,
+        )
 
     def _refusal(
         self,
         account: str,
-        side: int,
         order_type: int,
         price: int | None,
         quantity: int,
@@ -565,7 +713,6 @@ class OrderBook:
         crosses: bool,
     ) -> str | None:
         """Return the code under which the rules refuse an order, or None."""
-        del side
         if not self._configured:
             return Code.MARKET_NOT_CONFIGURED
         if (
@@ -581,47 +728,65 @@ class OrderBook:
         if order_type == _POST_ONLY and crosses:
             return Code.POST_ONLY_WOULD_TRADE
         most = self._rules.open_orders_max
-        if most and time_in_force in (_GTC, _GTD) and len(self._accounts.get(account, ())) >= most:
+        if most and time_in_force in (_GTC, _GTD) and len(self._orders_of(account)) >= most:
             return Code.TOO_MANY_OPEN_ORDERS
         return None
 
     def _limits(self, price: int | None, quantity: int | None) -> str | None:
         if quantity is not None:
-            if quantity < self._quantity_min:
+            if quantity < self._rules.quantity_min_lots:
                 return Code.QUANTITY_TOO_SMALL
-            if quantity > self._quantity_max:
+            if quantity > self._rules.quantity_max_lots:
                 return Code.QUANTITY_TOO_LARGE
         if price is not None:
-            if not self._price_min <= price <= self._price_max:
+            if not self._rules.price_min_ticks <= price <= self._rules.price_max_ticks:
                 return Code.PRICE_OUT_OF_RANGE
-            if self._rules.price_band_ticks:
-                around = self.last_trade[3] if self.last_trade else self._rules.reference_price_ticks or None
-                if around is not None and abs(price - around) > self._rules.price_band_ticks:
-                    return Code.PRICE_OUT_OF_BAND
+            around = self._band_centre()
+            if around is not None and abs(price - around) > self._rules.price_band_ticks:
+                return Code.PRICE_OUT_OF_BAND
         return None
 
+    def _band_centre(self) -> int | None:
+        """Return the price around which the market's band is now, or None where there is no band."""
+        if not self._rules.price_band_ticks:
+            return None
+        return self.last_trade[3] if self.last_trade else self._rules.reference_price_ticks or None
+
     def _market_floor(self, side: int, bound: int | None, opposite: list[int]) -> int:
-        """Return the worst key at which a market order trades: its own bound and the market's protection."""
+        """Return the worst key at which a market order trades: its own bound, the market's protection and its band."""
         floor = _ANY_PRICE
         if bound is not None:
             floor = bound if side else -bound
         if self._rules.market_protection_ticks and opposite:
             floor = max(floor, opposite[-1] - self._rules.market_protection_ticks)
+        around = self._band_centre()
+        if around is not None:
+            floor = max(floor, (around if side else -around) - self._rules.price_band_ticks)
         return floor
 
     def _fillable(self, side: int, floor: int, account: str, stp: int, quantity: int) -> bool:
-        """Whether ``quantity`` would trade in full; own orders count, stop or are passed over as ``stp`` has it."""
+        """Whether ``quantity`` would trade in full; own orders count, stop or are passed over as ``stp`` has it.
+
+        It costs in proportion to the levels in reach and to the account's own orders, not to all orders in reach.
+        """
+        own_lots: dict[int, int] = {}
+        for order in self._orders_of(account).values() if stp else ():
+            if order.level.side != side:
+                own_lots[order.level.price] = own_lots.get(order.level.price, 0) + order.open
         for key in reversed(self._keys[1 - side]):
             if key < floor:
                 break
-            for maker in self._levels[key if side else -key].orders:
-                if stp and maker.open and maker.account == account:
-                    if stp != _STP_CANCEL_OLDEST:
-                        return False
-                    continue
-                quantity -= maker.open
-                if quantity <= 0:
-                    return True
+            level = self._levels[key if side else -key]
+            own = own_lots.get(level.price, 0)
+            if own and stp != _STP_CANCEL_OLDEST:
+                for maker in level.orders:
+                    if maker.open and maker.account.name == account:
+                        break
+                    quantity -= maker.open
+                return quantity <= 0
+            quantity -= level.lots - own
+            if quantity <= 0:
+                return True
         return False
 
     # -- queries ------------------------------------------------------------------------------------------------
@@ -637,17 +802,22 @@ class OrderBook:
 
     def depth(self, side: int, levels: int | None = None) -> list[DepthLevel]:
         """Return the best ``levels`` prices of ``side`` (all, by default), best first."""
-        keys = self._keys[side]
-        found = []
-        for key in reversed(keys if levels is None else keys[max(0, len(keys) - levels) :]):
+        return [
+            DepthLevel(level.price, level.lots, len(level.orders) - level.gone)
+            for level in islice(self._levels_of(side), levels)
+        ]
+
+    def _levels_of(self, side: int) -> Iterator[Level]:
+        """Yield the levels of ``side`` that have orders, best first."""
+        for key in reversed(self._keys[side]):
             level = self._levels[-key if side else key]
-            found.append(DepthLevel(level.price, sum([order.open for order in level.orders]), level.live))
-        return found
+            if level.lots:
+                yield level
 
     def orders(self, side: int) -> Iterator[OrderView]:
         """Yield the open orders of ``side``, best price first, each level in queue order."""
-        for key in reversed(self._keys[side]):
-            yield from self.orders_at(-key if side else key)
+        for level in self._levels_of(side):
+            yield from self.orders_at(level.price)
 
     def orders_at(self, price_ticks: int) -> list[OrderView]:
         """Return the orders at one price in queue order; empty where there is no such level."""
@@ -661,7 +831,11 @@ class OrderBook:
 
     def open_orders(self, account: str) -> list[OrderView]:
         """Return an account's open orders, oldest first."""
-        return [_view(order) for _, order in sorted(self._accounts.get(account, {}).items())]
+        return [_view(order) for _, order in sorted(self._orders_of(account).items())]
+
+    def _orders_of(self, account: str) -> dict[int, Order]:
+        owner = self._accounts.get(account)
+        return owner.orders if owner is not None else {}
 
     def events_of(self, sequence: int) -> list[Event]:
         """Return the events that ``sequence`` caused; empty once it has left the dedupe window."""
@@ -704,9 +878,10 @@ class OrderBook:
         if excess <= 0:
             return
         for sequence, command in enumerate(self._window[:excess], start):
-            request = (command[1], command[2])
-            if self._seen.get(request) == sequence:
-                del self._seen[request]
+            if command[2]:
+                request = (command[1], command[2])
+                if self._seen.get(request) == sequence:
+                    del self._seen[request]
         del self._window[:excess]
         self._window_start = start + excess
         del self._events[: bisect_left(self._events, self._window_start, key=_sequence_of)]
@@ -752,7 +927,7 @@ class OrderBook:
         orders = [
             (
                 order.id,
-                order.account,
+                order.account.name,
                 order.client_order_id,
                 level.side,
                 level.price,
@@ -760,13 +935,10 @@ class OrderBook:
                 order.quantity,
                 order.cancelled,
                 order.priority,
-                order.expire_ns,
-                order.stp,
-                order.post_only,
+                *order.terms,
             )
             for side in (_BUY, _SELL)
-            for key in reversed(self._keys[side])
-            for level in (self._levels[-key if side else key],)
+            for level in self._levels_of(side)
             for order in level.orders
             if order.open
         ]
@@ -798,11 +970,14 @@ class OrderBook:
             book.last_trade = last_trade
             for values in orders:
                 order_id, account, client_order_id, side, price, open_lots, quantity, cancelled, priority = values[:9]
-                order = book._rest(order_id, account, client_order_id, side, price, open_lots, quantity, priority)
+                expire_ns, stp, post_only = values[9:]
+                terms = _terms(expire_ns, stp, post_only)
+                order = book._rest(
+                    order_id, account, client_order_id, side, price, open_lots, quantity, priority, terms
+                )
                 order.cancelled = cancelled
-                order.expire_ns, order.stp, order.post_only = values[9:]
-                if order.expire_ns:
-                    book._expiries.append((order.expire_ns, order_id))
+                if expire_ns:
+                    book._expiries.append((expire_ns, order_id))
             heapq.heapify(book._expiries)
             book._window = list(window)
             book._window_start = window_start
@@ -826,12 +1001,16 @@ class OrderBook:
         found: dict[int, Order] = {}
         for side, keys in enumerate(self._keys):
             assert keys == sorted(set(keys)), "a side's prices are out of order"
+            assert not keys or self._levels[-keys[-1] if side else keys[-1]].lots, "a side's best level is empty"
             for key in keys:
                 level = self._levels[-key if side else key]
                 live = [order for order in level.orders if order.open]
                 assert level.side == side, "a level is on the wrong side"
-                assert level.live == len(live) > 0, "a level's count is wrong"
-                assert len(level.orders) <= 2 * level.live + _DEAD_MAX, "a level keeps too many dead orders"
+                assert level.lots == sum([order.open for order in live]), "a level's total is wrong"
+                assert level.gone == len(level.orders) - len(live), "a level's count is wrong"
+                assert live or not level.orders, "an empty level has a queue"
+                assert level.gone <= max(_DEAD_MAX, len(live)), "a level keeps too many dead orders"
+                assert not any([order.open for order in level.orders[: level.head]]), "an order was passed over"
                 priorities = [order.priority for order in live]
                 assert priorities == sorted(set(priorities)), "a level is not in time priority"
                 for order in live:
@@ -840,13 +1019,15 @@ class OrderBook:
                     found[order.id] = order
         assert found == self._orders, "the order index and the levels disagree"
         assert len(self._levels) == len(bids) + len(asks), "a level belongs to no side"
-        by_account = {o.id: o for own in self._accounts.values() for o in own.values()}
+        assert len(self._levels) <= self._levels_max, "too many empty levels are kept"
+        by_account = {o.id: o for account in self._accounts.values() for o in account.orders.values()}
         assert by_account == found, "the account index and the levels disagree"
+        assert all(o.account is self._accounts[o.account.name] for o in found.values()), "an account is there twice"
         self._absorb()
         assert self._digest == sum([_digest_of(o) for o in found.values()]) % _HASH_PRIME, "the digest drifted"
         assert len(self._window) == self.sequence + 1 - self._window_start, "the dedupe window has a gap"
         waiting = set(self._expiries)
-        assert all((o.expire_ns, o.id) in waiting for o in found.values() if o.expire_ns), "an expiry is missing"
+        assert all((o.terms[0], o.id) in waiting for o in found.values() if o.terms[0]), "an expiry is missing"
 
 
 def events_between(events: list[Event], first: int, last: int) -> list[Event]:
@@ -855,9 +1036,14 @@ def events_between(events: list[Event], first: int, last: int) -> list[Event]:
     return events[start : bisect_left(events, last + 1, lo=start, key=_sequence_of)]
 
 
+def _terms(expire_ns: int, stp: int, post_only: bool) -> Terms:
+    return (expire_ns, stp, post_only) if expire_ns or post_only else _TERMS[stp]
+
+
 def _digest_of(order: Order) -> int:
     level = order.level
-    named = f"{order.account}\n{order.client_order_id}\n{order.expire_ns},{order.stp},{order.post_only:d},{level.side}"
+    expire_ns, stp, post_only = order.terms
+    named = f"{order.account.name}\n{order.client_order_id}\n{expire_ns},{stp},{post_only:d},{level.side}"
     salt = (order.id << 32) + crc32(named.encode())
     shape = order.open * 0x9E3779B97F4A7C15 + order.quantity * 0xC2B2AE3D27D4EB4F + order.cancelled * 0x165667B19E3779F9
     place = level.price * 0xD6E8FEB86659FD93 + order.priority * 0xA0761D6478BD642F
@@ -869,15 +1055,15 @@ def _view(order: Order) -> OrderView:
     filled = order.quantity - order.open - order.cancelled
     return OrderView(
         order.id,
-        order.account,
+        order.account.name,
         order.client_order_id,
         Side(level.side),
         level.price,
         order.quantity,
         filled,
         order.open,
-        order.expire_ns,
-        order.post_only,
+        order.terms[0],
+        order.terms[2],
     )
 
 

@@ -9,6 +9,8 @@ from typing import Any, Final
 from ...transport.errors import ConfigurationError, InvalidRequest, ProtocolError
 
 _INT64_MAX: Final = 2**63 - 1
+DEDUPE_WINDOW_MAX: Final = 2**20
+"""Largest dedupe window: a book holds, and a snapshot carries, so many commands and what they caused."""
 _EXACT: Final = Context(prec=200)
 """Wide enough that no division of two numbers of forty digits is rounded."""
 
@@ -35,14 +37,17 @@ class MarketRules:
     """Lowest price; below 1 where negative prices make sense, as for energy."""
     price_max_ticks: int = _INT64_MAX
     price_band_ticks: int = 0
-    """Largest distance of an order's price from the last trade (before one: from ``reference_price_ticks``)."""
+    """Largest distance of an order's price from the last trade (before one: from ``reference_price_ticks``).
+
+    A market order without a bound of its own trades up to there.
+    """
     reference_price_ticks: int = 0
     market_protection_ticks: int = 0
     """How far beyond the best opposite price a market order without a bound of its own may trade; 0 = anywhere."""
     open_orders_max: int = 0
     """Most open orders of one account."""
     dedupe_window: int = 65_536
-    """For how many commands of this market a ``(account, client_order_id)`` is remembered."""
+    """For how many commands of this market a ``(account, client_order_id)`` is remembered; at most 1,048,576."""
     amend_keeps_priority: bool = True
     """False: every amend goes to the back of its level, even one that only lowers the quantity."""
 
@@ -73,6 +78,8 @@ class MarketRules:
                 raise ConfigurationError(f"{name} must be an integer of at least {low}, not {_shown(value)}")
         if type(self.amend_keeps_priority) is not bool:
             raise ConfigurationError("amend_keeps_priority must be true or false")
+        if self.dedupe_window > DEDUPE_WINDOW_MAX:
+            raise ConfigurationError(f"dedupe_window is at most {DEDUPE_WINDOW_MAX}, not {self.dedupe_window}")
         if self.quantity_min_lots > self.quantity_max_lots:
             raise ConfigurationError("quantity_min_lots exceeds quantity_max_lots: no order would be allowed")
         if self.price_min_ticks > self.price_max_ticks:

@@ -209,9 +209,14 @@ class NaiveBook:
     def clock(self, _: Command) -> None:
         """Time has passed, and orders have lapsed, before this was called."""
 
-    def configure(self, _: Command, rules: tuple[object, ...]) -> None:
-        self.rules = MarketRules.from_tuple(rules)
-        self.tell(CONFIGURED, rules)
+    def configure(self, command: Command, values: tuple[object, ...]) -> None:
+        rules = MarketRules.from_tuple(values)
+        used = self.rules is not None and (self.resting or self.trade_count)
+        if used and (rules.tick_size, rules.lot_size) != (self.limits.tick_size, self.limits.lot_size):
+            self.reject(command, Code.UNITS_IN_USE)
+            return
+        self.rules = rules
+        self.tell(CONFIGURED, values)
 
     def note(self, _: Command, text: str) -> None:
         self.tell(NOTED, text)
@@ -246,6 +251,8 @@ class NaiveBook:
     def worst_price_of_a_market_order(self, side: int, bound: int | None) -> int | None:
         worse = 1 if side == Side.BUY else -1
         bounds = [] if bound is None else [bound]
+        if self.limits.price_band_ticks and (centre := self.centre_of_the_band()) is not None:
+            bounds.append(centre + worse * self.limits.price_band_ticks)
         if self.limits.market_protection_ticks and (best := self.best(1 - side)) is not None:
             bounds.append(best + worse * self.limits.market_protection_ticks)
         return min(bounds, key=lambda price: price * worse, default=None)
@@ -293,12 +300,15 @@ class NaiveBook:
         return not self.limits.price_min_ticks <= price <= self.limits.price_max_ticks
 
     def out_of_band(self, price: int) -> bool:
-        reference = self.last_trade_price
-        if reference is None:
-            reference = self.limits.reference_price_ticks or None  # 0: there is none
-        if not self.limits.price_band_ticks or reference is None:
+        centre = self.centre_of_the_band()
+        if not self.limits.price_band_ticks or centre is None:
             return False
-        return abs(price - reference) > self.limits.price_band_ticks
+        return abs(price - centre) > self.limits.price_band_ticks
+
+    def centre_of_the_band(self) -> int | None:
+        if self.last_trade_price is not None:
+            return self.last_trade_price
+        return self.limits.reference_price_ticks or None  # 0: there is none
 
     def lapse(self) -> None:
         due = [order for order in self.resting if order.expire_ns and order.expire_ns <= self.now_ns]

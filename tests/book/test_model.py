@@ -115,6 +115,7 @@ class Configure(Step):
 
 RULES = st.builds(
     MarketRules,
+    tick_size=st.sampled_from(("0.01", "0.01", "0.01", "0.05")),
     quantity_min_lots=st.sampled_from((1, 1, 1, 2)),
     quantity_max_lots=st.sampled_from((1000, 1000, 8)),
     price_min_ticks=st.sampled_from((-1000, -1000, -2)),
@@ -232,10 +233,12 @@ def logs(draw: st.DrawFn) -> Log:
 
 @pytest.fixture(scope="class")  # Hypothesis runs many examples in a function: what is scoped to one is refused
 def eager_housekeeping() -> Iterator[None]:
-    """Let the book compact its levels and absorb its digest after a few orders, not only after thousands."""
+    """Let the book compact and drop its levels, and absorb its digest, after a few orders, not only after thousands."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(orderbook, "_DEAD_MAX", 1)
         patch.setattr(orderbook, "_DIRTY_MAX", 3)
+        patch.setattr(orderbook, "_EMPTY_MAX", 1)
+        patch.setattr(orderbook, "_SPARE_MAX", 2)
         yield
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
@@ -23,6 +24,7 @@ from openoutcry.actors.book.commands import (
     NOTE,
     REJECTED,
     SUBMIT,
+    TRADE,
     Code,
     Command,
     OrderType,
@@ -31,6 +33,7 @@ from openoutcry.actors.book.commands import (
 )
 from openoutcry.actors.book.orderbook import OrderBook
 from openoutcry.actors.book.rules import MarketRules
+from openoutcry.actors.views import as_json, to_level
 from openoutcry.transport import codec
 from openoutcry.transport.errors import ConfigurationError, InvalidRequest, ProtocolError
 
@@ -165,6 +168,7 @@ def repr_of_keys(wrong: dict[str, Any]) -> str:
         {"market_protection_ticks": -1},
         {"open_orders_max": -1},
         {"dedupe_window": 0},
+        {"dedupe_window": 2**20 + 1},
         {"amend_keeps_priority": 1},
     ],
     ids=repr_of_keys,
@@ -211,12 +215,15 @@ VIOLATIONS: dict[str, tuple[dict[str, Any] | None, tuple[Command, ...]]] = {
     Code.ALREADY_EXPIRED: ({}, (submit(tif=GTD, expire_ns=100),)),
     Code.CLIENT_ORDER_ID_REUSED: ({}, (submit(name="x"), submit(11, name="x"))),
     Code.MARKET_NOT_CONFIGURED: (None, (submit(),)),
+    Code.UNITS_IN_USE: ({}, (submit(), (CONFIGURE, "", "", MarketRules(tick_size="0.02").to_tuple()))),
 }
 
 
 def codes_of(rules: dict[str, Any] | None, *commands: Command) -> list[str]:
     book = OrderBook(None if rules is None else MarketRules(**rules))
-    return [event[-1] for event in book.apply(1, 100, checked_commands(commands)) if event[0] == REJECTED]
+    return [
+        event[-1] for event in book.apply(1, 100, checked_commands(commands, internal=True)) if event[0] == REJECTED
+    ]
 
 
 @pytest.mark.parametrize("code", VIOLATIONS)
@@ -247,6 +254,45 @@ def test_every_code_has_a_violation_here_and_a_message_for_people() -> None:
 )
 def test_what_lies_just_within_the_rules_is_accepted(allowed: tuple[Any, ...]) -> None:
     assert codes_of(*allowed) == []
+
+
+def test_tick_and_lot_size_change_only_while_no_order_and_no_trade_is_counted_in_them() -> None:
+    for unit in ({"tick_size": "0.02"}, {"lot_size": "10"}):
+        other = (CONFIGURE, "", "", MarketRules(**unit).to_tuple())
+        wider = (CONFIGURE, "", "", MarketRules(quantity_max_lots=7).to_tuple())
+        assert codes_of({}, submit(), (CANCEL, "ann", "", 1), other, submit()) == []
+        assert codes_of({}, submit(), wider) == []
+        assert codes_of({}, submit(), other, submit(quantity=1000)) == [Code.UNITS_IN_USE], "the rules stay as they are"
+        assert codes_of({}, submit(12), RESTING_ASK, other) == [Code.UNITS_IN_USE], "the last trade's price stands"
+
+
+def traded_lots(rules: dict[str, Any], *commands: Command) -> list[tuple[int, int]]:
+    """Price and lots of each trade."""
+    events = OrderBook(MarketRules(**rules)).apply(1, 0, commands)
+    return [event[3:5] for event in events if event[0] == TRADE]
+
+
+def test_market_order_without_a_bound_trades_within_the_band_only() -> None:
+    band = {"price_band_ticks": 2, "reference_price_ticks": 12}
+    asks = [submit(price, 5, account="bob", side=1) for price in (12, 13, 14)]
+    wider = (CONFIGURE, "", "", MarketRules(price_band_ticks=9, reference_price_ticks=12).to_tuple())
+    far = (*asks, wider, submit(15, 5, account="bob", side=1), (CONFIGURE, "", "", MarketRules(**band).to_tuple()))
+    sweep = submit(None, 100, kind=MARKET, tif=IOC)
+    assert traded_lots(band, *far, sweep) == [(12, 5), (13, 5), (14, 5)]
+    assert traded_lots(band, *far, sweep, sweep) == [(12, 5), (13, 5), (14, 5), (15, 5)], "the band follows the trades"
+    assert codes_of(band, *far, submit(None, 20, kind=MARKET, tif=FOK)) == [Code.FOK_UNFILLABLE]
+    assert codes_of(band, *far, submit(15, 20, kind=MARKET, tif=IOC)) == [Code.PRICE_OUT_OF_BAND]
+
+
+def test_depth_of_a_level_adds_up_beyond_64_bits() -> None:
+    rules = MarketRules()
+    book = OrderBook(rules)
+    book.apply(1, 0, (submit(10, INT64_MAX), submit(10, INT64_MAX, account="bob"), submit(10, INT64_MAX)))
+    (level,) = book.depth(0)
+    assert (level.quantity_lots, level.orders) == (3 * INT64_MAX, 3)
+    assert json.loads(json.dumps(as_json(to_level(level, rules))))["quantity"] == str(3 * INT64_MAX)
+    taker = submit(10, INT64_MAX, account="cyd", side=1, tif=FOK)
+    assert book.apply(4, 0, (taker, taker, taker, taker))[-1][-1] == Code.FOK_UNFILLABLE
 
 
 def test_band_holds_around_a_last_trade_at_price_zero() -> None:
