@@ -40,7 +40,7 @@ from ..transport.errors import (
 from ..transport.log import get_logger
 from .book.commands import Event
 from .book.rules import MarketRules
-from .node import ExchangeNode
+from .node import REASON_LENGTH_MAX, ExchangeNode
 from .views import MarketEvent, OrderRejected, OrderResult, as_json
 
 logger = get_logger(__name__)
@@ -186,6 +186,26 @@ class ListMarkets:
     token: Token
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class GetForcePlan:
+    """:meth:`ExchangeNode.force_plan`."""
+
+    token: Token
+    market: Name
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ForceLeader:
+    """:meth:`ExchangeNode.force_leader`, if the plan has the same version and sequence still."""
+
+    token: Token
+    timeout_ms: Timeout
+    market: Name
+    reason: Annotated[str, Str(REASON_LENGTH_MAX, 1)]
+    version: Annotated[int, Int(1)]
+    sequence: Annotated[int, Int()]
+
+
 # -- what is answered --------------------------------------------------------------------------------------------------
 
 
@@ -239,6 +259,8 @@ REQUESTS: Final[Codec[Any]] = Codec(
         9: Transfer,
         11: CreateMarket,
         12: ListMarkets,
+        13: GetForcePlan,
+        14: ForceLeader,
     }
 )
 ANSWERS: Final[Codec[Any]] = Codec({17: Result, 18: Value, 19: Failure})
@@ -399,6 +421,14 @@ class ControlServer:
             return node.create_market(request.market, request.rules, timeout=request.timeout_ms / 1000)
         if isinstance(request, ListMarkets):
             return self._markets()
+        if isinstance(request, GetForcePlan):
+            return node.force_plan(request.market)
+        if isinstance(request, ForceLeader):
+            plan = dataclasses.replace(
+                node.force_plan(request.market), version=request.version, sequence=request.sequence
+            )
+            timeout = request.timeout_ms / 1000
+            return node.force_leader(request.market, reason=request.reason, plan=plan, timeout=timeout)
         assert isinstance(request, GetBook), f"unknown request {request!r}"
         if request.known is not None and node.sequence(request.market) == request.known:
             return None
@@ -584,6 +614,15 @@ class ControlClient:
     def transfer(self, market: str, to: str | None = None) -> str | None:
         """As :meth:`ExchangeNode.transfer`; return the id of the node that leads now, None if that is not known yet."""
         return cast("str | None", self._query(Transfer(self._token, self._timeout_ms, market, to)))
+
+    def force_plan(self, market: str) -> dict[str, Any]:
+        """As :meth:`ExchangeNode.force_plan`."""
+        return cast("dict[str, Any]", self._query(GetForcePlan(self._token, market)))
+
+    def force_leader(self, market: str, *, reason: str, plan: Mapping[str, Any]) -> int:
+        """As :meth:`ExchangeNode.force_leader`, for a plan as :meth:`force_plan` returned it."""
+        request = ForceLeader(self._token, self._timeout_ms, market, reason, plan["version"], plan["sequence"])
+        return cast("int", self._query(request))
 
     def _command(self, request: Any) -> OrderResult:
         try:

@@ -4,7 +4,7 @@ It keeps the node's lease, by which the others tell a dead leader from a slow on
 BookActors. A store that cannot be reached is an answer too: markets that need no change go on without it.
 
 Messages: CoordinatorCall; answers CoordinatorAnswer to whom the call names. StoreStatus (ask) answers what is wrong,
-ReadRecords (ask) the records of all markets.
+ReadRecords (ask) the records of all markets, StoreQuery (ask) what it is asked to read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..transport.coordinator import Coordinator
 from ..transport.errors import OpenOutcryError
 from ..transport.log import get_logger
 from ._base import TICK, NodeActor, tell
-from .messages import ActorFailed, CoordinatorAnswer, CoordinatorCall, ReadRecords, StoreStatus
+from .messages import ActorFailed, CoordinatorAnswer, CoordinatorCall, ReadRecords, StoreQuery, StoreStatus
 from .meters import NodeMeters
 
 logger = get_logger(__name__)
@@ -54,6 +54,8 @@ class CoordinatorActor(NodeActor):
             return None if self._error is None else str(self._error)
         elif isinstance(message, ReadRecords):
             return self._coordinator.read_all()
+        elif isinstance(message, StoreQuery):
+            return message.run(self._coordinator)
         else:
             assert message is TICK, f"CoordinatorActor does not understand {type(message).__name__}"
         if time.monotonic() >= self._renew_at_s:

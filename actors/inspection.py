@@ -39,7 +39,7 @@ from .book.rules import MarketRules
 from .book.snapshots import read_snapshot
 from .views import Accepted, Amended, Cancelled, Configured, Duplicate, MarketEvent, Noted, Rejected, Trade, to_event
 
-_PUT_ASIDE: Final = re.compile(r"(.+)\.damaged-[0-9]+")
+_PUT_ASIDE: Final = re.compile(r"(.+)\.(?:damaged|diverged)-[0-9]+")
 _BROKEN: Final = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 """What a book raises whose state, or whose command, is not what it should be."""
 _PROGRESS_EVERY: Final = 1000

@@ -16,8 +16,11 @@ from .book.commands import Command, checked_commands
 from .book.record import CHAIN_START, COMMANDS_MAX, RECORD_SIZE_MAX
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from pykka import ActorRef
 
+    from ..transport.coordinator import MarketRecord
     from .book.record import Tail
     from .book.rules import MarketRules
     from .peer import Link
@@ -354,6 +357,18 @@ class CutLog:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class PutLogAside:
+    """BookActor to its JournalActor: keep the log and its snapshots under another name, and begin anew."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LogPutAside:
+    """JournalActor to its BookActor: the log is empty; what was in it is in ``folder``."""
+
+    folder: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class KeepSnapshot:
     """BookActor to its JournalActor: write ``book``, the state at ``tail``, and prune the log before the one before it.
 
@@ -428,6 +443,13 @@ class CoordinatorAnswer:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class StoreQuery:
+    """The API to the CoordinatorActor (ask): answers, or raises, what ``run(coordinator)`` does; it only reads."""
+
+    run: Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class StoreStatus:
     """The API to the CoordinatorActor (ask): answers what is wrong with the store, None if nothing."""
 
@@ -465,6 +487,19 @@ class HandOver:
 
     to: str | None = None
     give_up: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ForceLeader:
+    """The node to a BookActor: lead by force, in place of ``record``, and begin with ``note`` in the log.
+
+    ``reachable``: nodes that are known to live. ``future`` gets the note's sequence number once this replica leads.
+    """
+
+    record: MarketRecord
+    reachable: frozenset[str]
+    note: Command
+    future: Future[Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
@@ -53,6 +55,7 @@ from .book.commands import (
     CANCEL_ALL,
     DUPLICATE,
     NAME_LENGTH_MAX,
+    NOTE,
     SUBMIT,
     Command,
     OrderType,
@@ -63,7 +66,7 @@ from .book.commands import (
 )
 from .book.journal import FolderLock
 from .book.orderbook import events_between
-from .book.record import COMMANDS_MAX
+from .book.record import COMMANDS_MAX, Tail
 from .book.rules import DecimalLike, MarketRules
 from .book.snapshots import sync_folder
 from .coordination import CoordinatorActor
@@ -72,6 +75,7 @@ from .markets import MarketsActor
 from .messages import (
     CODEC,
     ActorFailed,
+    ForceLeader,
     HandOver,
     Heard,
     Hello,
@@ -87,6 +91,7 @@ from .messages import (
     ProposeRules,
     Query,
     ReadRecords,
+    StoreQuery,
     StoreStatus,
 )
 from .meters import LinkMeters, MarketMeters, NodeMeters
@@ -95,6 +100,7 @@ from .submission import Request, Submissions
 from .subscription import Subscription
 from .views import (
     BookView,
+    ForcePlan,
     MarketUpdate,
     OpenOrder,
     OrderRejected,
@@ -130,6 +136,7 @@ ABSENT_S_MAX: Final = 60.0
 """How long a node that is in no directory may be without a link before it is forgotten, in seconds."""
 STATUS_S_MAX: Final = 2.0
 """How long :meth:`ExchangeNode.status` waits for a market, in seconds."""
+REASON_LENGTH_MAX: Final = 500
 TIMEOUT_S_MAX: Final = 86_400.0
 """Longest time-out of a call, in seconds."""
 _FIND_S: Final = 0.5
@@ -588,6 +595,85 @@ class ExchangeNode:
                     code="not_transferred",
                 )
             time.sleep(0.005)
+
+    def force_plan(self, market: str) -> ForcePlan:
+        """Return what :meth:`force_leader` would start from, and what is known of what would be lost. Changes nothing.
+
+        Raises:
+            Unavailable: the market needs no force (codes ``already_leading``, ``not_needed``, ``in_sync_reachable``),
+                this node cannot lead it (``observer``, ``nothing_here``, ``changing``, ``never_opened``), or the
+                coordinator cannot be reached.
+        """
+        return self._force_plan(market)[0]
+
+    def _force_plan(self, market: str) -> tuple[ForcePlan, MarketRecord, frozenset[str]]:
+        self._book(market)
+        record, alive = self._ask_message(
+            self._keeper, StoreQuery(lambda store: _with_leases(store, market)), self.timeout
+        )
+
+        def read(actor: BookActor) -> tuple[OpenOutcryError | None, Tail, int]:
+            refusal = actor.failure or actor.force_refusal(record, alive)
+            return refusal, actor.replica.tail, actor.replica.known_committed
+
+        refusal, tail, committed = self._read(market, read)
+        if refusal is not None:
+            raise refusal
+        plan = ForcePlan(
+            market,
+            self.node_id,
+            tail.sequence,
+            tail.epoch,
+            committed,
+            record.version,
+            record.epoch,
+            record.leader,
+            record.in_sync,
+        )
+        return plan, record, alive
+
+    def force_leader(
+        self, market: str, *, reason: str, plan: ForcePlan | None = None, timeout: float | None = None
+    ) -> int:
+        """Lead a market whose whole in-sync set is gone for good, from what this node holds; return the sequence of the
+        note in the log that says so.
+
+        What was answered beyond that is lost. A node of the former in-sync set that comes back after all puts its log
+        aside and joins as new. Make sure that none of them still runs where this node cannot see it.
+
+        Args:
+            market: the market's name.
+            reason: who does it and why, for the note; 1 to 500 characters.
+            plan: what :meth:`force_plan` returned and somebody has agreed to: refused (code ``changing``) if the
+                coordinator's record, or what this node holds, is another by now.
+            timeout: seconds to wait; default the node's.
+
+        Raises:
+            Unavailable: as :meth:`force_plan`, or the outcome is unknown (codes ``outcome_unknown``, ``timeout``).
+        """
+        if type(reason) is not str or not 1 <= len(reason) <= REASON_LENGTH_MAX:
+            raise InvalidRequest(
+                f"the reason is a string of 1 to {REASON_LENGTH_MAX} characters", code="invalid_reason"
+            )
+        deadline_s = self._deadline_s(timeout)
+        found, record, alive = self._force_plan(market)
+        if plan is not None and plan != found:
+            raise Unavailable(f"market {market}: it is not as it was shown: look again", code="changing")
+        text = (
+            f"leadership was forced: {self.node_id} leads in epoch {found.epoch + 1} from sequence {found.sequence} "
+            f"(epoch {found.sequence_epoch}), in place of {found.leader} and without the in-sync set of epoch "
+            f"{found.epoch}: {', '.join(found.in_sync)}; what they answered after {found.sequence} is lost; "
+            f"reason: {reason}"
+        )
+        (note,) = checked_commands(((NOTE, "", "", text),), internal=True)
+        logger.critical("leader_forced", node=self.node_id, market=market, note=text)
+        future: Future[int] = Future()
+        if not tell(self._book(market), ForceLeader(record, alive, note, future)):
+            raise self._gone(market)
+        try:
+            return future.result(max(0.0, deadline_s - time.monotonic()))
+        except FutureTimeoutError:
+            raise RequestTimeout(f"market {market}: the outcome is unknown; see the status of this node") from None
 
     def _linked(self, node: str) -> str:
         """Return the id of the node, linked to this one, that is called ``node`` or has that id."""
@@ -1426,6 +1512,13 @@ def _write_json(path: Path, value: object) -> None:
         os.fsync(file.fileno())
     scratch.replace(path)
     sync_folder(path.parent)
+
+
+def _with_leases(store: Coordinator, market: str) -> tuple[MarketRecord | None, frozenset[str]]:
+    """Return a market's record, and those of its in-sync set that hold a lease."""
+    record = store.read(market)
+    members = record.in_sync if record is not None else ()
+    return record, frozenset([member for member in members if not store.lapsed(member)])
 
 
 def _checked(commands: tuple[Command, ...]) -> tuple[Command, ...]:

@@ -333,6 +333,31 @@ class BookView:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class ForcePlan:
+    """What it would mean to force a node to lead a market: from what state it would go on, and what may be lost.
+
+    Whatever was answered after ``sequence`` is lost. Nobody who is left knows how much that is; at least what is
+    between it and ``known_committed``, where that is larger.
+    """
+
+    market: str
+    node: str
+    """The id of the node that would lead."""
+    sequence: int
+    """Where the log on its disk ends."""
+    sequence_epoch: int
+    """The epoch of the last command there; a log that ends in an earlier epoch than ``epoch`` has missed leaders."""
+    known_committed: int
+    """Highest sequence number that this node knows to be committed."""
+    version: int
+    """Of the coordinator's record; grows with every change."""
+    epoch: int
+    leader: str
+    in_sync: tuple[str, ...]
+    """The nodes that held every acknowledged command, by the record: all are taken for lost."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class MarketUpdate:
     """What a subscriber gets: everything that sequences ``first_sequence`` to ``sequence`` caused, in order."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,6 +179,51 @@ def test_rules_that_are_wrong_are_refused_before_anything_is_asked(run: Run) -> 
     for pair in ("open_orders_max=-1", "open_orders=5", "nonsense", "open_orders_max=many"):
         result = run("market", "create", "ETH-USD", "--tick", "0.05", "--rule", pair)
         assert (result.exit_code, result.output.split()[-1]) == (1, "(configuration)"), pair
+
+
+def test_market_whose_in_sync_disks_are_all_gone_is_led_on_by_force(run: Run, start: Start, home: Path) -> None:
+    rendezvous = start("directory", "--listen", "tcp://127.0.0.1:0")
+    assert rendezvous.stdout is not None
+    where = ("--directory", rendezvous.stdout.readline().strip())
+
+    def begin(name: str) -> subprocess.Popen[str]:
+        return start("node", "--name", name, "--market", MARKET, *where)
+
+    def market(name: str) -> dict[str, Any]:
+        result = run("status", "--node", name, "--json")
+        found: dict[str, Any] = json.loads(result.output)["markets"][MARKET] if result.exit_code == 0 else {}
+        return found
+
+    nodes = {name: begin(name) for name in ("alice", "bob", "carol")}
+    wait_for(lambda: all(len(market(name).get("in_sync", ())) == 3 for name in nodes), "all are in sync")
+    assert run("submit", MARKET, "buy", "99", "1", "--node", "carol").exit_code == 0
+    assert stop(nodes["carol"]) == 0
+    wait_for(lambda: len(market("alice")["in_sync"]) == 2, "carol is left out")
+    assert run("submit", MARKET, "buy", "98", "1", "--node", "bob").exit_code == 0
+    for name in ("alice", "bob"):
+        stop(nodes[name], signal.SIGKILL)
+        shutil.rmtree(home / "nodes" / name)
+    nodes["carol"] = begin("carol")
+    wait_for(lambda: market("carol").get("leader"), "carol knows who has led")
+    assert run("submit", MARKET, "buy", "97", "1", "--timeout", "0.5").output.endswith("(leader_unreachable)\n")
+
+    force = ("force-leader", MARKET, "--reason", "dan: two disks burnt")
+    asked = run(*force)
+    assert (asked.exit_code, market("carol")["role"]) == (1, "following"), "who does not say yes changes nothing"
+    assert "LOST: everything that was answered after sequence" in asked.output
+    done = run(*force, "--yes")
+    assert done.exit_code == 0, done.output
+    assert run("submit", MARKET, "buy", "97", "1").exit_code == 0
+    assert run(*force, "--yes").output.endswith("(already_leading)\n")
+    for name in ("alice", "bob"):
+        nodes[name] = begin(name)
+    wait_for(lambda: all(len(market(name).get("in_sync", ())) == 3 for name in nodes), "all are in sync again")
+    bids = [json.loads(run("book", MARKET, "--node", name, "--json").output)["bids"] for name in nodes]
+    assert [level["price"] for level in bids[0]] == ["99.00", "97.00"], "98 was lost, and nothing else"
+    for name, node in nodes.items():
+        assert stop(node) == 0
+        assert run("log", home / "nodes" / name, MARKET).output.count("reason: dan: two disks burnt") == 1
+    assert stop(rendezvous) == 0
 
 
 def test_killed_node_leaves_a_control_file_that_misleads_nobody(run: Run, start: Start, home: Path) -> None:

@@ -266,7 +266,7 @@ def test_folders_that_a_node_put_aside_are_told_and_checked_only_when_named(tmp_
     (folder / "repairing").write_text("it was damaged\n")
     result = run("verify", tmp_path)
     assert result.exit_code == 0
-    assert result.stdout.endswith(f"{aside}: was put aside as damaged, and not checked\n")
+    assert result.stdout.endswith(f"{aside}: was put aside, and is not checked\n")
     assert "  repairing      from a peer, as the node will go on to: it was damaged\n" in result.stdout
     assert run("verify", aside).exit_code == 1
 

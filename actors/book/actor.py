@@ -3,24 +3,28 @@
 It is the shell of two pure cores: it turns messages into calls of :class:`~.replica.Replica`, carries out the effects,
 applies committed records to :class:`~.orderbook.OrderBook`, and answers those whose requests they hold.
 
-Messages: Submit, Query (ask), Watch, Unwatch, ProposeRules (from the API); Heard, PeerUp, PeerDown, PeerGone (from
-links); Persisted, LogRead, JournalFailed (from its JournalActor); CoordinatorAnswer (from the CoordinatorActor).
+Messages: Submit, Query (ask), Watch, Unwatch, ProposeRules, HandOver (ask), ForceLeader (from the API); Heard, PeerUp,
+PeerDown, PeerGone (from links); Persisted, LogRead, SnapshotKept, LogPutAside, JournalFailed (from its JournalActor);
+CoordinatorAnswer (from the CoordinatorActor).
 
 Batches form without a timer: what arrives while one record is being written becomes the next record.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import pykka
 
+from ...transport.coordinator import MarketRecord
 from ...transport.errors import (
     Closed,
     OpenOutcryError,
@@ -44,6 +48,7 @@ from ..messages import (
     CoordinatorCall,
     CutLog,
     Fetch,
+    ForceLeader,
     Forward,
     HandOver,
     Heard,
@@ -52,6 +57,7 @@ from ..messages import (
     KeepSnapshot,
     Lead,
     LeaseLapsed,
+    LogPutAside,
     LogRead,
     Offer,
     PeerDown,
@@ -60,6 +66,7 @@ from ..messages import (
     Persist,
     Persisted,
     ProposeRules,
+    PutLogAside,
     Query,
     ReadLog,
     Refused,
@@ -70,7 +77,7 @@ from ..messages import (
 from ..meters import MarketMeters
 from ..submission import MANY, Request, Submissions
 from .commands import CLOCK, CONFIGURE, DUPLICATE, REJECTED, Command, Event
-from .journal import Journal
+from .journal import Journal, put_aside
 from .orderbook import OrderBook
 from .record import COMMANDS_MAX, EMPTY, Origin, Record, Tail
 from .replica import (
@@ -84,6 +91,7 @@ from .replica import (
     LeadershipLost,
     OfferSnapshot,
     PersistRecords,
+    PutAside,
     ReadJournal,
     ReadRecord,
     RepairEnded,
@@ -265,6 +273,9 @@ class BookActor(NodeActor):
         """Leader: followers do not know yet how far the log is committed; the next record tells them, if it is soon."""
         self._told_soon = False
         """It has to be told at once: some of them have callers that wait for it."""
+        self._forcing: ForceLeader | None = None
+        self.aside: str | None = None
+        """The folder that holds a log which was put aside because leadership had been forced past it."""
         self._watchers: list[Watcher] = []
         self.failure: OpenOutcryError | None = None
         self.counters = {"commands": 0, "records": 0, "events": 0, "protocol_errors": 0, "swaps": 0}
@@ -280,19 +291,14 @@ class BookActor(NodeActor):
 
     def _put_aside(self, error: StorageError) -> None:
         """Move damaged files out of the way, and leave a mark until a peer has made good what they held."""
-        number = 1
-        while (aside := self._folder.with_name(f"{self._folder.name}.damaged-{number}")).exists():
-            number += 1
+        aside = put_aside(self._folder, "damaged")
         self._log.critical("journal_put_aside", error=error, aside=aside)
-        self._folder.rename(aside)
-        self._folder.mkdir()
         mark = self._folder / REPAIRING
         with mark.open("w") as file:
             file.write(f"{error}\n")
             file.flush()
             os.fsync(file.fileno())
         sync_folder(self._folder)
-        sync_folder(self._folder.parent)
         self.book = OrderBook()
 
     def _recover(self, journal: Journal, snapshots: Snapshots) -> Replica:
@@ -341,6 +347,7 @@ class BookActor(NodeActor):
         self._run(self.replica.start())
 
     def on_stop(self) -> None:
+        self._end_forcing(self._end())
         self._fail_requests(list(self._outstanding), self._end())
         self._end_watches(self._end())
         self._submissions.close(self._end())
@@ -401,6 +408,10 @@ class BookActor(NodeActor):
             self._run(self.replica.on_log_read(message, now_ns))
         elif isinstance(message, SnapshotKept):
             self._install()
+        elif isinstance(message, LogPutAside):
+            self._begin_anew(message.folder)
+        elif isinstance(message, ForceLeader):
+            self._force(message)
         elif isinstance(message, CoordinatorAnswer):
             self._hear_coordinator(message, now_ns)
         elif isinstance(message, JournalFailed):
@@ -465,6 +476,30 @@ class BookActor(NodeActor):
             self._asking_lease = True
             gone = leader in replica.gone
             self._ask_coordinator(LeaseLapsed(str(leader)), lambda store: gone or store.lapsed(leader))
+
+    def _force(self, message: ForceLeader) -> None:
+        refusal: OpenOutcryError | None = self.failure
+        if refusal is None:
+            refusal = self.force_refusal(message.record, message.reachable)
+        if refusal is not None:
+            _fail(message.future, refusal)
+            return
+        self._forcing = message
+        self._run(self.replica.force(message.record))
+
+    def force_refusal(self, record: MarketRecord | None, reachable: frozenset[str]) -> OpenOutcryError | None:
+        """Return why this replica may not be made to lead in place of ``record``, or None."""
+        refusal = self.replica.force_refusal(record, reachable | self._links.keys())
+        if refusal is None and self.replica.tail.sequence == 0 and self._own_rules is None:
+            return Unavailable(
+                f"market {self._market}: this node holds nothing of it, and was given no rules to open it with",
+                code="nothing_here",
+            )
+        return refusal
+
+    def _end_forcing(self, error: OpenOutcryError) -> None:
+        if self._forcing is not None:
+            _fail(self._forcing.future, error)
 
     # -- requests -----------------------------------------------------------------------------------------------
 
@@ -659,10 +694,26 @@ class BookActor(NodeActor):
                 self._run(self.replica.on_leader_lapsed(answer.what.leader))
         elif answer.error is not None:
             self._log.warning("coordinator_call_failed", error=answer.error)
+            if isinstance(answer.what, SwapRecord) and answer.what.force:
+                self._end_forcing(
+                    Unavailable(
+                        f"market {self._market}: the coordinator gave no answer ({answer.error}): whether this node "
+                        "leads is unknown; see its status",
+                        code="outcome_unknown",
+                    )
+                )
             self._run(self.replica.on_coordinator_unavailable(answer.what))
         elif isinstance(answer.what, SwapRecord):
+            if answer.what.force and answer.record is None:
+                self._end_forcing(
+                    Unavailable(f"market {self._market}: the record has changed meanwhile: look again", code="changing")
+                )
+                self._forcing = None
             self._run(self.replica.on_swapped(answer.what, answer.record, now_ns))
         else:
+            lost = self._forcing is not None and self.replica.role is not Role.CLAIMING
+            if lost and answer.record is not None and answer.record.leader != self._node:
+                self._forcing = None  # the forced swap, whose answer was lost, has not happened
             self._run(self.replica.on_record(answer.record, now_ns))
 
     # -- effects ------------------------------------------------------------------------------------------------
@@ -684,6 +735,9 @@ class BookActor(NodeActor):
             tell(self._journal, ReadLog(effect.node, effect.after, effect.expected, effect.token))
         elif isinstance(effect, CutJournal):
             tell(self._journal, CutLog(effect.sequence))
+        elif isinstance(effect, PutAside):
+            self._log.critical("log_outlived", reason=effect.reason)
+            tell(self._journal, PutLogAside())
         elif isinstance(effect, OfferSnapshot):
             self._offer_snapshot(effect.node, effect.after)
         elif isinstance(effect, KeepFetched):
@@ -699,7 +753,9 @@ class BookActor(NodeActor):
             self.counters["swaps"] += 1
             self._ask_coordinator(
                 swap,
-                lambda store: store.swap(swap.expected, epoch=swap.epoch, leader=swap.leader, in_sync=swap.in_sync),
+                lambda store: store.swap(
+                    swap.expected, epoch=swap.epoch, leader=swap.leader, in_sync=swap.in_sync, force=swap.force
+                ),
             )
         elif isinstance(effect, RepairEnded):
             self._log.warning("repaired", sequence=self.book.sequence, damage=self.damage)
@@ -708,10 +764,11 @@ class BookActor(NodeActor):
         elif isinstance(effect, LeadershipBegun):
             self._log.info("leading", epoch=self.replica.epoch, in_sync=self.replica.in_sync)
             self._writing = False
-            opening: Command = (CLOCK, "", "")
-            if self.replica.tail.sequence == 0 and self._own_rules is not None:
-                opening = (CONFIGURE, "", "", self._own_rules.to_tuple())
-            self._propose((opening,), ())
+            self._propose(self._opening(), ())
+            if self._forcing is not None:
+                with contextlib.suppress(InvalidStateError):  # it has been told that the outcome is unknown
+                    self._forcing.future.set_result(self.replica.tail.sequence)
+                self._forcing = None
             self._route_again(away_from=None)
         elif isinstance(effect, LeadershipLost):
             self._log.warning("not_leading", epoch=self.replica.epoch)
@@ -719,6 +776,15 @@ class BookActor(NodeActor):
             self._route_again(away_from=node)
         elif isinstance(effect, Stop):
             self._stop_replica(effect.error)
+
+    def _opening(self) -> tuple[Command, ...]:
+        """Return the commands with which this replica begins to lead: what it has inherited commits with them."""
+        opening: list[Command] = []
+        if self.replica.tail.sequence == 0 and self._own_rules is not None:
+            opening.append((CONFIGURE, "", "", self._own_rules.to_tuple()))
+        if self._forcing is not None:
+            opening.append(self._forcing.note)
+        return tuple(opening) or ((CLOCK, "", ""),)
 
     def _ask_coordinator(self, what: Effect | LeaseLapsed, run: Callable[[Any], Any]) -> None:
         tell(self._coordinator, CoordinatorCall(self.actor_ref, run, what))
@@ -735,6 +801,7 @@ class BookActor(NodeActor):
     def _stop_replica(self, error: OpenOutcryError) -> None:
         self._log.critical("replica_stopped", error=error, sequence=self.book.sequence, epoch=self.replica.epoch)
         self.failure = error
+        self._end_forcing(error)
         self._refuse_waiting()
         self._fail_requests(list(self._outstanding), error)
         self._end_watches(error)
@@ -882,11 +949,23 @@ class BookActor(NodeActor):
         assert fetched is not None, "installed before it was fetched"
         assert fetched.book is not None, "installed before it was restored"
         self._log.info("state_taken_over", sequence=fetched.tail.sequence, peer=fetched.sender)
-        self.book = fetched.book
-        self._snapshot_at = fetched.tail.sequence
-        self._end_watches(None)
+        self._put_in(fetched.book)
         self._run(self.replica.on_snapshot_kept(fetched.tail))
         self._route_again(away_from=fetched.sender)
+
+    def _begin_anew(self, aside: str) -> None:
+        """The log was put aside: nothing is held any more, and all of the leader's log is to come."""
+        self._log.critical("log_put_aside", sequence=self.book.sequence, aside=aside)
+        self.aside = aside
+        self._fetched = None
+        self._put_in(OrderBook())
+        self._run(self.replica.on_put_aside())
+
+    def _put_in(self, book: OrderBook) -> None:
+        """Go on from ``book``; who watches has to take it anew."""
+        self.book = book
+        self._snapshot_at = book.sequence
+        self._end_watches(None)
 
     # -- queries ------------------------------------------------------------------------------------------------
 
@@ -920,6 +999,7 @@ class BookActor(NodeActor):
             "recovered": self.recovered,
             "observer": self._observer,
             "repairing": self.damage or ("its log was lost" if replica.repairing else None),
+            "put_aside": self.aside,
             "error": str(self.failure) if self.failure else None,
             "counters": dict(self.counters),
         }
@@ -930,3 +1010,8 @@ class BookActor(NodeActor):
         replica = self.replica
         reachable = replica.may_propose or (replica.joined and replica.leader in self._links and replica.matched)
         return bool(reachable and self.book.configured)
+
+
+def _fail(future: Future[Any], error: OpenOutcryError) -> None:
+    with contextlib.suppress(InvalidStateError):  # it has been told that the outcome is unknown
+        future.set_exception(error)

@@ -84,6 +84,21 @@ class FolderLock:
         self._file.close()
 
 
+def put_aside(folder: Path, what: str) -> Path:
+    """Rename a market's folder so that it says ``what`` it is, make an empty one in its place, and return the new path.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{what}-{number}")).exists():
+        number += 1
+    folder.rename(aside)
+    folder.mkdir()
+    sync_folder(folder.parent)
+    return aside
+
+
 class Journal:
     """Appends, syncs, reads back and cuts the records of one market's log.
 
@@ -99,7 +114,7 @@ class Journal:
         Raises:
             StorageError: an entry before the tail is damaged (code ``corrupt``), or the folder cannot be read.
         """
-        self._folder = folder
+        self._folder = self.folder = folder
         self._segment_size = segment_size
         self._failed: str | None = None
         self.base = EMPTY

@@ -6,6 +6,8 @@ MSR-TR-2008-25), the scheme of Kafka's in-sync replicas. The rules it rests on:
 - An entry is committed when it is durable on every member of the in-sync set; only committed entries are applied.
 - Only a compare-and-swap on the coordinator changes ``(epoch, leader, in-sync set)``. While one that adds a member is
   under way its ack is needed already; one that removes a member takes effect only once it has succeeded.
+- When no member of the in-sync set is left, a person may make another replica lead: by force. What a log from before
+  holds and the new leader's does not may have been acknowledged: it is put aside, never cut.
 - Every message carries its epoch. A replica refuses older epochs, and believes a newer one, or another leader, only
   from the coordinator's record, which it reads at once when anybody claims so.
 
@@ -27,14 +29,14 @@ import dataclasses
 import enum
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from ...transport.coordinator import MarketRecord
-from ...transport.errors import OpenOutcryError, ProtocolError, StorageError
+from ...transport.errors import OpenOutcryError, ProtocolError, StorageError, Unavailable
 from ..messages import IN_SYNC_MAX, Ack, Append, Join, Lead, LogRead, MarketMessage, Resign, Rewind
 from .commands import Command
-from .record import Origin, Record, Tail
+from .record import EMPTY, Origin, Record, Tail
 
 IN_FLIGHT_MAX: Final = 65_536
 """Commands a follower may have unacknowledged before the leader stops streaming and lets it read at its own pace."""
@@ -72,6 +74,13 @@ class CutJournal:
     """Remove from the journal what follows ``sequence``."""
 
     sequence: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PutAside:
+    """Keep the log and its snapshots under another name, begin anew without them; then call ``on_put_aside``."""
+
+    reason: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -135,6 +144,7 @@ class SwapRecord:
     epoch: int
     leader: str
     in_sync: tuple[str, ...]
+    force: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -162,6 +172,7 @@ class Stop:
 Effect = (
     PersistRecords
     | CutJournal
+    | PutAside
     | ReadJournal
     | OfferSnapshot
     | KeepFetched
@@ -267,6 +278,7 @@ class Replica:
         self._missing_since_ns: dict[str, int] = {}
         self._swap: SwapRecord | None = None
         self._swap_lost = False
+        self._force: SwapRecord | None = None
         self._inherited = 0
         self._lapsed: str | None = None
         self._must_read = True
@@ -313,11 +325,12 @@ class Replica:
                 effects += self._join()
             return effects
         if self.role is Role.FOLLOWING:
+            effects = self._forced_after_all(record)
             if self.repairing:
                 # Others of the in-sync set have what this disk has lost: let one of them lead.
                 others = tuple([member for member in record.in_sync if member != self.node])
                 return [Send(others, Resign(self.market, record.epoch))] if others else []
-            return self._claim(record.in_sync)
+            return [*effects, *self._claim(record.in_sync)]
         if self._swap is not None and self._swap_lost:
             self._swap_lost = False
             if record.version == self._swap.expected.version:
@@ -350,6 +363,58 @@ class Replica:
             return []
         self._lapsed = leader
         return [ReadRecord()]
+
+    def force_refusal(self, record: MarketRecord | None, reachable: Collection[str]) -> Unavailable | None:
+        """Return why this replica may not be made to lead by :meth:`force`, or None.
+
+        ``reachable``: the nodes that are known to live; a member of the in-sync set among them can lead without a loss.
+        """
+        name = f"market {self.market}"
+        if self.observer:
+            return Unavailable(f"{name} is only observed here: start the node as a member, then force", code="observer")
+        if self.role is Role.LEADING:
+            return Unavailable(f"{name} is led by this node already", code="already_leading")
+        if record is None:
+            return Unavailable(f"{name} is not known to the coordinator: it was never opened", code="never_opened")
+        if self.role is not Role.FOLLOWING or self._swap is not None or self._loading or record.epoch < self.epoch:
+            return Unavailable(f"{name} is about to change its leader, or its log: look again", code="changing")
+        if self.node in record.in_sync and not self.repairing:
+            return Unavailable(f"{name}: this node is in sync, and takes over by itself", code="not_needed")
+        there = sorted(set(record.in_sync).intersection(reachable) - {self.node})
+        if there:
+            return Unavailable(
+                f"{name}: {', '.join(there)} of the in-sync set can be reached: nothing has to be lost. If what it "
+                "held is gone for good, stop it first",
+                code="in_sync_reachable",
+            )
+        return None
+
+    def force(self, record: MarketRecord) -> list[Effect]:
+        """Lead by force from what this replica holds; :meth:`force_refusal` for ``record`` is None.
+
+        What was acknowledged beyond it is lost, or put aside where it turns up again.
+        """
+        assert self.force_refusal(record, ()) is None, "whoever forces has asked whether it is refused"
+        self.record = record
+        self.role = Role.CLAIMING
+        effects = self._start_swap(record.epoch + 1, (self.node,), force=True)
+        self._force = self._swap
+        return effects
+
+    def _forced_after_all(self, record: MarketRecord) -> list[Effect]:
+        """The record names this node as leader: if by a forced swap whose answer was lost, that counts all the same.
+
+        What this replica holds is then, by a person's word, what there is.
+        """
+        swap, self._force = self._force, None
+        if swap is None or (record.version, record.forced) != (swap.expected.version + 1, swap.epoch):
+            return []
+        return self._end_repair()
+
+    def _end_repair(self) -> list[Effect]:
+        ended = [RepairEnded()] if self.repairing else []
+        self.repairing = False
+        return [*ended]
 
     def resign(self, to: str | None = None) -> list[Effect]:
         """Leader: take in nothing more, and once all is committed ask a member (``to``, or any) to take over.
@@ -396,6 +461,7 @@ class Replica:
         """The coordinator carried out our ``swap``, or (None) holds something else than it expected."""
         if self.role is Role.STOPPED or swap is not self._swap:
             return []
+        self._force = None
         if record is None:
             if self.role is Role.CLAIMING:
                 self._give_up_claim()
@@ -407,6 +473,7 @@ class Replica:
         effects: list[Effect] = []
         begun = False
         if self.role is Role.CLAIMING:
+            effects += self._end_repair() if swap.force else []
             self.role = Role.LEADING
             self.resigned = False
             self.epoch = record.epoch
@@ -442,11 +509,11 @@ class Replica:
                 self._give_up_claim()
         return []
 
-    def _start_swap(self, epoch: int, in_sync: tuple[str, ...]) -> list[Effect]:
+    def _start_swap(self, epoch: int, in_sync: tuple[str, ...], *, force: bool = False) -> list[Effect]:
         assert self._swap is None, "one swap at a time"
         assert self.record is not None, "a swap needs the record it replaces"
         self._swap_lost = False
-        self._swap = SwapRecord(self.record, epoch, self.node, tuple(sorted(in_sync)))
+        self._swap = SwapRecord(self.record, epoch, self.node, tuple(sorted(in_sync)), force)
         return [self._swap]
 
     # -- links and time -----------------------------------------------------------------------------------------
@@ -809,6 +876,8 @@ class Replica:
         held[self._base.sequence] = self._base.chain
         common = [sequence for sequence, chain in message.tails if held.get(sequence) == chain]
         keep = max(common, default=message.sequence)
+        if self._from_before_force():
+            return self._put_aside(f"the leader's log is another after {keep}")
         if keep < self.committed:
             return self._stop(
                 StorageError(
@@ -823,6 +892,23 @@ class Replica:
         self.durable = min(self.durable, self.tail.sequence)
         self._generation += 1
         return [CutJournal(self.tail.sequence), *self._join()]
+
+    def _from_before_force(self) -> bool:
+        """Whether this log ends before the last leadership by force: it may hold what was acknowledged, and is lost."""
+        return self.tail.sequence > 0 and self.record is not None and self.tail.epoch < self.record.forced
+
+    def _put_aside(self, why: str) -> list[Effect]:
+        self._loading = True
+        self.joined = False
+        tail = self.tail
+        return [PutAside(f"it ends at {tail.sequence} in epoch {tail.epoch}, before leadership was forced, and {why}")]
+
+    def on_put_aside(self) -> list[Effect]:
+        """The log is out of the way: join the market as new."""
+        self._loading = False
+        self._begin_at(EMPTY)
+        self._known_committed = 0
+        return self._join() if self.leader is not None and self.role is Role.FOLLOWING else []
 
     def on_append(self, sender: str, message: Append) -> list[Effect]:
         """Follower: the leader's log goes on."""
@@ -906,6 +992,8 @@ class Replica:
 
         Until then nothing is appended: the journal begins anew with it.
         """
+        if self._from_before_force():
+            return self._put_aside("the leader's log does not reach back to compare")
         self._loading = True
         self.joined = False
         return [KeepFetched(tail)]
@@ -914,14 +1002,22 @@ class Replica:
         """Follower: the book is now the state at ``tail``, durably, and the log goes on from there."""
         assert tail.sequence > self.tail.sequence, "a snapshot replaces nothing that is newer"
         self._loading = False
+        self._begin_at(tail)
+        self._known_committed = max(self._known_committed, tail.sequence)
+        return self._join() if self.leader is not None and self.role is Role.FOLLOWING else []
+
+    def _begin_at(self, tail: Tail) -> None:
         self.pending.clear()
         self._base = self.tail = tail
         self.durable = self.committed = self.applied = tail.sequence
-        self._known_committed = max(self._known_committed, tail.sequence)
         self.expected_hash = None
         self.state_hash = ""
         self._generation += 1
-        return self._join() if self.leader is not None and self.role is Role.FOLLOWING else []
+
+    @property
+    def known_committed(self) -> int:
+        """Highest sequence number that is known here to be committed: what is up to there may have been answered."""
+        return max(self._known_committed, self.committed)
 
     @property
     def base(self) -> Tail:
@@ -952,10 +1048,7 @@ class Replica:
         What it commits after it made us a member needs our ack.
         """
         whole = self.matched and self.node in self.in_sync and self.durable >= self._known_committed
-        if not self.repairing or not whole:
-            return []
-        self.repairing = False
-        return [RepairEnded()]
+        return self._end_repair() if whole else []
 
     def _ack(self) -> Effect:
         assert self.leader is not None, "an ack goes to a leader"

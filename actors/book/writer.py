@@ -1,8 +1,8 @@
 """JournalActor: the one thread that writes, syncs and reads a market's journal. Decides nothing.
 
-Messages: Persist, CutLog, ReadLog, KeepSnapshot (from its BookActor); answers Persisted, LogRead, SnapshotKept,
-JournalFailed. What has queued up while one write was being synced goes into the next write together: group commit
-without a timer.
+Messages: Persist, CutLog, PutLogAside, ReadLog, KeepSnapshot (from its BookActor); answers Persisted, LogPutAside,
+LogRead, SnapshotKept, JournalFailed. What has queued up while one write was being synced goes into the next write
+together: group commit without a timer.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from ..messages import (
     CutLog,
     JournalFailed,
     KeepSnapshot,
+    LogPutAside,
     LogRead,
     Persist,
     Persisted,
+    PutLogAside,
     ReadLog,
     SnapshotKept,
 )
 from ..meters import MarketMeters
-from .journal import Journal
+from .journal import Journal, put_aside
 from .snapshots import Snapshots
 
 READ_SIZE_MAX: Final = 512 * 1024
@@ -68,6 +70,8 @@ class JournalActor(NodeActor):
             self._write()
             if isinstance(message, CutLog):
                 self._journal.cut(message.sequence)
+            elif isinstance(message, PutLogAside):
+                self._begin_anew()
             elif isinstance(message, ReadLog):
                 tell(self._book, self._read(message))
             elif isinstance(message, KeepSnapshot):
@@ -80,6 +84,19 @@ class JournalActor(NodeActor):
                     self._journal.prune(oldest)
         except StorageError as error:
             tell(self._book, JournalFailed(error))
+
+    def _begin_anew(self) -> None:
+        """Put the log and its snapshots aside, whole, and open empty ones in their place."""
+        folder = self._journal.folder
+        self._journal.close()
+        try:
+            aside = put_aside(folder, "diverged")
+        except OSError as error:
+            raise StorageError(f"{folder} could not be put aside: {error}; the replica stops") from error
+        self._journal = Journal(folder)
+        self._snapshots = Snapshots(folder / "snapshots")
+        self._meters.snapshot = self._snapshots.last()
+        tell(self._book, LogPutAside(str(aside)))
 
     def _write(self) -> None:
         if self._waiting:

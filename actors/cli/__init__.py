@@ -32,6 +32,7 @@ _COMMANDS: Final[tuple[click.Command, ...]] = (
     show.status,
     admin.transfer,
     admin.market,
+    admin.force_leader,
     disk.verify,
     disk.log,
     replaying.replay,

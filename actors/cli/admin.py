@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ..config import parse_rules
+from ..node import REASON_LENGTH_MAX
 from .common import at_node, connect, print_json
 from .show import table
 
@@ -79,3 +81,55 @@ def list_markets(*, node_name: str | None, data_dir: Path | None, timeout: float
         rules = each["rules"] or {"tick_size": "-", "lot_size": "-"}
         rows.append((each["market"], "yes" if each["joined"] else "no", rules["tick_size"], rules["lot_size"]))
     click.echo("\n".join(table(rows)))
+
+
+@click.command("force-leader")
+@click.argument("market")
+@click.option(
+    "--reason", required=True, help=f"Who does it and why, for the log; up to {REASON_LENGTH_MAX} characters."
+)
+@click.option("--yes", is_flag=True, help="Do not ask; what may be lost is printed all the same.")
+@at_node
+def force_leader(
+    *,
+    market: str,
+    reason: str,
+    yes: bool,
+    node_name: str | None,
+    data_dir: Path | None,
+    timeout: float,
+    as_json_text: bool,
+) -> None:
+    """Make a node lead MARKET when every in-sync replica is gone for good. What only they had is lost.
+
+    A market whose leader is gone is taken over by itself as long as one in-sync replica is left; this is for when none
+    is. Of the nodes that are left choose the one with the highest sequence in `openoutcry status`, and make sure that
+    those of the in-sync set do not run anywhere. The log keeps a note of it. A former in-sync replica that comes back
+    after all keeps its log under another name, and joins as new.
+    """
+    with connect(node_name, data_dir, timeout) as client:
+        plan = client.force_plan(market)
+        click.echo("\n".join(_plan_lines(plan)), err=as_json_text)
+        if not yes:
+            click.confirm("Force this node to lead?", abort=True, err=True)
+        sequence = client.force_leader(market, reason=reason, plan=plan)
+    if as_json_text:
+        print_json({**plan, "note": sequence})
+        return
+    click.echo(
+        f"{market} is led by {plan['node']} in epoch {plan['epoch'] + 1}; noted in the log at sequence {sequence}"
+    )
+
+
+def _plan_lines(plan: dict[str, Any]) -> list[str]:
+    """Return what is known of what forcing a leader would lose."""
+    sequence, known = plan["sequence"], plan["known_committed"]
+    lost = f"everything that was answered after sequence {sequence}; nobody left knows how much"
+    if known > sequence:
+        lost = f"{known - sequence} commands or more: {lost}"
+    return [
+        f"{plan['market']}: the last leader was {plan['leader']}, in epoch {plan['epoch']}",
+        f"  in sync, and taken for lost: {', '.join(plan['in_sync'])}",
+        f"  this node, {plan['node']}, goes on from sequence {sequence}, of epoch {plan['sequence_epoch']}",
+        f"  LOST: {lost}",
+    ]

@@ -43,7 +43,7 @@ def verify(folder: Path, as_json_text: bool) -> None:
         for report in reports:
             click.echo("\n".join(_report_lines(report)))
         for path in aside:
-            click.echo(f"{path}: was put aside as damaged, and not checked")
+            click.echo(f"{path}: was put aside, and is not checked")
     if damaged:
         raise Failure(f"damaged: {', '.join(damaged)}", "damaged")
 
