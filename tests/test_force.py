@@ -13,7 +13,7 @@ from openoutcry.actors.book.record import EMPTY, Record
 from openoutcry.actors.book.replica import KeepFetched, PutAside, RepairEnded, Replica, Role, Send, Stop, SwapRecord
 from openoutcry.actors.cli import main
 from openoutcry.actors.inspection import command_fields, read_log
-from openoutcry.actors.messages import Join, Lead, Rewind
+from openoutcry.actors.messages import Ack, Append, Join, Lead, Rewind
 from openoutcry.transport.coordinator import MarketRecord, successor
 from openoutcry.transport.sqlite import SqliteCoordinator
 from processes import eventually
@@ -176,11 +176,30 @@ def test_what_may_have_been_acknowledged_before_the_force_is_put_aside_not_cut(c
 def test_a_snapshot_does_not_replace_a_log_that_may_hold_what_was_acknowledged_before_the_force() -> None:
     replica = former_member(committed=5, forced=2)
     tail = log_of(9, epoch=2)[-1].tail
-    assert replica.wants_snapshot("a", 2, tail.sequence)
+    assert replica.wants_snapshot("a", 2, tail)
     assert kinds(replica.on_snapshot_fetched(tail)) == [PutAside]
     replica.on_put_aside()
-    assert replica.wants_snapshot("a", 2, tail.sequence)
+    assert replica.wants_snapshot("a", 2, tail)
     assert kinds(replica.on_snapshot_fetched(tail)) == [KeepFetched]
+
+
+def test_what_a_leader_from_before_the_force_had_committed_does_not_commit_what_has_taken_its_place() -> None:
+    log, others = log_of(3, epoch=1), []
+    replica = Replica(market="M", node="b", applied=log[-1].tail, incarnation=1)
+    for leader in "ac":
+        replica.on_peer_up(leader)
+    replica.on_record(MarketRecord("M", 1, 1, "a", ("a",)), 0)
+    replica.on_append("a", Append("M", 1, 3, log[-1].chain, (), 5, 5, "ab" * 16, replica._join_number))
+    replica.on_record(MarketRecord("M", 2, 2, "c", ("c",), forced=2), 0)
+    after = log[-1].tail
+    for number in (4, 5):
+        commands = ((3, "bob", f"{number}"),)
+        others.append(Record.make(after, epoch=2, timestamp_ns=number, commands=commands, origins=()))
+        after = others[-1].tail
+    bodies = tuple([record.body for record in others])
+    replica.on_append("c", Append("M", 2, 3, log[-1].chain, bodies, 3, 0, "", replica._join_number))
+    assert kinds(replica.on_durable(replica._generation, 5, 0)) == [Ack], "the new leader has committed 3"
+    assert (replica.committed, replica.expected_hash) == (3, None)
 
 
 def test_without_force_a_committed_entry_that_the_leader_lacks_stops_the_replica() -> None:

@@ -308,7 +308,7 @@ class Replica:
             return [CreateRecord()]
         if record is None or record.epoch < self.epoch:
             return self._on_record_behind(0 if record is None else record.epoch)
-        self.record = record
+        self._take(record)
         self._must_read = again  # this answer may be older than the second claim
         if self.tail.sequence == 0 and self.node in record.in_sync and len(record.in_sync) > 1:
             self.repairing = True  # a member has a log: this one was lost, and must not count as whole
@@ -339,6 +339,13 @@ class Replica:
             self.in_sync = record.in_sync
             return [*self._advance(), *self._reconsider(now_ns)]
         return []
+
+    def _take(self, record: MarketRecord) -> None:
+        if self.record is not None and record.forced > self.record.forced:
+            # What a leader from before the force has told of what follows, it told of another log.
+            self._known_committed = self.committed
+            self.expected_hash = None
+        self.record = record
 
     def _on_record_behind(self, epoch: int) -> list[Effect]:
         """The coordinator's record is older than an epoch that is known here, and epochs come from its record alone."""
@@ -468,7 +475,7 @@ class Replica:
             self._swap_lost = self._swap is not None
             return [ReadRecord()]
         self._swap = None
-        self.record = record
+        self._take(record)
         self.in_sync = record.in_sync
         effects: list[Effect] = []
         begun = False

@@ -128,6 +128,13 @@ class CountsAFollowerThatIsNotMatched(Replica):
                 follower.matched = False
 
 
+class CutsWhatAForcedLeaderLacks(Replica):
+    """A log from before a leadership by force is cut, or replaced by the leader's state, as any other."""
+
+    def _from_before_force(self) -> bool:
+        return False
+
+
 class KeepsItsTail(Replica):
     """A follower told to cut its log only joins again as if it had."""
 
@@ -272,6 +279,7 @@ REPLICAS: list[tuple[type[Replica], int, str | None]] = [
     (GivesUpASwapWithoutAnAnswer, 100, "unreachable"),
     (ReusesAcksOfAnEarlierJoin, 100, None),
     (CountsAFollowerThatIsNotMatched, 100, None),
+    (CutsWhatAForcedLeaderLacks, 200, "force"),
     (KeepsItsTail, 40, None),
     (CutsTooMuch, 100, "lapse"),
     (AppliesWhatIsNotCommitted, 40, None),

@@ -12,6 +12,7 @@ link            cut at any moment; each side notices in its own time; what was u
 node            killed, stopped or slow for a while; closed in order (it resigns first); its clocks are off
 disk            slow; loses what was not synced, keeps any prefix of it; wiped: the node returns under a new id
 coordinator     slow, unreachable for one node or all; a call that failed was carried out, was not, or will be later
+operator        forces a node to lead while no member of the in-sync set lives; some come back after all
 lease           lapses at any moment, also of a leader that is well
 client          sends any command again, to whoever leads then
 ==============  =====================================================================================================
@@ -24,7 +25,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from openoutcry.actors.book import replica as protocol
@@ -39,6 +40,7 @@ from openoutcry.actors.book.replica import (
     LeadershipBegun,
     OfferSnapshot,
     PersistRecords,
+    PutAside,
     ReadJournal,
     ReadRecord,
     Replica,
@@ -49,7 +51,7 @@ from openoutcry.actors.book.replica import (
 )
 from openoutcry.actors.book.rules import MarketRules
 from openoutcry.actors.messages import Ack, Append, Join, Lead, LogRead, Resign, Rewind
-from openoutcry.transport.coordinator import MarketRecord
+from openoutcry.transport.coordinator import MarketRecord, successor
 
 MARKET = "SIM"
 WINDOW = 256
@@ -65,6 +67,7 @@ _FAULTS = {
     "unreachable": 0.02,
     "outage": 0.005,
     "lapse": 0.03,
+    "force": 0.02,
 }
 """How likely each fault is in a step, for each node (or link) it can strike; a seed multiplies each by 0 to 4."""
 _UNAVAILABLE = object()
@@ -76,6 +79,16 @@ class State(NamedTuple):
     epoch: int
     tail: Tail
     book: bytes
+
+
+class Forced(NamedTuple):
+    """What a leader by force began with: no other log of an earlier epoch counts any more."""
+
+    epoch: int
+    base: int
+    """Up to there its log is what was acknowledged."""
+    held: frozenset[bytes]
+    """The chains of what it held beyond."""
 
 
 class Node:
@@ -108,7 +121,7 @@ class Node:
             else:
                 pending.append(record)
         if applied.sequence:
-            self.world.note_state(self, applied.sequence, applied.chain)
+            self.world.note_state(self, applied)
         self.world.incarnations += 1000
         self.replica = self.world.replica_class(
             market=MARKET,
@@ -146,6 +159,8 @@ class Node:
                 self.cut_disk(task.sequence)
             elif isinstance(task, KeepFetched):
                 self.keep_fetched()
+            elif isinstance(task, PutAside):
+                self.begin_anew()
         if self.calls and isinstance(self.calls[0], SwapRecord) and chance.random() < 0.5:
             world.late.append(self.calls[0])
         self.alive = False
@@ -163,7 +178,7 @@ class Node:
             if isinstance(effect, Send):
                 for node in effect.nodes:
                     world.send(self.name, node, effect.message)
-            elif isinstance(effect, (PersistRecords, CutJournal, ReadJournal, KeepFetched)):
+            elif isinstance(effect, (PersistRecords, CutJournal, PutAside, ReadJournal, KeepFetched)):
                 self.journal.append(effect)
             elif isinstance(effect, OfferSnapshot):
                 state = State(self.replica.epoch, self.replica.base, self.book.snapshot())
@@ -225,17 +240,26 @@ class Node:
         self.chains.update({record.last_sequence: record.chain for record in records})
 
     def cut_disk(self, sequence: int) -> None:
+        self.world.note_cut(self, [record.chain for record in self.disk if record.last_sequence > sequence])
         self.disk = [record for record in self.disk if record.last_sequence <= sequence]
         self.chains = {record.last_sequence: record.chain for record in self.disk}
 
     def keep_fetched(self) -> Tail:
         """The fetched state takes the place of the log: both at once, as the snapshot's file is what counts."""
         assert self.fetched is not None
+        self.world.note_cut(self, self.chains.values())
         self.snapshot = self.fetched
         self.committed_on_disk = max(self.committed_on_disk, self.snapshot[0].sequence)
         self.disk.clear()
         self.chains.clear()
         return self.snapshot[0]
+
+    def begin_anew(self) -> None:
+        """The log is put aside."""
+        self.snapshot = (EMPTY, OrderBook().snapshot())
+        self.disk.clear()
+        self.chains.clear()
+        self.committed_on_disk = 0
 
     def work_journal(self) -> None:
         """Carry out the next task of the disk."""
@@ -251,8 +275,13 @@ class Node:
         elif isinstance(task, KeepFetched):
             tail = self.keep_fetched()
             self.book = self.book_class.restore(self.snapshot[1])
-            self.world.note_state(self, tail.sequence, tail.chain)
+            self.world.note_state(self, tail)
             self.run(self.replica.on_snapshot_kept(tail))
+        elif isinstance(task, PutAside):
+            self.begin_anew()
+            self.book = self.book_class.restore(self.snapshot[1])
+            self.world.put_aside += 1
+            self.run(self.replica.on_put_aside())
         else:
             self.run(self.replica.on_log_read(self.read_log(task), now_ns))
 
@@ -333,7 +362,11 @@ class World:
         """Every command that a client has sent."""
         self.floors: dict[tuple[str, str], int] = {}
         """What had been acknowledged when a command was sent for the first time."""
-        self.executed: dict[tuple[str, str], int] = {}
+        self.executed: dict[tuple[str, str], list[int]] = {}
+        self.forced: list[Forced] = []
+        self.lost: set[bytes] = set()
+        """The chains of what was acknowledged, and is no more."""
+        self.put_aside = 0
         self.leaders: dict[int, str] = {}
         """Who has begun to lead in each epoch: nobody twice."""
         self.wires: dict[tuple[str, str], deque[Any]] = {}
@@ -350,11 +383,22 @@ class World:
 
     # -- promises -----------------------------------------------------------------------------------------------
 
-    def note_state(self, node: Node, sequence: int, chain: bytes) -> None:
+    def is_lost(self, tail: Tail) -> bool:
+        """Whether a log that ends so was given up by a leadership by force."""
+        return any([tail.epoch < f.epoch and tail.sequence > f.base and tail.chain not in f.held for f in self.forced])
+
+    def note_state(self, node: Node, tail: Tail) -> None:
         """Equal sequence number, equal log and equal state, at every node, however it came by it."""
+        if self.is_lost(tail):
+            return
+        sequence, chain = tail.sequence, tail.chain
         assert self.log.setdefault(sequence, chain) == chain, f"{node.name}: another log at {sequence}"
         found = node.book.state_hash()
         assert self.hashes.setdefault(sequence, found) == found, f"{node.name}: another state at {sequence}"
+
+    def note_cut(self, node: Node, chains: Iterable[bytes]) -> None:
+        """What was acknowledged, and lost to a leadership by force, is put aside; nothing else takes it off a disk."""
+        assert self.lost.isdisjoint(chains), f"{node.name} has cut what was acknowledged"
 
     def note_applied(self, node: Node, record: Record, events: list[Any]) -> None:
         """``node`` may answer whoever waits for what is in ``record``: from now on it is acknowledged.
@@ -363,8 +407,8 @@ class World:
         as many disks as were promised.
         """
         last = record.last_sequence
-        self.note_state(node, last, record.chain)
-        if last <= self.acknowledged:
+        self.note_state(node, record.tail)
+        if last <= self.acknowledged or self.is_lost(record.tail):
             return
         self.acknowledged = last
         holders = [name for name, other in self.nodes.items() if other.holds(last, record.chain)]
@@ -377,11 +421,12 @@ class World:
             if not key[1]:
                 continue
             if sequence in firsts:
-                assert self.executed.get(key) == firsts[sequence], f"{key} at {sequence} was answered for another"
+                assert self.executed[key][-1] == firsts[sequence], f"{key} at {sequence} was answered for another"
                 continue
-            assert sequence - self.executed.get(key, -WINDOW) >= WINDOW, f"{key} was executed twice"
-            assert key in self.executed or sequence > self.floors[key], f"{key} went before what was acknowledged"
-            self.executed[key] = sequence
+            earlier = self.executed.setdefault(key, [])
+            assert not earlier or sequence - earlier[-1] >= WINDOW, f"{key} was executed twice"
+            assert earlier or sequence > self.floors[key], f"{key} went before what was acknowledged"
+            earlier.append(sequence)
 
     def check(self) -> None:
         """What has been acknowledged is on the disk of every member of the in-sync set, at every moment."""
@@ -405,9 +450,27 @@ class World:
             return self.store.setdefault(MARKET, MarketRecord(MARKET, 1, 1, name, (name,)))
         if self.store[MARKET] != call.expected:
             return None
-        record = MarketRecord(MARKET, call.expected.version + 1, call.epoch, call.leader, call.in_sync)
+        record = successor(call.expected, epoch=call.epoch, leader=call.leader, in_sync=call.in_sync, force=call.force)
         self.store[MARKET] = record
+        if call.force:
+            self.give_up(self.nodes[name], record.epoch)
         return record
+
+    def give_up(self, node: Node, epoch: int) -> None:
+        """``node`` leads by force: of what was acknowledged only what it holds still is."""
+        base = node.replica.base.sequence
+        held = frozenset([chain for sequence, chain in node.chains.items() if sequence > base])
+        kept = [sequence for sequence, chain in self.log.items() if node.holds(sequence, chain)]
+        last = max(kept, default=0)
+        assert last >= base, f"{node.name} has applied what was never acknowledged"
+        self.forced.append(Forced(epoch, base, held))
+        self.lost.update([chain for sequence, chain in self.log.items() if sequence > last])
+        self.log = {sequence: chain for sequence, chain in self.log.items() if sequence <= last}
+        self.hashes = {sequence: found for sequence, found in self.hashes.items() if sequence <= last}
+        self.acknowledged = min(self.acknowledged, last)
+        self.floors = {key: min(floor, last) for key, floor in self.floors.items()}
+        executed = {key: [at for at in places if at <= last] for key, places in self.executed.items()}
+        self.executed = {key: places for key, places in executed.items() if places}
 
     # -- links --------------------------------------------------------------------------------------------------
 
@@ -520,6 +583,8 @@ class World:
                     may(self.rates["stall"], self.stall, pair)
                     may(self.rates["stall"], self.stall, pair[::-1])
             if self.faulty:
+                if self.may_force(node):
+                    may(self.rates["force"], self.force, node)
                 may(self.rates["crash"], node.crash)
                 may(self.rates["close"], self.close, node)
                 may(self.rates["slow"], self.change_pace, node)
@@ -605,12 +670,31 @@ class World:
 
     def do_late(self) -> None:
         swap = self.late.pop(self.chance.randrange(len(self.late)))
+        if swap.force and (swap.leader not in self.nodes or self.nodes[swap.leader].journal):
+            return  # what would be lost is not known here; that it is not carried out is as likely
         self.carry_out(swap.leader, swap)
+
+    def may_force(self, node: Node) -> bool:
+        """Whether an operator may make ``node`` lead: nobody in sync lives. (Its log is none that was given up.)"""
+        record = self.store.get(MARKET)
+        alive = [name for name, other in self.nodes.items() if other.alive]
+        return (
+            record is not None
+            and node.replica.force_refusal(record, alive) is None
+            and not node.journal
+            and node.replica.tail.sequence > 0
+            and node.replica.tail.epoch >= record.forced
+        )
+
+    def force(self, node: Node) -> None:
+        node.run(node.replica.force(self.store[MARKET]))
 
     def may_wipe(self) -> bool:
         """Whether a disk can be lost and no promise broken: where two are required, one of the in-sync set."""
         record = self.store.get(MARKET)
         if record is None or self.min_in_sync < 2 or not self.acknowledged:
+            return False
+        if record.forced and len(record.in_sync) < self.min_in_sync:  # a forced leader's log is the only copy at first
             return False
         swaps = [call for node in self.nodes.values() for call in node.calls if isinstance(call, SwapRecord)]
         counted = {member for swap in (*swaps, *self.late) for member in swap.in_sync}.union(record.in_sync)
