@@ -1022,11 +1022,6 @@ class Replica:
         self._generation += 1
 
     @property
-    def known_committed(self) -> int:
-        """Highest sequence number that is known here to be committed: what is up to there may have been answered."""
-        return max(self._known_committed, self.committed)
-
-    @property
     def base(self) -> Tail:
         """The tail of the log as far as it is applied."""
         return self._base
