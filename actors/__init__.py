@@ -10,19 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..transport.errors import (
+        ActorStopped,
         Closed,
         ConfigurationError,
         InvalidRequest,
+        MessageRefused,
         OpenOutcryError,
         Overloaded,
+        RemoteFailure,
         RequestTimeout,
         StorageError,
         Unavailable,
+        UnknownActor,
+        Unreachable,
     )
     from .book.commands import OrderType, SelfTradePrevention, Side, TimeInForce
     from .book.rules import MarketRules
     from .kit import Actor, stop_and_join
     from .node import ExchangeNode
+    from .remote import RemoteFuture, RemoteRef, Terminated
+    from .schema import message
     from .subscription import Subscription
     from .supervision import RestartPolicy, Supervise, Supervisor
     from .views import (
@@ -47,6 +54,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Accepted",
     "Actor",
+    "ActorStopped",
     "Amended",
     "BookView",
     "Cancelled",
@@ -59,6 +67,7 @@ __all__ = [
     "MarketEvent",
     "MarketRules",
     "MarketUpdate",
+    "MessageRefused",
     "Noted",
     "OpenOrder",
     "OpenOutcryError",
@@ -68,6 +77,9 @@ __all__ = [
     "Overloaded",
     "PriceLevel",
     "Rejected",
+    "RemoteFailure",
+    "RemoteFuture",
+    "RemoteRef",
     "RequestTimeout",
     "RestartPolicy",
     "SelfTradePrevention",
@@ -76,10 +88,14 @@ __all__ = [
     "Subscription",
     "Supervise",
     "Supervisor",
+    "Terminated",
     "TimeInForce",
     "Trade",
     "Unavailable",
+    "UnknownActor",
+    "Unreachable",
     "as_json",
+    "message",
     "stop_and_join",
 ]
 
@@ -87,6 +103,8 @@ _ROOMS = (
     ".kit",
     ".supervision",
     ".node",
+    ".remote",
+    ".schema",
     ".views",
     ".subscription",
     ".book.rules",

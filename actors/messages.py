@@ -14,6 +14,7 @@ from ..transport import codec
 from ..transport.errors import ProtocolError
 from .book.commands import Command, checked_commands
 from .book.record import CHAIN_START, COMMANDS_MAX, RECORD_SIZE_MAX
+from .schema import MESSAGE_SIZE_MAX
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -59,6 +60,15 @@ def _requests(value: Any, name: str) -> tuple[tuple[int, tuple[Command, ...]], .
     return requests
 
 
+NO_COORDINATOR: Final = "-"
+"""What a node without markets and without a coordinator says instead of a coordinator's id."""
+
+
+def may_link(one: str, other: str) -> bool:
+    """Return whether nodes with these coordinators may have a link: they share theirs, or not both have one."""
+    return one == other or NO_COORDINATOR in (one, other)
+
+
 # -- between nodes --------------------------------------------------------------------------------------------------
 
 
@@ -68,6 +78,7 @@ class Hello:
 
     ``session`` numbers the sender's life of the link; ``echo`` is the receiver's session as the sender last heard it, 0
     before. ``coordinator`` is the id of the sender's coordinator: nodes that do not share it must not share a market.
+    It is :data:`NO_COORDINATOR` for a node that has no markets and is there for its actors only.
     """
 
     node: NodeId
@@ -219,11 +230,49 @@ class Refused:
     reason: Annotated[str, codec.Str(500)]
 
 
+TELL, ASK, REPLY, FIND, FOUND, WATCH, GONE, CREDIT = range(1, 9)
+"""Kinds of a parcel's items: see :mod:`.remote`."""
+
+_ID: Final = codec.Int(1)
+_KEY: Final = codec.Str(80)
+_BODY: Final = codec.Bytes(MESSAGE_SIZE_MAX)
+_ACCEPTED: Final = codec.Array(codec.Record((codec.Str(80, 1), codec.Str(12, 12))), 1024)
+_ITEM_CHECKS: Final = {
+    TELL: codec.Record((codec.Int(), _ID, _KEY, _BODY)),
+    ASK: codec.Record((codec.Int(), _ID, _KEY, _BODY, _ID)),
+    REPLY: codec.Record((codec.Int(), _ID, codec.Str(64), _KEY, _BODY)),
+    FIND: codec.Record((codec.Int(), _ID, codec.Str(64, 1))),
+    FOUND: codec.Record((codec.Int(), _ID, _ID, codec.Str(64, 1), _ACCEPTED)),
+    WATCH: codec.Record((codec.Int(), _ID)),
+    GONE: codec.Record((codec.Int(), _ID, codec.Str(20, 1), codec.Str(500))),
+    CREDIT: codec.Record((codec.Int(), _ID, _ID)),
+}
+
+
+def _items(value: Any, name: str) -> tuple[tuple[Any, ...], ...]:
+    if type(value) is not tuple or not value:
+        raise ProtocolError(f"{name}: expected items")
+    for item in value:
+        check = _ITEM_CHECKS.get(item[0]) if type(item) is tuple and item and type(item[0]) is int else None
+        if check is None:
+            raise ProtocolError(f"{name}: expected an item of a known kind")
+        check(item, name)
+    return value
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parcel:
+    """Node to node: what actors have for actors, in order, in the sender's life ``session`` of the link."""
+
+    session: Annotated[int, codec.Int(1)]
+    items: Annotated[tuple[tuple[Any, ...], ...], _items]
+
+
 MarketMessage = Lead | Join | Rewind | Append | Offer | Fetch | Chunk | Ack | Forward | Refused | Resign
-Message = Hello | MarketMessage
+Message = Hello | Parcel | MarketMessage
 
 CODEC: Final[codec.Codec[Any]] = codec.Codec(
-    dict(enumerate((Hello, Lead, Join, Rewind, Append, Ack, Forward, Refused, Resign, Offer, Fetch, Chunk), 1))
+    dict(enumerate((Hello, Lead, Join, Rewind, Append, Ack, Forward, Refused, Resign, Offer, Fetch, Chunk, Parcel), 1))
 )
 
 
@@ -276,6 +325,14 @@ class SendFrame:
 
     session: int
     frame: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SendNext:
+    """A node's remote actors to a PeerActor: send what ``take`` returns, if the link is still that of ``session``."""
+
+    session: int
+    take: Callable[[], bytes | None]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -74,6 +74,7 @@ from .discovery import NODE_SERVICE, Announce, DiscoveryActor, Find, Unannounce
 from .markets import MarketsActor
 from .messages import (
     CODEC,
+    NO_COORDINATOR,
     ActorFailed,
     ForceLeader,
     HandOver,
@@ -82,6 +83,7 @@ from .messages import (
     HelloHeard,
     Lead,
     LookSoon,
+    Parcel,
     PeerDown,
     PeerFound,
     PeerGone,
@@ -93,9 +95,11 @@ from .messages import (
     ReadRecords,
     StoreQuery,
     StoreStatus,
+    may_link,
 )
 from .meters import LinkMeters, MarketMeters, NodeMeters
 from .peer import PeerActor
+from .remote import RemoteActors, RemoteRef
 from .submission import Request, Submissions
 from .subscription import Subscription
 from .views import (
@@ -336,6 +340,7 @@ class ExchangeNode:
         balance: bool,
     ) -> None:
         undo = self._undo
+        self._actors_only = coordinator is None and not markets and not join_all
         self._join_all = join_all
         self._balance = balance
         if data_dir is None:
@@ -382,7 +387,15 @@ class ExchangeNode:
         self._inbox = Inbox(listen, on_frame=self._hear, on_pipe_removed=self._pipe_removed, name=self.name)
         undo.callback(self._inbox.close)
         self.address = checked_address(advertise) if advertise else self._inbox.address
-        self._me = Hello(self.node_id, self.name, self.address, self._coordinator_id, 1, 0)
+        shared = NO_COORDINATOR if self._actors_only else self._coordinator_id
+        self._me = Hello(self.node_id, self.name, self.address, shared, 1, 0)
+        self._remote = RemoteActors(
+            self.node_id,
+            name=self.name,
+            timeout_s=lambda timeout: self.timeout if timeout is None else _timeout(timeout),
+            announce=self._announce_actor,
+            report=self._report,
+        )
         self._min_in_sync = min_in_sync
         self._snapshot_every = snapshot_every
         undo.callback(self._stop_books)
@@ -398,6 +411,7 @@ class ExchangeNode:
         self._start_discovery()
         undo.callback(self._stop_markets)
         self._start_markets()
+        undo.callback(self._remote.close)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -432,6 +446,11 @@ class ExchangeNode:
     def _open_market(self, market: str, rules: MarketRules | None, *, observer: bool) -> None:
         if not market or len(market) > NAME_LENGTH_MAX or market in (".", ".."):
             raise ConfigurationError(f"a market's name has 1 to {NAME_LENGTH_MAX} characters, not {market!r:.80}")
+        if self._actors_only:
+            raise ConfigurationError(
+                f"node {self.name} was started for actors only; to have markets, give it a coordinator or markets",
+                code="no_coordinator",
+            )
         self._check_room()
         meters = self.meters.markets.setdefault(market, MarketMeters())
         submissions = Submissions(IN_FLIGHT_MAX, meters)
@@ -1272,6 +1291,66 @@ class ExchangeNode:
             raise Unavailable("this node was started without a directory", code="directory_unavailable")
         return self._ask_message(self._discovery, message, timeout)
 
+    # -- remote actors ------------------------------------------------------------------------------------------
+
+    def register(self, name: str, ref: pykka.ActorRef[Any], *, accepts: Iterable[type]) -> None:
+        """Serve a Pykka actor under ``name``: others reach it as ``name@node``, and by name through the directory.
+
+        ``accepts``: the message classes (see :func:`~.schema.message`) that others may send it; all else is refused.
+        The registration ends with the actor, by :meth:`unregister`, or with the node, which does not stop the actor.
+
+        Raises:
+            InvalidRequest: the name is malformed (code ``invalid_actor_name``).
+            MessageRefused: a class of ``accepts`` is not registered as a message.
+            ConfigurationError: a living actor has that name (code ``actor_registered``).
+        """
+        self._remote.register(name, ref, accepts)
+
+    def unregister(self, name: str) -> bool:
+        """Serve the actor of that name no more; return whether there was one."""
+        return self._remote.unregister(name)
+
+    def actor(self, address: str, *, timeout: float | None = None) -> RemoteRef:
+        """Return the actor at ``"name@node"`` (a node's name or id), or one of that name that the directory knows.
+
+        Waits up to ``timeout`` seconds for the link to its node. It is the actor that has the name now: see
+        :class:`~.remote.RemoteRef`.
+
+        Raises:
+            UnknownActor: there is none of that name.
+            Unreachable: there is no link to the node.
+            InvalidRequest: the address is malformed, or several nodes have that name (code ``ambiguous_node``).
+        """
+
+        def lookup(service: str, seconds: float) -> list[str]:
+            return [entry.node for entry in self.lookup(service, min(seconds, TIMEOUT_S_MAX)).entries]
+
+        return self._remote.find(address, self.timeout if timeout is None else _timeout(timeout), lookup)
+
+    def watch(self, ref: RemoteRef | pykka.ActorRef[Any], watcher: pykka.ActorRef[Any]) -> None:
+        """Have the actor ``watcher`` told :class:`~.remote.Terminated` once, when ``ref`` is heard no more.
+
+        That is when it has stopped or failed, when its process has died, or when the link to its node has ended. Any
+        actor of this process can be watched too, registered or not.
+        """
+        self._remote.watch(ref, watcher)
+
+    def unwatch(self, ref: RemoteRef | pykka.ActorRef[Any], watcher: pykka.ActorRef[Any]) -> None:
+        """Take :meth:`watch` back; a notice may be on its way already."""
+        self._remote.unwatch(ref, watcher)
+
+    def _announce_actor(self, service: str, whether: bool) -> None:
+        """Announce a registered actor, or take it back, without waiting: discovery sees to it, again and again."""
+        if self._discovery is None:
+            return
+        entry = self._entry(service, self.address, None)
+        if whether:
+            self._services[service] = entry
+        else:
+            self._services.pop(service, None)
+        # Asked, not told: what it raises then ends the answer that nobody waits for, not the actor.
+        self._discovery.ask(Announce(entry) if whether else Unannounce(entry), block=False)
+
     # -- actors -------------------------------------------------------------------------------------------------
 
     def _book(self, market: str) -> pykka.ActorRef[BookActor]:
@@ -1357,6 +1436,7 @@ class ExchangeNode:
             peer = self._peers.pop(node, None)
             self._peer_names.pop(node, None)
             self.meters.links.pop(node, None)
+        self._remote.forget(node)
         if peer is not None:
             stop_and_join(peer, timeout_s=5)
 
@@ -1367,6 +1447,10 @@ class ExchangeNode:
             elif isinstance(message, PeerDown):
                 self._links.pop(message.node, None)
             books = list(self._books.values())
+        if isinstance(message, PeerUp):
+            self._remote.link_up(message)
+        elif isinstance(message, PeerDown):
+            self._remote.link_down(message.node)
         for book in books:
             tell(book, message)
 
@@ -1384,6 +1468,9 @@ class ExchangeNode:
         if (meters := self.meters.links.get(sender)) is not None:
             meters.frames_in += 1
             meters.bytes_in += len(frame)
+        if isinstance(message, Parcel):
+            self._remote.hear(sender, message)
+            return
         book = self._books.get(message.market)
         if book is not None:
             tell(book, Heard(sender, message))
@@ -1399,7 +1486,7 @@ class ExchangeNode:
             )
         if hello.node not in self._peers and len(self._peers) >= PEERS_MAX:
             raise ProtocolError(f"{hello.name} is one node too many: {PEERS_MAX} are known", code="too_many_peers")
-        if hello.coordinator != self._coordinator_id:
+        if not may_link(hello.coordinator, self._me.coordinator):
             return  # its PeerActor says so; it has nothing to send here but hellos
         if self._pipes.setdefault(pipe_id, hello.node) != hello.node:
             raise ProtocolError(f"{hello.node} speaks over the connection of {self._pipes[pipe_id]}")

@@ -16,7 +16,7 @@ DIALLING  after UP: its host refuses to connect        tell ``PeerGone``: the pr
 any       hello of a foreign coordinator or address    stay or go DIALLING; the error is logged once
 ========  ===========================================  ==============================================
 
-Messages: HelloHeard, PipeRemoved, OutletConnected, OutletBroken, SendFrame, ResetLink.
+Messages: HelloHeard, PipeRemoved, OutletConnected, OutletBroken, SendFrame, SendNext, ResetLink.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ from .messages import (
     PipeRemoved,
     ResetLink,
     SendFrame,
+    SendNext,
+    may_link,
 )
 from .meters import LinkMeters
 
@@ -69,8 +71,13 @@ class Link:
     frame more time than the network. What nng has no room for waits at the PeerActor, and all that follows behind it.
     """
 
-    def __init__(self, session: int, outlet: Outlet, peer: pykka.ActorRef[Any], meters: LinkMeters) -> None:
-        self._session = session
+    def __init__(
+        self, session: int, their_session: int, outlet: Outlet, peer: pykka.ActorRef[Any], meters: LinkMeters
+    ) -> None:
+        self.session = session
+        """The number of this life at this side."""
+        self.their_session = their_session
+        """Its number at the other side."""
         self._outlet = outlet
         self._peer = peer
         self._meters = meters
@@ -88,16 +95,27 @@ class Link:
             if not self._queued and self._outlet.offer(frame):
                 return
             self._queued += 1
-        tell(self._peer, SendFrame(self._session, frame))
+        tell(self._peer, SendFrame(self.session, frame))
+
+    def send_next(self, take: Callable[[], bytes | None]) -> None:
+        """Send what ``take`` returns on the PeerActor's thread: all that has come together by then, in one frame."""
+        with self._lock:
+            if self._ended:
+                return
+            self._queued += 1
+        tell(self._peer, SendNext(self.session, take))
 
     def reset(self, reason: str) -> None:
         """End the link: the peer broke the protocol."""
         tell(self._peer, ResetLink(reason))
 
-    def sent(self) -> None:
-        """A frame that waited has been sent. PeerActor only."""
+    def sent(self, taken: bytes | None = None) -> None:
+        """A frame that waited, or was ``taken`` last, has been sent. PeerActor only."""
         with self._lock:
             self._queued -= 1
+            if taken is not None:
+                self._meters.frames_out += 1
+                self._meters.bytes_out += len(taken)
 
     def end(self) -> None:
         """Send nothing more; afterwards no other thread uses the outlet. PeerActor only."""
@@ -155,6 +173,12 @@ class PeerActor(NodeActor):
                 self._send(message.frame)
                 if self._link is not None:
                     self._link.sent()
+        elif isinstance(message, SendNext):
+            if message.session == self._session and self._state is LinkState.UP:
+                if frame := message.take():
+                    self._send(frame)
+                if self._link is not None:
+                    self._link.sent(frame)
         elif message is TICK:
             self._tick()
         elif isinstance(message, HelloHeard):
@@ -177,7 +201,7 @@ class PeerActor(NodeActor):
 
     def _hear(self, message: HelloHeard) -> None:
         hello = message.hello
-        if hello.coordinator != self._me.coordinator:
+        if not may_link(hello.coordinator, self._me.coordinator):
             if not self._complained:
                 self._complained = True
                 self._log.error("coordinator_differs", address=hello.address)
@@ -203,7 +227,7 @@ class PeerActor(NodeActor):
             self._meters.ups += 1
             self._log.info("link_up", address=self._address)
             assert self._outlet is not None, "a link that is up has an outlet"
-            self._link = Link(self._session, self._outlet, self.actor_ref, self._meters)
+            self._link = Link(self._session, self._their_session, self._outlet, self.actor_ref, self._meters)
             self._tell_all(PeerUp(self._node, self._name, self._link))
 
     def _tick(self) -> None:

@@ -158,6 +158,12 @@ def test_end_is_told_once_with_its_cause_to_early_and_late_watchers(start: Any, 
         assert error is None if end == "stop" else isinstance(error, ValueError)
 
 
+def test_actor_may_ask_to_be_stopped_and_joined_on_its_own_thread(start: Any) -> None:
+    ref = start()
+    ref.tell(lambda actor: stop_and_join(actor.actor_ref, timeout_s=0.01))
+    assert ref.actor_stopped.wait(10)
+
+
 # -- timers ---------------------------------------------------------------------------------------------------------
 
 

@@ -133,7 +133,7 @@ def pack(value: object) -> bytes:
     return packed
 
 
-def unpack(data: bytes | memoryview, *, size_max: int = FRAME_SIZE_MAX) -> Any:
+def unpack(data: bytes | memoryview, *, size_max: int = FRAME_SIZE_MAX, str_size_max: int = 4096) -> Any:
     """Return what msgpack ``data`` holds, arrays as tuples, with every limit of msgpack set.
 
     Raises:
@@ -148,7 +148,7 @@ def unpack(data: bytes | memoryview, *, size_max: int = FRAME_SIZE_MAX) -> Any:
             raw=False,
             max_array_len=ITEMS_MAX,
             max_map_len=0,
-            max_str_len=4096,
+            max_str_len=str_size_max,
             max_bin_len=size_max,
             max_ext_len=0,
         )

@@ -4,10 +4,15 @@
 
     OpenOutcryError
     ├── InvalidRequest        what you asked for is malformed; nothing was sent
+    │   └── MessageRefused    a message to an actor is not of a type it accepts, or not as its type says
     ├── OrderRejected         the book refused the command; it carries the result
     ├── Unavailable           the market or its leader cannot be used now; a retry is safe
     │   ├── Overloaded        a bound was hit: slow down, then retry
-    │   └── RequestTimeout    no answer in time: the outcome is unknown; retry with the same client order id
+    │   ├── RequestTimeout    no answer in time: the outcome is unknown; retry with the same client order id
+    │   ├── UnknownActor      no actor is registered under that name
+    │   ├── ActorStopped      the actor has ended; another may serve under its name
+    │   └── Unreachable       there is no link to the actor's node
+    ├── RemoteFailure         an actor of another process raised an exception while it handled the message
     ├── ConfigurationError    the node cannot start, or stopped, because of how it is set up
     ├── StorageError          the disk or the journal on it cannot be trusted; the replica has stopped
     └── TransportError        something that crosses a process boundary
@@ -58,6 +63,39 @@ class RequestTimeout(Unavailable, TimeoutError):
     """No answer within the deadline. The command may still be executed: retry with the same client order id."""
 
     default_code = "timeout"
+
+
+class MessageRefused(InvalidRequest):
+    """A message to a remote actor, or its answer, is of no registered or accepted type, or too large.
+
+    Codes: ``message_refused``, ``message_too_large``, ``reply_refused``.
+    """
+
+    default_code = "message_refused"
+
+
+class UnknownActor(Unavailable):
+    """Nobody is registered under that name, at that node or in the directory."""
+
+    default_code = "unknown_actor"
+
+
+class ActorStopped(Unavailable):
+    """The remote actor has ended, or is served no more; what it was told last may not have been handled."""
+
+    default_code = "actor_stopped"
+
+
+class Unreachable(Unavailable):
+    """There is no link to the remote actor's node; what was under way to it may be lost."""
+
+    default_code = "unreachable"
+
+
+class RemoteFailure(OpenOutcryError):
+    """The remote actor raised an exception that is none of this library's; the message names its type and text."""
+
+    default_code = "remote_failure"
 
 
 class ConfigurationError(OpenOutcryError):

@@ -1,0 +1,572 @@
+"""Remote actors: order, bounds, errors and death watch between two nodes that have no markets."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pykka
+import pytest
+from openoutcry.actors import ConfigurationError, ExchangeNode, InvalidRequest, MarketRules
+from openoutcry.actors.kit import Actor
+from openoutcry.actors.messages import ASK, CODEC, GONE, REPLY, TELL, WATCH, Parcel, PeerUp, ResetLink
+from openoutcry.actors.remote import WINDOW_SIZE, RemoteActors, RemoteRef, Terminated, _Link
+from openoutcry.actors.schema import MESSAGE_SIZE_MAX, message, type_of
+from openoutcry.actors.testing import ActorProbe
+from openoutcry.transport.errors import (
+    ActorStopped,
+    Closed,
+    MessageRefused,
+    OpenOutcryError,
+    Overloaded,
+    RemoteFailure,
+    RequestTimeout,
+    UnknownActor,
+    Unreachable,
+)
+from processes import eventually
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+@message("test.say")
+class Say:
+    what: str
+    number: int = 0
+
+
+@message("test.blob")
+class Blob:
+    data: bytes
+
+
+@message("test.other")
+class Other:
+    pass
+
+
+class Speaker(Actor):
+    """Does what it is told, and keeps all that it heard."""
+
+    mailbox_size_max = 5  # what comes from other nodes has a window of its own
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[Any] = []
+        self.go = threading.Event()
+
+    def on_receive(self, message: Any) -> Any:
+        self.heard.append(message)
+        what = message.what if isinstance(message, Say) else ""
+        if what == "wait":
+            self.go.wait(20)
+        elif what == "fail":
+            raise ValueError("told to fail")
+        elif what == "refuse":
+            raise Overloaded("not now", code="busy")
+        elif what == "answer badly":
+            return {"a": "dict"}
+        return message
+
+
+class Plain(pykka.ThreadingActor):
+    """A Pykka actor that knows nothing of this library."""
+
+    use_daemon_thread = True
+
+    def on_receive(self, message: Any) -> Any:
+        if message == Say("fail"):
+            raise ValueError("told to fail")
+        return message
+
+
+class Pair:
+    """Two nodes, a speaker at alice, and its ref at bob."""
+
+    def __init__(self) -> None:
+        self.alice = ExchangeNode("alice", serve_directory="tcp://127.0.0.1:0")
+        self.bob = ExchangeNode("bob", directory=str(self.alice.directory_address))
+        self.started: list[pykka.ActorRef[Any]] = []
+        self.speaker = self.start(Speaker)
+        self.serve("speaker", self.speaker)
+        self.ref = self.bob.actor("speaker@alice", timeout=20)
+
+    def start(self, kind: type[pykka.ThreadingActor] = Speaker) -> pykka.ActorRef[Any]:
+        self.started.append(kind.start())
+        return self.started[-1]
+
+    def serve(self, name: str, ref: pykka.ActorRef[Any]) -> None:
+        self.alice.register(name, ref, accepts=[Say, Blob])
+
+    def actor(self) -> Speaker:
+        found = self.speaker._actor_weakref()
+        assert isinstance(found, Speaker)
+        return found
+
+    def cut(self) -> None:
+        """End the link; it comes back by itself."""
+        self.bob._peers[self.alice.node_id].tell(ResetLink("for the test"))
+
+    def close(self) -> None:
+        self.actor_may_go()
+        self.bob.close()
+        self.alice.close()
+        for ref in self.started:
+            ref.stop(block=False)
+
+    def actor_may_go(self) -> None:
+        with contextlib.suppress(AssertionError):
+            self.actor().go.set()
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    made = Pair()
+    yield made
+    made.close()
+
+
+def fill(ref: RemoteRef) -> int:
+    """Tell until there is no room; return how many were taken."""
+    for taken in itertools.count():
+        try:
+            ref.tell(Blob(bytes(10_000)), timeout=0)
+        except Overloaded as error:
+            return taken if error.code == "window_full" else -1
+    raise AssertionError
+
+
+def code_of(call: Callable[[], object], kind: type[OpenOutcryError]) -> str:
+    with pytest.raises(kind) as caught:
+        call()
+    assert type(caught.value) is kind
+    return caught.value.code
+
+
+# -- telling and asking ---------------------------------------------------------------------------------------------
+
+
+def test_actor_is_reached_by_its_nodes_name_by_its_id_and_through_the_directory_from_any_node(pair: Pair) -> None:
+    for address in ("speaker@alice", f"speaker@{pair.alice.node_id}", pair.ref.address, "speaker"):
+        for node in (pair.alice, pair.bob):
+            ref = eventually(lambda node=node, address=address: look(node, address), "it is announced")
+            assert ref == pair.ref
+            assert ref.ask(Say(address)) == Say(address)
+    assert pair.ref.accepts == ("test.say/1", "test.blob/1")
+    assert len({pair.ref, pair.bob.actor("speaker")}) == 1
+
+
+def look(node: ExchangeNode, address: str) -> RemoteRef | None:
+    try:
+        return node.actor(address)
+    except (UnknownActor, Unreachable):
+        return None  # the directory does not know it yet
+
+
+def test_messages_of_each_sender_arrive_once_and_in_order_far_beyond_one_window(pair: Pair) -> None:
+    senders, count = 4, 3000
+    assert senders * count * 256 > 2 * WINDOW_SIZE
+
+    def send(sender: int) -> None:
+        for number in range(count):
+            pair.ref.tell(Say(str(sender), number), timeout=30)
+        assert pair.ref.ask(Say(str(sender), count), timeout=30) == Say(str(sender), count)
+
+    threads = [threading.Thread(target=send, args=(sender,)) for sender in range(senders)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    heard = pair.actor().heard
+    assert len(heard) == senders * (count + 1)
+    for sender in range(senders):
+        assert [m.number for m in heard if m.what == str(sender)] == list(range(count + 1))
+
+
+class Wire:
+    """A link that is up, and sends nothing by itself."""
+
+    def __init__(self, session: int, their_session: int) -> None:
+        self.session = session
+        self.their_session = their_session
+        self.frames: list[bytes] = []
+        self.takes: list[Callable[[], bytes | None]] = []
+        self.send = self.frames.append
+        self.send_next = self.takes.append
+
+    def up(self) -> PeerUp:
+        return PeerUp("alice.1", "alice", self)  # type: ignore[arg-type]
+
+
+def test_tells_that_queue_up_travel_in_one_frame_and_an_ask_behind_them() -> None:
+    wire = Wire(7, 8)
+    link = _Link(None, wire.up(), "alice.1", "alice")  # type: ignore[arg-type]
+    ref = RemoteRef(None, "alice.1", "alice", "speaker", 5, {})  # type: ignore[arg-type]
+    for number in range(100):
+        link.send(ref, (TELL, 5, "test.say/1", bytes(number)), 0)
+    link.ask(ref, "test.say/1", b"", 1)
+    (take,) = wire.takes
+    frame = take()
+    assert frame is not None
+    parcel = CODEC.decode(frame)
+    assert parcel.session == 7
+    tells = [(TELL, 5, "test.say/1", bytes(number)) for number in range(100)]
+    assert parcel.items == ((WATCH, 5), *tells, (ASK, 5, "test.say/1", b"", 1))
+    assert take() is None
+    link.ask(ref, "test.say/1", b"", 1)
+    assert CODEC.decode(wire.frames[0]).items == ((ASK, 5, "test.say/1", b"", 2),), "nothing waits: it goes at once"
+    link.close(Closed("the end"))
+
+
+def test_future_of_an_ask_is_pykkas_with_a_time_of_its_own(pair: Pair) -> None:
+    future = pair.ref.ask(Say("a"), block=False)
+    assert future.map(lambda answer: answer.what).get(timeout=5) == "a"
+    assert pykka.get_all([future, pair.ref.ask(Say("b"), block=False)], timeout=5) == [Say("a"), Say("b")]
+    slow = pair.ref.ask(Say("wait"), block=False, timeout=0.3)
+    with pytest.raises(pykka.Timeout):
+        slow.get(timeout=0.01)
+    assert code_of(slow.get, RequestTimeout) == "timeout"
+
+
+def test_plain_pykka_actor_is_served_too(pair: Pair) -> None:
+    plain = pair.start(Plain)
+    pair.serve("plain", plain)
+    ref = pair.bob.actor("plain@alice")
+    assert ref.ask(Say("hello")) == Say("hello")
+    with pytest.raises(RemoteFailure, match="ValueError: told to fail"):
+        ref.ask(Say("fail"))
+    for number in range(20_000):
+        ref.tell(Say("on", number), timeout=30)
+    assert ref.ask(Say("end"), timeout=30) == Say("end")
+
+
+def test_node_with_markets_and_one_without_share_actors_but_no_market(exchange: Any) -> None:
+    net = exchange(nodes=1)
+    with ExchangeNode("pure", directory=net.directory_address) as pure:
+        refs = Speaker.start(), Speaker.start()
+        net[0].register("here", refs[0], accepts=[Say])
+        pure.register("there", refs[1], accepts=[Say])
+        assert pure.actor("here@node-0", timeout=20).ask(Say("x")) == Say("x")
+        assert net[0].actor("there@pure", timeout=20).ask(Say("y")) == Say("y")
+        with pytest.raises(ConfigurationError) as caught:
+            pure.open_market("BTC-USD", MarketRules())
+        assert caught.value.code == "no_coordinator"
+        for ref in refs:
+            ref.stop()
+
+
+# -- errors ---------------------------------------------------------------------------------------------------------
+
+
+def test_each_failure_has_its_error_and_code(pair: Pair) -> None:
+    bob, ref = pair.bob, pair.ref
+    assert code_of(lambda: bob.actor("nobody@alice"), UnknownActor) == "unknown_actor"
+    assert code_of(lambda: bob.actor("nobody"), UnknownActor) == "unknown_actor"
+    assert code_of(lambda: bob.actor("speaker@carol", timeout=0.05), Unreachable) == "unreachable"
+    for address in ("", "@alice", "a" * 65 + "@alice", "new\nline@alice"):
+        assert code_of(lambda address=address: bob.actor(address), InvalidRequest) == "invalid_actor_name"
+    assert code_of(lambda: ref.tell("no message"), MessageRefused) == "message_refused"
+    assert code_of(lambda: ref.tell(Other()), MessageRefused) == "message_refused"
+    assert code_of(lambda: ref.ask(Say("x", "one")), MessageRefused) == "message_refused"  # type: ignore[arg-type]
+    assert code_of(lambda: ref.tell(Blob(bytes(MESSAGE_SIZE_MAX))), MessageRefused) == "message_too_large"
+    assert code_of(lambda: ref.ask(Say("fail")), RemoteFailure) == "remote_failure"
+    assert code_of(lambda: ref.ask(Say("refuse")), RemoteFailure) == "busy"
+    assert code_of(lambda: ref.ask(Say("answer badly")), RemoteFailure) == "reply_refused"
+    assert code_of(lambda: ref.ask(Say("x"), timeout=-1), InvalidRequest) == "invalid_timeout"
+    assert pair.speaker.is_alive()
+    assert [message for message in pair.actor().heard if not isinstance(message, Say)] == []
+
+
+def test_changed_message_without_a_new_version_is_refused_at_the_sender(pair: Pair) -> None:
+    changed = RemoteRef(
+        pair.bob._remote, pair.ref.node, "alice", "speaker", pair.ref.actor_id, {"test.say/1": "0" * 12}
+    )
+    with pytest.raises(MessageRefused, match="other fields at alice"):
+        changed.tell(Say("x"))
+
+
+def test_registration_is_checked(pair: Pair) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        pair.serve("speaker", pair.speaker)
+    assert caught.value.code == "actor_registered"
+    for name in ("", "a@b", "x" * 65, 5):
+        with pytest.raises(InvalidRequest):
+            pair.serve(name, pair.speaker)  # type: ignore[arg-type]
+    with pytest.raises(MessageRefused, match="not registered"):
+        pair.alice.register("other", pair.speaker, accepts=[dict])
+
+
+def test_sender_waits_for_a_slow_actor_then_is_refused_and_nothing_that_was_taken_is_lost(pair: Pair) -> None:
+    pair.ref.tell(Say("wait"))
+    taken = 1 + fill(pair.ref)
+    assert WINDOW_SIZE * 0.9 < (taken - 1) * 10_000 < WINDOW_SIZE
+    with pytest.raises(Overloaded):
+        pair.ref.ask(Blob(bytes(10_000)), timeout=0.05)
+    waiting = threading.Thread(target=lambda: pair.ref.tell(Blob(bytes(10_000)), timeout=20))
+    waiting.start()
+    pair.actor().go.set()
+    waiting.join(20)
+    assert not waiting.is_alive()
+    assert pair.ref.ask(Say("last"), timeout=20) == Say("last")
+    assert len(pair.actor().heard) == taken + 2
+
+
+def test_slow_actor_does_not_hold_up_another_of_its_node(pair: Pair) -> None:
+    pair.serve("other", pair.start(Speaker))
+    other = pair.bob.actor("other@alice")
+    pair.ref.tell(Say("wait"))
+    fill(pair.ref)
+    assert other.ask(Say("quick")) == Say("quick")
+
+
+# -- ends -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [Speaker, Plain])
+@pytest.mark.parametrize("end", ["stop", "fail", "unregister"])
+@pytest.mark.parametrize("where", ["bob", "alice"])
+def test_end_of_an_actor_is_told_once_to_its_watchers_and_raised_to_its_senders(
+    pair: Pair, actor_probe: ActorProbe, kind: Any, end: str, where: str
+) -> None:
+    actor = pair.start(kind)
+    pair.serve("mortal", actor)
+    node: ExchangeNode = getattr(pair, where)
+    ref = node.actor("mortal@alice")
+    node.watch(ref, actor_probe.ref)
+    other = actor_probe.another()
+    node.watch(ref, other.ref)
+    node.unwatch(ref, other.ref)
+    if end == "stop":
+        actor.stop()
+    elif end == "fail":
+        actor.tell(Say("fail"))
+    else:
+        assert pair.alice.unregister("mortal")
+        assert not pair.alice.unregister("mortal")
+    told = actor_probe.expect(Terminated)
+    # Pykka does not say of a plain actor how it has ended.
+    expected = {"stop": "stopped", "unregister": "unregistered", "fail": "failed" if kind is Speaker else "stopped"}
+    assert (told.ref, told.reason) == (ref, expected[end])
+    assert code_of(lambda: ref.tell(Say("x")), ActorStopped) == "actor_stopped"
+    assert code_of(lambda: ref.ask(Say("x")), ActorStopped) == "actor_stopped"
+    assert code_of(lambda: node.actor("mortal@alice"), UnknownActor) == "unknown_actor"
+    node.watch(ref, actor_probe.ref)
+    assert actor_probe.expect(Terminated).reason == told.reason
+    pair.serve("mortal", pair.start())
+    assert node.actor("mortal@alice") != ref
+    assert node.actor("mortal@alice").ask(Say("anew")) == Say("anew")
+    actor_probe.expect_none()
+    other.expect_none(0)
+
+
+def test_local_actor_can_be_watched_without_being_registered(pair: Pair, actor_probe: ActorProbe) -> None:
+    for kind, reason in ((Speaker, "failed"), (Plain, "stopped")):
+        ref = pair.start(kind)
+        pair.bob.watch(ref, actor_probe.ref)
+        ref.tell(Say("fail"))
+        told = actor_probe.expect(Terminated)
+        assert (told.ref, told.reason) == (ref, reason)
+    actor_probe.expect_none()
+
+
+def test_stop_answers_those_who_wait_and_those_who_would_wait_for_room(pair: Pair) -> None:
+    pair.ref.tell(Say("wait"))
+    asked = pair.ref.ask(Say("later"), block=False, timeout=20)
+    fill(pair.ref)
+    failed: list[OpenOutcryError] = []
+
+    def send() -> None:
+        try:
+            pair.ref.tell(Blob(bytes(200_000)), timeout=20)
+        except OpenOutcryError as error:
+            failed.append(error)
+
+    waiting = threading.Thread(target=send)
+    waiting.start()
+    pair.alice.unregister("speaker")
+    waiting.join(10)
+    assert [type(error) for error in failed] == [ActorStopped]
+    assert code_of(asked.get, ActorStopped) == "actor_stopped"
+
+
+def test_actor_that_stops_with_asks_in_its_mailbox_answers_them(pair: Pair) -> None:
+    pair.ref.tell(Say("wait"))
+    pair.ref.tell(Say("fail"))
+    asks = [pair.ref.ask(Say("unheard", number), block=False) for number in range(20)]
+    pair.actor().go.set()
+    for ask in asks:
+        assert code_of(ask.get, ActorStopped) == "actor_stopped"
+
+
+def test_cut_link_ends_watches_and_asks_and_the_ref_works_again_when_it_is_back(
+    pair: Pair, actor_probe: ActorProbe
+) -> None:
+    pair.bob.watch(pair.ref, actor_probe.ref)
+    asked = pair.ref.ask(Say("wait"), block=False, timeout=20)
+    pair.cut()
+    told = actor_probe.expect(Terminated)
+    assert (told.ref, told.reason) == (pair.ref, "unreachable")
+    assert code_of(asked.get, Unreachable) == "unreachable"
+    pair.actor().go.set()
+
+    def again() -> bool:
+        try:
+            return bool(pair.ref.ask(Say("again")) == Say("again"))
+        except Unreachable:
+            return False
+
+    eventually(again, "the link is back")
+    actor_probe.expect_none()
+    pair.bob.watch(pair.ref, actor_probe.ref)
+    pair.speaker.stop()
+    assert actor_probe.expect(Terminated).reason == "stopped"
+
+
+def test_node_that_closes_is_unreachable_to_others_and_closed_to_itself(pair: Pair, actor_probe: ActorProbe) -> None:
+    pair.bob.watch(pair.ref, actor_probe.ref)
+    own = pair.alice.actor("speaker@alice")
+    pair.alice.watch(own, actor_probe.another().ref)
+    pair.alice.close()
+    assert actor_probe.expect(Terminated, within=10).reason == "unreachable"
+    assert actor_probe._others[0].expect(Terminated).reason == "unreachable"
+    assert code_of(lambda: own.tell(Say("x")), Closed) == "closed"
+    assert code_of(lambda: pair.alice.actor("speaker@alice"), Closed) == "closed"
+    assert pair.speaker.is_alive(), "it is the application's"
+
+
+def serve_until_killed(directory: str) -> None:
+    node = ExchangeNode("mortal", directory=directory)
+    node.register("speaker", Speaker.start(), accepts=[Say])
+    threading.Event().wait()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_process_that_dies_or_hangs_is_told_once_to_who_watches_its_actor(
+    pair: Pair, actor_probe: ActorProbe, how: signal.Signals
+) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    process = spawn.Process(target=serve_until_killed, args=(pair.alice.directory_address,), daemon=True)
+    process.start()
+    try:
+        ref = eventually(lambda: look(pair.bob, "speaker@mortal"), "it is registered there")
+        pair.bob.watch(ref, actor_probe.ref)
+        asked = ref.ask(Say("hello"), block=False)
+        assert asked.get() == Say("hello")
+        assert process.pid is not None
+        os.kill(process.pid, how)
+        told = actor_probe.expect(Terminated, within=10)
+        assert (told.ref, told.reason) == (ref, "unreachable")
+        assert code_of(lambda: ref.tell(Say("x")), Unreachable) == "unreachable"
+        actor_probe.expect_none()
+    finally:
+        process.kill()
+        process.join(10)
+
+
+# -- what a peer may send -------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """The remote actors of one node, without the node: parcels are put in by hand."""
+
+    def __init__(self, probe: ActorProbe) -> None:
+        self.wire = Wire(0, 0)
+        self.remote = RemoteActors(
+            "bob.1", "bob", timeout_s=lambda t: t or 1.0, announce=lambda *_: None, report=lambda _: None
+        )
+        self.probe = probe
+        self.remote.register("probe", probe.ref, [Say])
+        (self.actor_id,) = self.remote._served
+
+    def up(self, session: int, their_session: int) -> None:
+        self.wire = Wire(session, their_session)
+        self.remote.link_up(self.wire.up())
+
+    def hear(self, session: int, *items: Any) -> None:
+        self.remote.hear("alice.1", Parcel(session, items))
+
+    def tell(self, what: str) -> Any:
+        return (TELL, self.actor_id, "test.say/1", type_of(Say).encode(Say(what)))
+
+    def sent(self) -> Any:
+        frames = [*self.wire.frames, *[frame for take in self.wire.takes if (frame := take())]]
+        self.wire.frames.clear()
+        self.wire.takes.clear()
+        return [item for frame in frames for item in CODEC.decode(frame).items]
+
+
+@pytest.fixture
+def bench(actor_probe: ActorProbe) -> Iterator[Bench]:
+    made = Bench(actor_probe)
+    yield made
+    made.remote.close()
+
+
+def test_parcels_count_only_in_the_life_of_the_link_that_they_were_sent_in(bench: Bench) -> None:
+    bench.hear(70, bench.tell("of an earlier life"))
+    bench.hear(80, bench.tell("early"))
+    bench.probe.expect_none(0.05)
+    bench.up(7, 80)
+    assert bench.probe.expect(Say).what == "early"
+    bench.hear(80, bench.tell("now"))
+    assert bench.probe.expect(Say).what == "now"
+    bench.remote.link_down("alice.1")
+    bench.hear(80, bench.tell("late"))
+    bench.up(9, 90)
+    bench.hear(80, bench.tell("later"))
+    bench.hear(90, bench.tell("of the new life"))
+    assert bench.probe.expect(Say).what == "of the new life"
+
+
+def test_message_that_gets_past_a_senders_checks_is_refused_here_and_ends_nothing(bench: Bench) -> None:
+    bench.up(7, 80)
+    other = type_of(Other)
+    for key, body in ((other.key, other.encode(Other())), ("test.say/1", b"\xc0"), ("test.say/1", b"\x92\x01\x01")):
+        bench.hear(80, (TELL, bench.actor_id, key, body))
+        bench.hear(80, (2, bench.actor_id, key, body, 5))
+        replies = [item[1:3] for item in bench.sent() if item[0] == REPLY]
+        assert replies == [(5, "message_refused")]
+    assert bench.remote.refused == 6
+    bench.hear(80, bench.tell("good"))
+    assert bench.probe.expect(Say).what == "good"
+
+
+def test_message_to_an_actor_that_is_not_served_is_answered_by_its_end(bench: Bench) -> None:
+    bench.up(7, 80)
+    bench.hear(80, (WATCH, 12345), (TELL, 12345, "test.say/1", b""), (2, 12345, "test.say/1", b"", 9))
+    items = bench.sent()
+    assert (GONE, 12345, "stopped", "") in items
+    assert [item[:3] for item in items if item[0] == REPLY] == [(REPLY, 9, "actor_stopped")]
+
+
+def test_answers_credits_and_ends_that_nobody_waits_for_are_passed_over(bench: Bench) -> None:
+    bench.up(7, 80)
+    bench.hear(80, (3, 99, "", "", b"\xc0"), (8, 99, 5), (GONE, 99, "stopped", ""), (5, 99, 1, "probe", ()))
+    bench.hear(80, bench.tell("good"))
+    assert bench.probe.expect(Say).what == "good"
+
+
+@pytest.mark.parametrize(
+    "items",
+    [(), ((),), (1,), ((1,),), ((1, 0, "x", b""),), ((1, 5, "x", "text"),), ((True, 5),), ((9, 5),), ((6, 5, 5),),
+     ((7, 5, "", ""),), ((8, 5, 0),), ((8, 5, -1),), ((1, 5, "x", bytes(MESSAGE_SIZE_MAX + 1)),), ((4, 1, "x" * 65),)],
+)  # fmt: skip
+def test_malformed_parcel_costs_its_sender_the_link(items: Any) -> None:
+    frame = CODEC.encode(Parcel(1, items))
+    with pytest.raises(OpenOutcryError) as caught:
+        CODEC.decode(frame)
+    assert caught.value.code == "protocol"
+
+
+def test_credit_for_more_than_is_under_way_is_an_error_of_the_protocol(bench: Bench) -> None:
+    bench.up(7, 80)
+    link = bench.remote._links["alice.1"]
+    link.send(RemoteRef(bench.remote, "alice.1", "alice", "x", 5, {}), (TELL, 5, "k", b"12"), 0)
+    with pytest.raises(OpenOutcryError, match="credit"):
+        bench.hear(80, (8, 5, 10_000))
