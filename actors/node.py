@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import re
@@ -53,7 +54,6 @@ from .book.commands import (
     AMEND,
     CANCEL,
     CANCEL_ALL,
-    DUPLICATE,
     NAME_LENGTH_MAX,
     NOTE,
     SUBMIT,
@@ -65,7 +65,6 @@ from .book.commands import (
     checked_commands,
 )
 from .book.journal import FolderLock
-from .book.orderbook import events_between
 from .book.record import COMMANDS_MAX, Tail
 from .book.rules import DecimalLike, MarketRules
 from .book.snapshots import sync_folder
@@ -109,6 +108,7 @@ from .views import (
     OpenOrder,
     OrderRejected,
     OrderResult,
+    OrderResults,
     Trade,
     to_event,
     to_level,
@@ -268,6 +268,8 @@ class ExchangeNode:
         self.timeout = _timeout(timeout)
         self._ttl_ms = ttl_ms
         self._closing = threading.Lock()
+        self._request_prefix = f"{uuid.uuid4().hex[:20]}."
+        self._request_numbers = itertools.count(1)
         self._closed = False
         self._opening = threading.Lock()
         self._proposed: dict[str, MarketRules] = {}
@@ -859,9 +861,7 @@ class ExchangeNode:
         )
         return self._one(market, command, timeout)
 
-    def submit_many(
-        self, market: str, commands: Iterable[Command], *, timeout: float | None = None
-    ) -> list[OrderResult]:
+    def submit_many(self, market: str, commands: Iterable[Command], *, timeout: float | None = None) -> OrderResults:
         """Send commands made by :meth:`order`, :meth:`cancel` and :meth:`amend` as one batch, and wait for all answers.
 
         Rejections are results (``status == "rejected"``), not exceptions. The commands keep their order; commands of
@@ -872,7 +872,7 @@ class ExchangeNode:
 
     def submit_many_async(
         self, market: str, commands: Iterable[Command], *, timeout: float | None = None
-    ) -> Callable[[], list[OrderResult]]:
+    ) -> Callable[[], OrderResults]:
         """Send as :meth:`submit_many` does, but return at once: call what is returned to wait for the answers.
 
         Blocks only while ``IN_FLIGHT_MAX`` commands are unanswered.
@@ -887,13 +887,7 @@ class ExchangeNode:
                 sent = f" ({at} of {len(every)} commands were sent before; their outcome is unknown)" if at else ""
                 raise type(error)(f"{error.message}{sent}", code=error.code) from error
 
-        def answers() -> list[OrderResult]:
-            results: list[OrderResult] = []
-            for request in requests:
-                results += _to_results(market, request)
-            return results
-
-        return answers
+        return lambda: OrderResults(market, [(r.wait(), r.first_sequence, len(r.commands)) for r in requests])
 
     def order(
         self,
@@ -962,7 +956,8 @@ class ExchangeNode:
 
     def _one(self, market: str, command: Command, timeout: float | None) -> OrderResult:
         deadline_s = self._deadline_s(timeout)
-        result = _to_results(market, self._send(market, _checked((command,)), deadline_s))[0]
+        request = self._send(market, _checked((command,)), deadline_s)
+        result = OrderResults(market, [(request.wait(), request.first_sequence, 1)])[0]
         if result.code is not None:
             raise OrderRejected(result)
         return result
@@ -979,7 +974,7 @@ class ExchangeNode:
 
     def _request_name(self, client_order_id: str | None) -> str:
         if client_order_id is None:
-            return uuid.uuid4().hex
+            return f"{self._request_prefix}{next(self._request_numbers):x}"
         return _name(client_order_id, "client order id", "invalid_client_order_id")
 
     # -- queries ------------------------------------------------------------------------------------------------
@@ -1622,33 +1617,6 @@ def _timeout(seconds: float) -> float:
             f"a timeout is 0 to {TIMEOUT_S_MAX:g} seconds, not {seconds!r:.40}", code="invalid_timeout"
         )
     return seconds
-
-
-def _to_results(market: str, request: Request) -> list[OrderResult]:
-    """Wait for the answer to a request, and return one result for each of its commands."""
-    outcome = request.wait()
-    first = request.first_sequence
-    by_sequence: list[list[Any]] = [[] for _ in request.commands]
-    for event in events_between(outcome.events, first, first + len(by_sequence) - 1):
-        by_sequence[event[1] - first].append(event)
-    results = []
-    for at, events in enumerate(by_sequence):
-        sequence = first + at
-        duplicate = bool(events) and events[0][0] == DUPLICATE
-        if duplicate:
-            sequence = events[0][2]
-        results.append(
-            OrderResult(
-                market,
-                sequence,
-                outcome.earlier[sequence] if duplicate else events,
-                duplicate=duplicate,
-                state_sequence=outcome.state_sequence,
-                state_hash=outcome.state_hash,
-                rules=outcome.rules,
-            )
-        )
-    return results
 
 
 _E = TypeVar("_E", Side, OrderType, TimeInForce, SelfTradePrevention)

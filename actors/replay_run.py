@@ -26,7 +26,7 @@ from .book.commands import TRADE
 from .book.rules import MarketRules
 from .node import ExchangeNode
 from .replay import FlowCommands, differences, read_flow
-from .views import OrderResult
+from .views import OrderResult, OrderResults
 
 REPLAY_MARKET: Final = "REPLAY"
 _WITHIN_S: Final = 60.0
@@ -133,7 +133,7 @@ def _feed(node: ExchangeNode, pipe: Connection, file: Path, batch: int) -> dict[
     flow = FlowCommands(first_sequence=first_sequence)
     commands = [flow.command(row) for row in rows]
     results: list[OrderResult] = []
-    in_flight: deque[Callable[[], list[OrderResult]]] = deque()
+    in_flight: deque[Callable[[], OrderResults]] = deque()
 
     def collect() -> None:
         answers = in_flight.popleft()()

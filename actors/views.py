@@ -7,9 +7,9 @@ costs nothing until somebody reads one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from ..transport.errors import OpenOutcryError
 from .book.commands import (
@@ -25,8 +25,11 @@ from .book.commands import (
     Event,
     Side,
 )
-from .book.orderbook import DepthLevel, OrderView
+from .book.orderbook import DepthLevel, OrderView, events_between
 from .book.rules import MarketRules
+
+if TYPE_CHECKING:
+    from .book.actor import Outcome
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -272,6 +275,66 @@ class OrderResult:
             f"<OrderResult {self.market} {self.status} order={self.order_id} sequence={self.sequence}"
             f"{f' code={self.code}' if self.code else ''}{' duplicate' if self.duplicate else ''}>"
         )
+
+
+class OrderResults(Sequence[OrderResult]):
+    """The answers to a batch: an :class:`OrderResult` for each of its commands, in their order; made when looked at."""
+
+    __slots__ = ("_length", "_market", "_spans")
+
+    def __init__(self, market: str, spans: list[tuple[Outcome, int, int]]) -> None:
+        """``spans``: for each request of the batch its outcome, first sequence number and number of commands."""
+        self._market = market
+        self._spans = spans
+        self._length = sum([count for _, _, count in spans])
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, at: int) -> OrderResult: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[OrderResult]: ...
+
+    def __getitem__(self, at: int | slice) -> OrderResult | list[OrderResult]:
+        if isinstance(at, slice):
+            return [self[index] for index in range(*at.indices(self._length))]
+        position = at + self._length if at < 0 else at
+        if position >= 0:
+            for outcome, first, count in self._spans:
+                if position < count:
+                    sequence = first + position
+                    return self._result(outcome, sequence, events_between(outcome.events, sequence, sequence))
+                position -= count
+        raise IndexError(f"there are {self._length} results")
+
+    def __iter__(self) -> Iterator[OrderResult]:
+        for outcome, first, count in self._spans:
+            events = events_between(outcome.events, first, first + count - 1)
+            start = 0
+            for sequence in range(first, first + count):
+                end = start
+                while end < len(events) and events[end][1] == sequence:
+                    end += 1
+                yield self._result(outcome, sequence, events[start:end])
+                start = end
+
+    def _result(self, outcome: Outcome, sequence: int, events: list[Event]) -> OrderResult:
+        duplicate = bool(events) and events[0][0] == DUPLICATE
+        first_sequence = events[0][2] if duplicate else sequence
+        return OrderResult(
+            self._market,
+            first_sequence,
+            outcome.earlier[first_sequence] if duplicate else events,
+            duplicate=duplicate,
+            state_sequence=outcome.state_sequence,
+            state_hash=outcome.state_hash,
+            rules=outcome.rules,
+        )
+
+    def __repr__(self) -> str:
+        return f"<{self._length} results of {self._market}>"
 
 
 class OrderRejected(OpenOutcryError):

@@ -187,13 +187,8 @@ class _Fetched:
     book: OrderBook | None = None
 
 
-@dataclasses.dataclass(slots=True)
-class _Waiting:
-    """A request that waits at the leader to be put into a record."""
-
-    origin: str
-    request: int
-    commands: tuple[Command, ...]
+_Waiting = tuple[str, int, tuple[Command, ...]]
+"""A request that waits at the leader to be put into a record: ``(origin, request, commands)``."""
 
 
 class BookActor(NodeActor):
@@ -445,7 +440,7 @@ class BookActor(NodeActor):
         self._watch_leader()
         expiry_ns = self.book.next_expiry_ns()
         if expiry_ns is not None and expiry_ns <= self._clock_ns() and self._leads and not self._waiting:
-            self._enqueue(_Waiting("", 0, ((CLOCK, "", ""),)))
+            self._enqueue(("", 0, ((CLOCK, "", ""),)))
 
     def _expire_requests(self, now_ns: int) -> None:
         late = [number for number, request in self._outstanding.items() if request.deadline_ns <= now_ns]
@@ -544,7 +539,7 @@ class BookActor(NodeActor):
             else:
                 request.sent_to = self._node
                 request.sent_ever = True
-                self._enqueue(_Waiting(self._node, number, request.commands))
+                self._enqueue((self._node, number, request.commands))
 
     def _forward(self, leader: str, numbers: Iterable[int]) -> None:
         """Bring requests to the leader: in one frame, or a few when there are many commands."""
@@ -587,7 +582,7 @@ class BookActor(NodeActor):
 
     def _enqueue(self, waiting: _Waiting) -> None:
         self._waiting.append(waiting)
-        self._waiting_commands += len(waiting.commands)
+        self._waiting_commands += len(waiting[2])
 
     def _propose_waiting(self) -> None:
         """Put what waits into one record, up to ``BATCH_MAX`` commands."""
@@ -596,11 +591,11 @@ class BookActor(NodeActor):
             return
         commands: list[Command] = []
         origins: list[Origin] = []
-        while self._waiting and (not commands or len(commands) + len(self._waiting[0].commands) <= BATCH_MAX):
-            waiting = self._waiting.popleft()
-            commands += waiting.commands
-            if waiting.request:
-                origins.append((waiting.origin, waiting.request, len(waiting.commands)))
+        while self._waiting and (not commands or len(commands) + len(self._waiting[0][2]) <= BATCH_MAX):
+            origin, request, asked = self._waiting.popleft()
+            commands += asked
+            if request:
+                origins.append((origin, request, len(asked)))
         self._waiting_commands -= len(commands)
         self._propose(tuple(commands), tuple(origins))
 
@@ -678,7 +673,7 @@ class BookActor(NodeActor):
             if error := not_leading or self._refusal(len(commands)):
                 self._send((sender,), Refused(self._market, request, error.code, error.message[:500]))
             else:
-                self._enqueue(_Waiting(sender, request, commands))
+                self._enqueue((sender, request, commands))
 
     def _send(self, nodes: Iterable[str], message: Any) -> None:
         frame = CODEC.encode(message)
@@ -792,10 +787,10 @@ class BookActor(NodeActor):
     def _refuse_waiting(self) -> None:
         """Give back what has not been put into the log: to its origin, which routes it to whoever leads now."""
         while self._waiting:
-            waiting = self._waiting.popleft()
-            if waiting.origin and waiting.origin != self._node:
+            origin, request, _ = self._waiting.popleft()
+            if origin and origin != self._node:
                 reason = f"market {self._market} has a new leader; nothing was executed, retry"
-                self._send((waiting.origin,), Refused(self._market, waiting.request, NOT_LEADER, reason))
+                self._send((origin,), Refused(self._market, request, NOT_LEADER, reason))
         self._waiting_commands = 0
 
     def _stop_replica(self, error: OpenOutcryError) -> None:
