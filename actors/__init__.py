@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .book.commands import OrderType, SelfTradePrevention, Side, TimeInForce
     from .book.rules import MarketRules
     from .kit import Actor, stop_and_join
-    from .node import ExchangeNode
+    from .node import ExchangeNode, spare_gc
     from .remote import RemoteFuture, RemoteRef, Terminated
     from .schema import message
     from .subscription import Subscription
@@ -98,6 +98,7 @@ __all__ = [
     "Unreachable",
     "as_json",
     "message",
+    "spare_gc",
     "stop_and_join",
 ]
 

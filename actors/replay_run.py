@@ -6,7 +6,6 @@ What a flow is, and when a book answers as the venue did, is in :mod:`.replay`.
 from __future__ import annotations
 
 import contextlib
-import gc
 import itertools
 import multiprocessing
 import signal
@@ -24,7 +23,7 @@ from ..transport.errors import OpenOutcryError, Unavailable
 from ..transport.rendezvous import Rendezvous
 from .book.commands import TRADE
 from .book.rules import MarketRules
-from .node import ExchangeNode
+from .node import ExchangeNode, spare_gc
 from .replay import FlowCommands, differences, read_flow
 from .views import OrderResult, OrderResults
 
@@ -173,10 +172,3 @@ def _end_state(node: ExchangeNode, sequence: int) -> tuple[str, str, list[tuple[
         for order in node.all_orders(REPLAY_MARKET)
     ]
     return node.name, state_hash, orders
-
-
-def spare_gc() -> None:
-    """Keep the garbage collector from walking all resting orders again and again: this process is ours alone."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)

@@ -1,170 +1,204 @@
-"""Commands a second through N node processes, ordered and durable on all of them, through the public API.
+"""Commands a second through an exchange: ordered, durable on every node, executed and answered, by the public API.
 
-    python benchmarks/pipeline.py [--nodes 2] [--batch 256] [--seconds 5] [--json]
+    python benchmarks/pipeline.py                 # the figures of the README, a few minutes
+    python benchmarks/pipeline.py --only latency  # a part of them: bare, batches, callers, latency, nodes, markets
 
-Every node is a process of its own with its own data directory; all are in the in-sync set, and only what has been
-acknowledged as durable on all of them counts. Three figures: pipelined (``submit_many_async`` with a bounded number of
-commands in flight), one at a time (p50 and p99), and many callers (``submit_order`` from concurrent threads).
+Every node is a process with a data directory of its own and all are in the in-sync set: what counts was synced on all
+of their disks and answered. The bare loop (``bare.py``) runs in turn with the figures that are compared with it.
+
+*batches*: ``submit_many_async`` with a bounded number of commands in flight. *callers*: threads that submit one order
+and wait for its answer, again and again. *latency*: one order at a time, and orders at a fixed rate, where the time
+counts from when an order was due, not from when the program came to send it (no coordinated omission). *nodes*,
+*markets*: batches with more of them; the load of a market is the same for each.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import multiprocessing
-import platform
-import random
-import sys
-import tempfile
 import threading
 import time
 from collections import deque
-from multiprocessing.connection import Connection
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-MARKET = "BENCH"
+from bare import bare
+from cluster import Cluster, cluster
+from hdrh.histogram import HdrHistogram
+from orders import Orders
+from reporting import ROUNDS, Report, numbers
+
+PARTS = ("batches", "callers", "latency", "nodes", "markets")
+_HISTOGRAM = (1, 60_000_000, 3)
+"""Microseconds: lowest, highest, significant digits."""
 
 
-def follow(index: int, folder: Path, directory: str, pipe: Connection) -> None:
-    """Run a node until told to stop; the process of every node but the first."""
-    from openoutcry.actors import ExchangeNode, MarketRules
-
-    options: dict[str, Any] = {"coordinator": folder / "coordinator.sqlite", "directory": directory}
-    with ExchangeNode(f"n{index}", markets={MARKET: MarketRules()}, data_dir=folder / f"n{index}", **options) as node:
-        pipe.send("started")
-        while (target := pipe.recv()) is not None:
-            node.wait_sequence(MARKET, target)
-            pipe.send(node.position(MARKET))
-
-
-def commands_of(node: Any, count: int, seed: int) -> list[Any]:
-    """Return ``count`` limit orders, about half of which trade at once, so that the book stays small."""
-    chance = random.Random(seed)
-    side, price, lots = chance.randrange, chance.randrange, chance.randrange
-    return [
-        node.order(
-            MARKET, ("buy", "sell")[side(2)], f"100.{price(10, 20)}", lots(1, 5), client_order_id=f"{seed:x}-{number:x}"
-        )
-        for number in range(count)
-    ]
-
-
-def pipelined(node: Any, *, batch: int, in_flight: int, seconds: float) -> float:
-    """Return acknowledged commands a second with up to ``in_flight`` commands unanswered."""
-    prepared = [commands_of(node, batch, seed) for seed in range(64)]
-    waiting: deque[Any] = deque()
-    sent = answered = 0
+def batches(net: Cluster, orders: Orders, *, in_flight: int, batch: int, seconds: float) -> float:
+    """Return commands a second over all markets, with up to ``in_flight`` commands of each market unanswered."""
+    node = net.node
+    waiting: dict[str, deque[Callable[[], Any]]] = {market: deque() for market in net.markets}
+    answered = 0
     started = time.perf_counter()
     while time.perf_counter() - started < seconds:
-        lot = prepared[sent % len(prepared)]
-        tag = f"{sent:x}."
-        waiting.append(node.submit_many_async(MARKET, [(c[0], c[1], tag + c[2], *c[3:]) for c in lot], timeout=30))
-        sent += 1
-        while len(waiting) * batch >= in_flight:
-            answered += len(waiting.popleft()())
-    while waiting:
-        answered += len(waiting.popleft()())
+        for market, sent in waiting.items():
+            sent.append(node.submit_many_async(market, orders.batch(batch), timeout=60))
+            while len(sent) * batch >= in_flight:
+                answered += len(sent.popleft()())
+    for sent in waiting.values():
+        while sent:
+            answered += len(sent.popleft()())
     return answered / (time.perf_counter() - started)
 
 
-def one_at_a_time(node: Any, *, count: int) -> tuple[float, float]:
-    """Return p50 and p99 of the time from submit to durable, replicated answer, in milliseconds."""
-    chance = random.Random(1)
-    times = []
-    for _ in range(count):
-        price = f"100.{chance.randrange(10, 20)}"
-        started = time.perf_counter()
-        node.submit_order(MARKET, ("buy", "sell")[chance.randrange(2)], price, "1")
-        times.append((time.perf_counter() - started) * 1000)
-    times.sort()
-    return times[len(times) // 2], times[int(len(times) * 0.99)]
-
-
-def many_callers(node: Any, *, callers: int, seconds: float) -> float:
-    """Return acknowledged single submits a second from ``callers`` threads."""
-    counts = [0] * callers
-    stop = time.perf_counter() + seconds
+def callers(net: Cluster, *, threads: int, seconds: float) -> float:
+    """Return single orders a second from ``threads`` callers, each of which waits for its answer."""
+    node, market = net.node, net.markets[0]
+    counts = [0] * threads
+    end = time.perf_counter() + seconds
 
     def call(index: int) -> None:
-        while time.perf_counter() < stop:
-            node.submit_order(MARKET, ("buy", "sell")[index % 2], f"100.{10 + index % 10}", "1", timeout=30)
+        while time.perf_counter() < end:
+            node.submit_order(market, ("buy", "sell")[index % 2], f"100.{10 + index % 10}", 1, timeout=60)
             counts[index] += 1
 
-    threads = [threading.Thread(target=call, args=(index,)) for index in range(callers)]
-    started = time.perf_counter()
-    for thread in threads:
+    _run(threads, call)
+    return sum(counts) / seconds
+
+
+def one_at_a_time(net: Cluster, *, count: int) -> HdrHistogram:
+    """Return how long single orders took from call to answer, in microseconds, with nothing else going on."""
+    histogram = HdrHistogram(*_HISTOGRAM)
+    for at in range(count):
+        started = time.perf_counter()
+        net.node.submit_order(net.markets[0], ("buy", "sell")[at % 2], f"100.{10 + at % 10}", 1)
+        histogram.record_value(int((time.perf_counter() - started) * 1e6))
+    return histogram
+
+
+def at_rate(net: Cluster, *, rate: int, threads: int, seconds: float) -> HdrHistogram:
+    """Return how long single orders took from when they were due to their answer, at ``rate`` orders a second."""
+    node, market = net.node, net.markets[0]
+    histograms = [HdrHistogram(*_HISTOGRAM) for _ in range(threads)]
+    started = time.perf_counter() + 0.1
+
+    def call(index: int) -> None:
+        due = started + index / rate
+        while due < started + seconds:
+            if (early := due - time.perf_counter()) > 0:
+                time.sleep(early)
+            node.submit_order(market, ("buy", "sell")[index % 2], f"100.{10 + index % 10}", 1, timeout=60)
+            histograms[index].record_value(int((time.perf_counter() - due) * 1e6))
+            due += threads / rate
+
+    _run(threads, call)
+    for histogram in histograms[1:]:
+        histograms[0].add(histogram)
+    return histograms[0]
+
+
+def _run(threads: int, call: Callable[[int], None]) -> None:
+    started = [threading.Thread(target=call, args=(index,)) for index in range(threads)]
+    for thread in started:
         thread.start()
-    for thread in threads:
+    for thread in started:
         thread.join()
-    return sum(counts) / (time.perf_counter() - started)
 
 
-def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Start the nodes, run the three loads at the first, and check that all nodes agree at the end."""
-    from openoutcry.actors import ExchangeNode, MarketRules
+def _percentiles(histogram: HdrHistogram) -> dict[str, float]:
+    return {f"p{at:g}_ms": histogram.get_value_at_percentile(at) / 1000 for at in (50, 99, 99.9, 100)}
 
-    spawn = multiprocessing.get_context("spawn")
-    node = ExchangeNode(
-        "n0",
-        markets={MARKET: MarketRules()},
-        data_dir=folder / "n0",
-        coordinator=folder / "coordinator.sqlite",
-        serve_directory="tcp://127.0.0.1:0",
-        min_in_sync=options.nodes,
-    )
-    others = []
-    with node:
-        for index in range(1, options.nodes):
-            mine, theirs = spawn.Pipe()
-            process = spawn.Process(target=follow, args=(index, folder, node.directory_address, theirs), daemon=True)
-            process.start()
-            others.append((process, mine))
-        node.wait_in_sync(MARKET, options.nodes)
-        node.wait_ready()
-        pipelined(node, batch=options.batch, in_flight=options.in_flight, seconds=0.5)
-        rate = pipelined(node, batch=options.batch, in_flight=options.in_flight, seconds=options.seconds)
-        p50, p99 = one_at_a_time(node, count=1000)
-        callers = many_callers(node, callers=64, seconds=min(2.0, options.seconds))
-        position = node.position(MARKET)
-        agreed = True
-        for process, pipe in others:
-            pipe.recv()
-            pipe.send(position[0])
-            agreed = agreed and pipe.recv() == position
-            pipe.send(None)
-            process.join(10)
-    return {
-        "nodes": options.nodes,
-        "batch": options.batch,
-        "in_flight": options.in_flight,
-        "pipelined_commands_per_s": round(rate),
-        "one_at_a_time_p50_ms": round(p50, 3),
-        "one_at_a_time_p99_ms": round(p99, 3),
-        "64_callers_commands_per_s": round(callers),
-        "commands": position[0],
-        "state_hashes_equal": agreed,
-        "python": platform.python_version(),
-        "machine": platform.machine(),
-    }
+
+def measure_batches(report: Report, options: argparse.Namespace) -> None:
+    """Two nodes, with the bare loop in turn."""
+    with bare() as loop, cluster(2) as net:
+        orders = Orders()
+        for in_flight in options.in_flight:
+            batch = min(in_flight, options.batch)
+            batches(net, orders, in_flight=in_flight, batch=batch, seconds=0.5)
+            loop.run(batch=batch, seconds=0.2)
+            rates, yardstick = [], []
+            for _ in range(options.rounds):
+                rates.append(batches(net, orders, in_flight=in_flight, batch=batch, seconds=options.seconds))
+                yardstick.append(loop.run(batch=batch, seconds=options.seconds))
+            details = {"nodes": 2, "markets": 1, "in_flight": in_flight, "batch": batch}
+            report.add(f"submit_many of {batch}, {in_flight} in flight", "commands/s", rates, **details)
+            report.add(f"  bare loop, batch {batch}", "commands/s", yardstick, batch=batch)
+            ratios = [rate / bare_rate for rate, bare_rate in zip(rates, yardstick, strict=True)]
+            report.add("  ratio", "of the bare loop", ratios, **details)
+
+
+def measure_callers(report: Report, options: argparse.Namespace) -> None:
+    """Two nodes, single orders from several callers at the leading node."""
+    with cluster(2) as net:
+        callers(net, threads=16, seconds=0.5)
+        for threads in (1, 16, 64, 256):
+            rates = [callers(net, threads=threads, seconds=options.seconds) for _ in range(options.rounds)]
+            report.add(f"submit_order, {threads} callers", "orders/s", rates, nodes=2, callers=threads)
+
+
+def measure_latency(report: Report, options: argparse.Namespace) -> None:
+    """Two nodes, one order at a time and at fixed rates."""
+    with cluster(2) as net:
+        one_at_a_time(net, count=500)
+        runs = [_percentiles(one_at_a_time(net, count=1000)) for _ in range(options.rounds)]
+        for name in runs[0]:
+            report.add(f"one at a time, {name[:-3]}", "ms", [run[name] for run in runs], nodes=2)
+        for rate in (1000, 5000):
+            runs = [
+                _percentiles(at_rate(net, rate=rate, threads=32, seconds=options.seconds))
+                for _ in range(options.rounds)
+            ]
+            for name in runs[0]:
+                report.add(f"{rate} a second, {name[:-3]}", "ms", [run[name] for run in runs], nodes=2, rate=rate)
+
+
+def measure_nodes(report: Report, options: argparse.Namespace) -> None:
+    """One market on 1, 2, 3 and 5 nodes, with two nodes again and again as the yardstick."""
+    with cluster(2) as two:
+        batches(two, Orders(), in_flight=1024, batch=options.batch, seconds=0.5)
+        for nodes in (1, 3, 5):
+            with cluster(nodes) as net:
+                _compare(report, options, net, two, f"{nodes} nodes", nodes=nodes)
+
+
+def measure_markets(report: Report, options: argparse.Namespace) -> None:
+    """10 and 100 markets on two nodes, all led by one of them, with one market as the yardstick."""
+    with cluster(2) as one:
+        batches(one, Orders(), in_flight=1024, batch=options.batch, seconds=0.5)
+        for markets in (10, 100):
+            with cluster(2, markets) as net:
+                _compare(report, options, net, one, f"{markets} markets", nodes=2, markets=markets)
+
+
+def _compare(
+    report: Report, options: argparse.Namespace, net: Cluster, yardstick: Cluster, what: str, **details: int
+) -> None:
+    load = {"in_flight": 1024, "batch": options.batch}
+    mine, other = Orders(), Orders(account="other")
+    batches(net, mine, **load, seconds=1.0)
+    rates, ratios = [], []
+    for _ in range(options.rounds):
+        rates.append(batches(net, mine, **load, seconds=options.seconds))
+        ratios.append(rates[-1] / batches(yardstick, other, **load, seconds=options.seconds))
+    report.add(f"{what}, 1024 in flight each", "commands/s", rates, **details, **load)
+    report.add("  ratio", "of 2 nodes, 1 market", ratios, **details, **load)
 
 
 def main() -> None:
     """Run the benchmark from the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--nodes", type=int, default=2, help="node processes, all in the in-sync set (default 2)")
-    parser.add_argument("--batch", type=int, default=256, help="commands of one submit_many (default 256)")
-    parser.add_argument("--in-flight", type=int, default=1024, help="most commands unanswered (default 1024)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="length of the pipelined run (default 5)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--only", choices=PARTS, help="one part")
+    parser.add_argument("--batch", type=int, default=64, help="most commands of one submit_many (default 64)")
+    parser.add_argument(
+        "--in-flight", type=numbers, default=[1, 16, 64, 256, 1024], help="most commands unanswered, a list"
+    )
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of a round (default 2)")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds of each figure (default {ROUNDS})")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="openoutcry-bench-") as folder:
-        result = measure(options, Path(folder))
-    if options.json:
-        sys.stdout.write(json.dumps(result) + "\n")
-    else:
-        sys.stdout.write("".join(f"{name:>28}: {value}\n" for name, value in result.items()))
-    sys.exit(0 if result["state_hashes_equal"] else 1)
+    report = Report("pipeline")
+    for part in PARTS:
+        if options.only in (None, part):
+            globals()[f"measure_{part}"](report, options)
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ from ...transport.rendezvous import Rendezvous
 from ..config import DIRECTORY_DEFAULT, NodeConfig, load_config
 from ..control import ControlServer
 from ..logs import FORMATS, LEVELS, LogWriter
-from ..node import ExchangeNode
-from ..replay_run import spare_gc
+from ..node import ExchangeNode, spare_gc
 from .common import options, until_signalled
 
 logger = get_logger(__name__)
