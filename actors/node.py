@@ -127,7 +127,7 @@ IN_FLIGHT_MAX: Final = 65_536
 """Most commands of one market that a node may have unanswered; a submitter beyond waits, then gets Overloaded."""
 
 MARKETS_MAX: Final = 1000
-"""Most markets of one node: each has two threads, an open file and a preallocated journal of 64 MiB."""
+"""Most markets of one node: each has two threads, an open file and a journal of 1 MiB at least."""
 BALANCE_S: Final = 0.5
 """How long a market may wait for its next leader when leaders are evened out, in seconds; then it stays."""
 BALANCE_LAG_MAX: Final = 2 * COMMANDS_MAX

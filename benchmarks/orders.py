@@ -1,4 +1,4 @@
-"""The orders that the benchmarks send: limit orders within ten ticks, of which half trade, so that the book is small."""
+"""The orders that the benchmarks send: limit orders within ten ticks; half of them trade, so that the book is small."""
 
 from __future__ import annotations
 

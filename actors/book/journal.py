@@ -29,7 +29,9 @@ from .record import EMPTY, Record, Tail, chain_of
 from .snapshots import sync_folder
 
 SEGMENT_SIZE: Final = 64 * 1024 * 1024
-"""Size to which a segment is preallocated, in bytes; a new one starts when an entry would not fit."""
+"""Size of a segment, in bytes; a new one starts when an entry would not fit."""
+ALLOCATED_MIN: Final = 1024 * 1024
+"""How much of a segment is allocated before it is written, in bytes; doubled each time that it is full."""
 
 _SEGMENT_HEADER: Final = struct.Struct("<8sIIQQ32s")  # magic, version, crc32, epoch, sequence, chain of the tail before
 _SEGMENT_MAGIC: Final = b"OUTCRYJ\0"
@@ -134,6 +136,7 @@ class Journal:
         self._pruned = 0
         self._fd = -1
         self._end = 0
+        self._allocated = 0
         try:
             if read_only:
                 self._failed = "it is open for reading only"
@@ -183,6 +186,7 @@ class Journal:
             tail = record.tail
             at += 1
         if parts:
+            self._allocate(end + _ENTRY_HEADER.size)
             self._write(b"".join(parts), self._end)
             os.fdatasync(self._fd)
             self._end = end
@@ -462,7 +466,8 @@ class Journal:
         tail = self.tail
         path = self._folder / f"{tail.sequence + 1:020d}.log"
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-        self._preallocate()
+        self._allocated = 0
+        self._allocate(min(ALLOCATED_MIN, self._segment_size))
         base = (tail.epoch, tail.sequence, tail.chain)
         header = _SEGMENT_HEADER.pack(_SEGMENT_MAGIC, _SEGMENT_VERSION, _segment_check(*base), *base)
         self._write(header, 0)
@@ -473,21 +478,30 @@ class Journal:
 
     def _open_segment(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._allocated = os.fstat(self._fd).st_size
 
-    def _preallocate(self) -> None:
-        # Not every file system can; then a sync also has to write the file's new size, and is slower.
+    def _allocate(self, size: int) -> None:
+        """Have at least ``size`` bytes of the segment allocated: a sync is quicker that has no new size to write.
+
+        In steps that double: a market that trades little takes little of the disk, and is read quickly at a start.
+        """
+        if size <= self._allocated:
+            return
+        size = max(size, min(2 * self._allocated, self._segment_size))
         try:
-            os.posix_fallocate(self._fd, 0, self._segment_size)
+            os.posix_fallocate(self._fd, self._allocated, size - self._allocated)
         except OSError as error:
-            if error.errno not in (95, 22, 38):  # EOPNOTSUPP, EINVAL, ENOSYS
+            if error.errno not in (95, 22, 38):  # EOPNOTSUPP, EINVAL, ENOSYS: not every file system can
                 raise
+        self._allocated = size
 
     def _erase_after_end(self, *, only_if_dirty: bool = False) -> None:
         """Zero what lies behind the tail, durably, so that no old entry can ever be read as a new one."""
         if only_if_dirty and not self.cut_bytes:
             return
         os.ftruncate(self._fd, self._end)
-        self._preallocate()
+        self._allocated = self._end
+        self._allocate(self._end + min(ALLOCATED_MIN, self._segment_size))
         os.fsync(self._fd)
 
     def _place(self, at: int) -> tuple[int, int]:

@@ -8,12 +8,13 @@ import os
 import random
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from openoutcry.actors.book.commands import CANCEL_ALL
-from openoutcry.actors.book.journal import FolderLock, Journal
+from openoutcry.actors.book.journal import ALLOCATED_MIN, FolderLock, Journal
 from openoutcry.actors.book.record import EMPTY, Record, Tail
 from openoutcry.transport.errors import ConfigurationError, StorageError
 
@@ -50,6 +51,20 @@ def write(folder: Path, batches: list[int]) -> list[Record]:
 def only_segment(folder: Path) -> Path:
     (path,) = folder.glob("*.log")
     return path
+
+
+def test_a_journal_takes_as_much_of_the_disk_as_its_market_needs(tmp_path: Path) -> None:
+    size_max = 16 * ALLOCATED_MIN
+    journal = Journal(tmp_path, segment_size=size_max)
+    sizes = [only_segment(tmp_path).stat().st_size]
+    while journal.tail.sequence * 64 < size_max // 4:
+        journal.append(records_after(journal.tail, 2000), committed=journal.tail.sequence)
+        sizes.append(only_segment(tmp_path).stat().st_size)
+        assert sizes[-1] >= journal._end, "what is written was allocated before"
+    journal.close()
+    assert sizes[0] == ALLOCATED_MIN
+    assert len(set(sizes)) > 2, "the test is meant to grow it"
+    assert all(after in (before, 2 * before) for before, after in pairwise(sizes))
 
 
 def test_what_was_appended_is_read_back_across_segments_and_restarts(tmp_path: Path) -> None:
