@@ -24,6 +24,7 @@ from .common import options, until_signalled
 
 logger = get_logger(__name__)
 
+_LOOK_S: Final = 0.5
 STOP_S_MAX: Final = 30.0
 """How long a node may take to hand over, answer and close after SIGTERM, in seconds."""
 
@@ -74,7 +75,8 @@ def directory(listen: str, advertise: str | None, peers: tuple[str, ...]) -> Non
 
 @click.command()
 @node_settings
-def node(**flags: Any) -> None:
+@click.option("--exit-with", "parent", type=int, hidden=True, help="End, too, when the parent is not this process.")
+def node(*, parent: int | None, **flags: Any) -> None:
     """Run a node until SIGTERM or SIGINT. It logs to stderr, and the other commands reach it by its data directory.
 
     Settings come from flags, OPENOUTCRY_* variables, a TOML file ($OPENOUTCRY_CONFIG, or openoutcry.toml in
@@ -90,6 +92,8 @@ def node(**flags: Any) -> None:
         until_signalled(on_hangup=log.reopen) as ended,
         _ends_within(STOP_S_MAX, ended),
     ):
+        if parent is not None:
+            threading.Thread(target=_end_with, args=(parent, ended), name="parent-watch", daemon=True).start()
         _run(config, ended)
 
 
@@ -111,6 +115,13 @@ def _ends_within(seconds: float, ended: threading.Event) -> Iterator[None]:
     finally:
         done.set()
         ended.set()
+
+
+def _end_with(parent: int, ended: threading.Event) -> None:
+    while os.getppid() == parent:
+        if ended.wait(_LOOK_S):
+            return
+    ended.set()
 
 
 def _run(config: NodeConfig, ended: threading.Event) -> None:
