@@ -47,7 +47,7 @@ logger = get_logger(__name__)
 
 CONTROL_FILE: Final = "control.json"
 WORKERS: Final = 4
-"""How many requests are served at once; others wait in line."""
+"""How many requests are served at once; others wait in line. A node's status has a line of its own."""
 TIMEOUT_MS_MAX: Final = 60_000
 REQUEST_SIZE_MAX: Final = 16 * 1024
 ITEMS_MAX: Final = 10_000
@@ -284,14 +284,14 @@ class ControlServer:
         self._token = secrets.token_hex(16)
         self._stopping = threading.Event()
         self._closed = False
-        self._socket = sockets.open_socket(pynng.Rep0, frame_size_max=REQUEST_SIZE_MAX)
+        self._sockets: list[Any] = []
         self._contexts: list[Any] = []
         try:
-            self.address = sockets.listen(self._socket, "tcp://127.0.0.1:0")
-            self._contexts += [self._socket.new_context() for _ in range(WORKERS)]
+            self.address = self._listen(WORKERS)
+            self._status_address = self._listen(1)
             self._write_file()
         except BaseException:
-            self._close_socket()
+            self._close_sockets()
             raise
         self._threads = [
             threading.Thread(target=self._serve, args=(context,), name=f"{node.name}-control-{at}", daemon=True)
@@ -321,17 +321,24 @@ class ControlServer:
         self._closed = True
         for thread in self._threads:
             thread.join()
-        self._close_socket()
+        self._close_sockets()
 
-    def _close_socket(self) -> None:
-        for context in self._contexts:
-            context.close()
-        self._socket.close()
+    def _listen(self, workers: int) -> str:
+        socket = sockets.open_socket(pynng.Rep0, frame_size_max=REQUEST_SIZE_MAX)
+        self._sockets.append(socket)
+        address = sockets.listen(socket, "tcp://127.0.0.1:0")
+        self._contexts += [socket.new_context() for _ in range(workers)]
+        return address
+
+    def _close_sockets(self) -> None:
+        for opened in (*self._contexts, *self._sockets):
+            opened.close()
 
     def _write_file(self) -> None:
         scratch = self._file.with_suffix(".new")
         scratch.unlink(missing_ok=True)
         values = {"pid": os.getpid(), "name": self._node.name, "address": self.address, "token": self._token}
+        values |= {"status_address": self._status_address, "metrics": self._node.metrics_address}
         with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             json.dump(values, file)
         scratch.replace(self._file)
@@ -491,24 +498,30 @@ class ControlClient:
         self._token = control["token"]
         self._timeout_ms = max(1, min(int(timeout * 1000), TIMEOUT_MS_MAX))
         self._closed = False
+        self._control = control
+        self._socket = self._dial(control["address"])
+        self._status_socket: Any = None
+
+    def _dial(self, address: str) -> Any:
         # The node answers within the timeout; a second beyond is for a node that is stuck.
-        self._socket = sockets.open_socket(
+        socket = sockets.open_socket(
             pynng.Req0, recv_timeout_ms=self._timeout_ms + 1000, send_timeout_ms=self._timeout_ms
         )
         try:
-            self._socket.resend_time = -1
-            if self._socket.resend_time != -1:
+            socket.resend_time = -1
+            if socket.resend_time != -1:
                 raise TransportError("nng did not accept resend_time=-1: a command might be sent twice")
-            self._socket.dial(control["address"], block=True)
+            socket.dial(address, block=True)
         except pynng.NNGException as error:
-            self._socket.close()
+            socket.close()
             raise Unavailable(
-                f"no node is running on {data_dir}: its last one, process {control['pid']}, was not closed ({error})",
+                f"node {self.name} is not running: its process, {self._control['pid']}, did not close it ({error})",
                 code="node_not_running",
             ) from error
         except BaseException:
-            self._socket.close()
+            socket.close()
             raise
+        return socket
 
     def __enter__(self) -> ControlClient:
         return self
@@ -520,6 +533,8 @@ class ControlClient:
         """Close the link. Idempotent."""
         self._closed = True
         self._socket.close()
+        if self._status_socket is not None:
+            self._status_socket.close()
 
     def submit_order(
         self,
@@ -655,8 +670,13 @@ class ControlClient:
         except ProtocolError as error:
             raise InvalidRequest(error.message) from error
         try:
-            self._socket.send(frame)
-            answer = ANSWERS.decode(self._socket.recv_msg().bytes)
+            socket = self._socket
+            if isinstance(request, GetStatus):
+                # In a line of its own: it has to be there when nothing else gets through.
+                self._status_socket = self._status_socket or self._dial(self._control["status_address"])
+                socket = self._status_socket
+            socket.send(frame)
+            answer = ANSWERS.decode(socket.recv_msg().bytes)
         except pynng.Timeout:
             raise RequestTimeout(f"node {self.name} did not answer in time: the outcome is unknown") from None
         except pynng.NNGException as error:
@@ -672,7 +692,7 @@ def read_control_file(data_dir: Path) -> Mapping[str, Any] | None:
     """Return what the node that runs on ``data_dir`` has written, or None if none does (its process is gone)."""
     try:
         values = json.loads((data_dir / CONTROL_FILE).read_text(encoding="utf-8"))
-        pid, strings = values["pid"], [values[key] for key in ("name", "address", "token")]
+        pid, strings = values["pid"], [values[key] for key in ("name", "address", "status_address", "token")]
         if type(pid) is not int or pid < 1 or not all(isinstance(value, str) for value in strings):
             return None
         os.kill(pid, 0)

@@ -25,7 +25,8 @@ from openoutcry.actors import inspection
 from openoutcry.actors.local import Bot, LocalExchange
 
 MARKET: Final = "BTC-USD"
-RULES: Final = f"{MARKET}:tick_size=0.01,lot_size=0.01"
+RULES: Final = f"{MARKET}:tick_size=0.01,lot_size=0.01,dedupe_window=10000"
+"""A window that is full soon: memory that grows while it fills says nothing."""
 SAMPLE_S: Final = 5.0
 MEMORY_GROWTH_MAX: Final = 0.10
 """How much larger than at half time the first node may be in the end: its state grows until its windows are full."""

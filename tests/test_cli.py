@@ -30,7 +30,16 @@ from openoutcry.actors import (
 )
 from openoutcry.actors.cli import main
 from openoutcry.actors.cli.show import status_lines
-from openoutcry.actors.control import ANSWERS, CONTROL_FILE, REQUESTS, ControlClient, ControlServer, Failure, GetStatus
+from openoutcry.actors.control import (
+    ANSWERS,
+    CONTROL_FILE,
+    REQUESTS,
+    WORKERS,
+    ControlClient,
+    ControlServer,
+    Failure,
+    GetStatus,
+)
 from openoutcry.transport import sockets
 from openoutcry.transport.errors import LinkBroken
 
@@ -457,7 +466,7 @@ def test_command_whose_answer_is_lost_is_not_sent_again_by_itself(tmp_path: Path
     received = []
     with sockets.open_socket(pynng.Rep0, recv_timeout_ms=1500) as server:
         address = sockets.listen(server, "tcp://127.0.0.1:0")
-        control = {"pid": os.getpid(), "name": "x", "address": address, "token": "t"}
+        control = {"pid": os.getpid(), "name": "x", "address": address, "status_address": address, "token": "t"}
         (tmp_path / CONTROL_FILE).write_text(json.dumps(control))
 
         def lose() -> None:
@@ -541,3 +550,74 @@ def test_settings_are_checked_and_shown_before_a_node_runs_with_them(run: Run, h
     assert "'min_insync' does not exist; did you mean min_in_sync? (configuration)" in refused.output
     file.write_text('[node]\n[markets.BTC-USD]\ntick_size = "none"\n')
     assert run("config", "check", file).exit_code == 1
+
+
+def test_status_is_answered_while_all_that_can_be_served_at_once_is_stuck(
+    desk: ExchangeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let, stuck = threading.Event(), threading.Semaphore(0)
+    monkeypatch.setattr(desk, "cancel_all", lambda *_, **__: (stuck.release(), let.wait(30), desk.nothing)[2])
+
+    def get_stuck() -> None:
+        with ControlClient(desk.data_dir, timeout=30) as client, pytest.raises(OpenOutcryError):
+            client.cancel_all(MARKET)
+
+    callers = [threading.Thread(target=get_stuck) for _ in range(WORKERS)]
+    for caller in callers:
+        caller.start()
+    try:
+        assert all([stuck.acquire(timeout=WITHIN_S) for _ in callers])
+        with ControlClient(desk.data_dir, timeout=5) as client:
+            assert client.status()["markets"][MARKET]["ready"]
+    finally:
+        let.set()
+        for caller in callers:
+            caller.join()
+
+
+def test_watched_status_is_shown_again_and_again_until_ctrl_c(desk: ExchangeNode, start: Start) -> None:
+    watching = start("status", "--watch", "--json", "--data-dir", str(desk.data_dir))
+    assert watching.stdout is not None
+    shown = [json.loads(watching.stdout.readline()) for _ in range(3)]
+    assert {each["name"] for each in shown} == {"desk"}
+    watching.send_signal(signal.SIGINT)
+    assert watching.wait(WITHIN_S) == 0
+
+
+def test_demo_trades_ends_equal_and_leaves_nothing_behind(home: Path, start: Start, tmp_path: Path) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    os.environ["TMPDIR"] = str(temporary)
+    try:
+        demo = start("demo", "--nodes", "2", "--bots", "2", "--orders-per-s", "50")
+    finally:
+        del os.environ["TMPDIR"]
+    assert demo.stdout is not None
+    lines: list[str] = []
+    for line in demo.stdout:
+        lines.append(line.rstrip())
+        if line.startswith("2 bots: ") and not line.startswith("2 bots: 0 "):
+            break
+    pids = {int(line.split()[1]) for line in lines if line.startswith("node-")}
+    assert len(pids) == 2
+    demo.send_signal(signal.SIGINT)
+    rest, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 0
+    assert "all nodes are at sequence" in rest
+    assert list(temporary.iterdir()) == []
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+def test_nodes_of_a_demo_that_was_killed_end_by_themselves(home: Path, start: Start) -> None:
+    demo = start("demo", "--nodes", "2", "--bots", "0")
+    assert demo.stdout is not None
+    pids: set[int] = set()
+    for line in demo.stdout:
+        if line.startswith("node-"):
+            pids.add(int(line.split()[1]))
+        if len(pids) == 2:
+            break
+    demo.kill()
+    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "the nodes have ended")

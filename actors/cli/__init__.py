@@ -9,7 +9,7 @@ from typing import Final
 
 import click
 
-from . import admin, disk, replaying, serve, settings, show, trade
+from . import admin, demo, disk, replaying, serve, settings, show, trade
 from .common import Group
 
 
@@ -36,6 +36,7 @@ _COMMANDS: Final[tuple[click.Command, ...]] = (
     disk.verify,
     disk.log,
     replaying.replay,
+    demo.demo,
 )
 for _command in _COMMANDS:
     main.add_command(_command)

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -18,8 +18,6 @@ from ...transport.errors import InvalidRequest, OpenOutcryError, Unavailable
 from ..config import ENV_PREFIX, home_folder
 from ..control import ControlClient, read_control_file, running_nodes
 from ..views import as_json
-
-WATCH_S: Final = 0.1
 
 
 class Failure(click.ClickException):

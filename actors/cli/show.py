@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ from typing import Any
 import click
 
 from ..control import ITEMS_MAX
-from .common import WATCH_S, at_node, connect, print_json, until_signalled
+from . import live
+from .common import at_node, connect, print_json, until_signalled
 
 
 @click.command()
@@ -33,22 +33,22 @@ def book(
     """Show a market's book as the node's own replica has it."""
     with connect(node_name, data_dir, timeout) as client, until_signalled() as ended:
         known: int | None = None
-        while not ended.is_set():
+
+        def view() -> list[str] | None:
+            nonlocal known
             found = client.book(market, depth=depth, known=known)
-            if found is not None:
-                known = found["sequence"]
-                if watch and not as_json_text and sys.stdout.isatty():
-                    click.clear()
-                if as_json_text:
-                    print_json(found)
-                else:
-                    click.echo("\n".join(_book_lines(found)))
-            if not watch:
-                return
-            ended.wait(WATCH_S)
+            if found is None:
+                return None
+            known = found["sequence"]
+            return [json.dumps(found)] if as_json_text else book_lines(found)
+
+        if watch:
+            live.watch(view, ended, in_place=not as_json_text)
+        else:
+            click.echo("\n".join(view() or []))
 
 
-def _book_lines(found: dict[str, Any]) -> list[str]:
+def book_lines(found: dict[str, Any]) -> list[str]:
     """Return the lines of a book: asks above bids, the best prices in the middle."""
     levels = [*found["bids"], *found["asks"]]
     at_price = max([5, *(len(level["price"]) for level in levels)])
@@ -88,18 +88,18 @@ def trades(
                 print_json(last)
             else:
                 for trade in last:
-                    click.echo(_trade_line(trade))
+                    click.echo(trade_line(trade))
             return
         sequence, _ = client.events(market, None)
         while not ended.is_set():
             sequence, events = client.events(market, sequence)
             for event in events:
                 if event["kind"] == "trade":
-                    click.echo(json.dumps(event) if as_json_text else _trade_line(event))
-            ended.wait(WATCH_S)
+                    click.echo(json.dumps(event) if as_json_text else trade_line(event))
+            ended.wait(live.WATCH_S)
 
 
-def _trade_line(trade: dict[str, Any]) -> str:
+def trade_line(trade: dict[str, Any]) -> str:
     verb = "bought" if trade["side"] == "buy" else "sold"
     parties = f"{trade['taker_account']} {verb}, {trade['maker_account']} made"
     return f"{trade['sequence']:>8}  #{trade['trade_id']}  {trade['quantity']} at {trade['price']}, {parties}"
@@ -132,15 +132,20 @@ def orders(
 
 
 @click.command()
+@click.option("--watch", is_flag=True, help="Go on: show it anew twice a second.")
 @at_node
-def status(node_name: str | None, data_dir: Path | None, timeout: float, as_json_text: bool) -> None:
+def status(*, watch: bool, node_name: str | None, data_dir: Path | None, timeout: float, as_json_text: bool) -> None:
     """Show the state of a node, its links and its markets."""
-    with connect(node_name, data_dir, timeout) as client:
-        found = client.status()
-    if as_json_text:
-        print_json(found)
-        return
-    click.echo("\n".join(status_lines(found)))
+    with connect(node_name, data_dir, timeout) as client, until_signalled() as ended:
+
+        def view() -> list[str]:
+            found = client.status()
+            return [json.dumps(found)] if as_json_text else status_lines(found)
+
+        if watch:
+            live.watch(view, ended, in_place=not as_json_text)
+        else:
+            click.echo("\n".join(view()))
 
 
 def status_lines(found: dict[str, Any]) -> list[str]:

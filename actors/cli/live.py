@@ -1,0 +1,77 @@
+"""A view that is shown again and again: in place in a terminal, as lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+import click
+
+WATCH_S: Final = 0.5
+"""How often a view is made anew, in seconds: it costs the node a request."""
+
+
+def watch(
+    view: Callable[[], list[str] | None], ended: threading.Event, *, every_s: float = WATCH_S, in_place: bool = True
+) -> None:
+    """Show what ``view`` returns until ``ended``; None = nothing new.
+
+    In a terminal it is shown in place, by rich where that is installed; elsewhere, and where ``in_place`` is False, its
+    lines follow each other.
+    """
+    with _terminal() if in_place and sys.stdout.isatty() else _Lines() as shown:
+        while not ended.is_set():
+            lines = view()
+            if lines is not None:
+                shown.show(lines)
+            ended.wait(every_s)
+
+
+class _Lines:
+    def __enter__(self) -> _Lines:
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        return
+
+    def show(self, lines: list[str]) -> None:
+        click.echo("\n".join(lines))
+
+
+class _Cleared(_Lines):
+    def show(self, lines: list[str]) -> None:
+        click.clear()
+        super().show(lines)
+
+
+class _InPlace(_Lines):
+    """A rich ``Live``: it redraws what has changed, and leaves the last view behind."""
+
+    def __init__(self, live: Any, text: Callable[[str], Any]) -> None:
+        self._live = live
+        self._text = text
+
+    def __enter__(self) -> _InPlace:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self._live.stop()
+
+    def show(self, lines: list[str]) -> None:
+        text = self._text("\n".join(lines))
+        text.highlight_regex(r"\b(yes|up|ready|leading|equal)\b", "green")
+        text.highlight_regex(r"\b(no|down|stopped|failed|DIFFER|error|failure)\b", "bold red")
+        text.highlight_regex(r"(?m)^[A-Z][A-Z /]+$|^(NODE|MARKET) .*$", "bold")
+        self._live.update(text, refresh=True)
+
+
+def _terminal() -> _Lines:
+    try:
+        from rich.live import Live  # noqa: PLC0415 - an optional dependency
+        from rich.text import Text  # noqa: PLC0415
+    except ImportError:
+        return _Cleared()
+    return _InPlace(Live(auto_refresh=False), Text)
