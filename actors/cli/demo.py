@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 import threading
 import time
@@ -13,11 +14,12 @@ import click
 from ...transport.errors import OpenOutcryError
 from ..local import Bot, LocalExchange
 from .common import Failure, until_signalled
-from .live import watch
+from .live import WATCH_S, watch
 from .show import book_lines, table, trade_line
 
 MARKET: Final = "BTC-USD"
-_LINE_S: Final = 2.0
+_LINES_S: Final = 2.0
+"""How often the view is printed where it cannot be shown in place, in seconds."""
 
 
 @click.command()
@@ -50,7 +52,7 @@ def demo(*, nodes: int, bots: int, orders_per_s: float, seconds: float | None) -
             timer = threading.Timer(seconds, ended.set)
             timer.daemon = True
             timer.start()
-        watch(_View(exchange, traders), ended, every_s=_LINE_S)
+        watch(_View(exchange, traders), ended, every_s=WATCH_S if sys.stdout.isatty() else _LINES_S)
         click.echo("ending the bots and the nodes")
         for trader in traders:
             trader.stop()
@@ -119,4 +121,4 @@ def _cells(status: dict[str, Any] | None) -> tuple[str, ...]:
         return ("down" if market is None else "stopped", "no", "-", "-", "-", "-")
     ready = "yes" if market["ready"] else "no"
     counts = str(market["epoch"]), str(len(market["in_sync"])), str(market["applied"])
-    return (market["role"], ready, *counts, market["state_hash"])
+    return (market["role"], ready, *counts, market["state_hash"][:16])

@@ -49,7 +49,7 @@ class _Cleared(_Lines):
 class _InPlace(_Lines):
     """A rich ``Live``: it redraws what has changed, and leaves the last view behind."""
 
-    def __init__(self, live: Any, text: Callable[[str], Any]) -> None:
+    def __init__(self, live: Any, text: Callable[..., Any]) -> None:
         self._live = live
         self._text = text
 
@@ -61,7 +61,7 @@ class _InPlace(_Lines):
         self._live.stop()
 
     def show(self, lines: list[str]) -> None:
-        text = self._text("\n".join(lines))
+        text = self._text("\n".join(lines), no_wrap=True, overflow="ellipsis")
         text.highlight_regex(r"\b(yes|up|ready|leading|equal)\b", "green")
         text.highlight_regex(r"\b(no|down|stopped|failed|DIFFER|error|failure)\b", "bold red")
         text.highlight_regex(r"(?m)^[A-Z][A-Z /]+$|^(NODE|MARKET) .*$", "bold")
