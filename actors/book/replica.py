@@ -541,14 +541,18 @@ class Replica:
         self._followers.pop(node, None)
         if node == self.leader:
             self.joined = False
-        if self.role is Role.LEADING and node in self.in_sync:
+        if self.role is Role.LEADING and self._may_be_member(node):
             self._missing_since_ns[node] = now_ns - self._absent_ns_max
             return self._reconsider(now_ns)
         return []
 
+    def _may_be_member(self, node: str) -> bool:
+        """Whether ``node`` is in sync, or will be when the swap that is under way has succeeded."""
+        return node in self.in_sync or (self._swap is not None and node in self._swap.in_sync)
+
     def on_peer_gone(self, node: str, now_ns: int) -> list[Effect]:
         """The process of ``node`` has ended, as far as this node can see: none waits for its lease, or its return."""
-        if node in self.in_sync:
+        if self._may_be_member(node):
             self.gone.add(node)
         return self.on_leader_lapsed(node) if node == self.leader else self.on_peer_down(node, now_ns)
 

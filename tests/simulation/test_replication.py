@@ -113,6 +113,22 @@ def test_a_new_leader_waits_for_no_member_whose_process_has_ended() -> None:
     assert without.in_sync == ("b",)
 
 
+def test_a_follower_that_leaves_while_it_is_being_added_is_not_waited_for() -> None:
+    replica = leader()
+    replica.propose(((3, "ann", "c"),), (), timestamp_ns=1, now_ns=0)
+    (record,) = replica.pending
+    replica.on_durable(replica._generation, 1, 0)
+    (read,) = replica.on_join("b", join(1), 0)
+    assert isinstance(read, ReadJournal)
+    replica.on_log_read(LogRead("b", 0, read.token, EMPTY.chain, (record.body,), (), 0), 0)
+    (adding,) = [e for e in replica.on_ack("b", Ack("M", 2, 1, 1, 0), 0) if isinstance(e, SwapRecord)]
+    assert adding.in_sync == ("a", "b")
+    replica.on_peer_down("b", 0)
+    effects = replica.on_swapped(adding, MarketRecord("M", 3, 2, "a", ("a", "b")), 0)
+    (leaving_out,) = [e for e in effects if isinstance(e, SwapRecord)]
+    assert leaving_out.in_sync == ("a",)
+
+
 def test_acks_and_joins_of_an_earlier_life_of_the_link_do_not_count() -> None:
     replica = leader()
     assert replica.on_join("b", join(7), 0)
