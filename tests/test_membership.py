@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from openoutcry.actors import ConfigurationError, MarketRules, Unavailable
+from openoutcry.actors.messages import HandOver
 from processes import eventually
 
 MARKET = "BTC-USD"
@@ -48,6 +49,17 @@ def test_a_leader_without_another_in_sync_leads_on_and_says_so(exchange: Any) ->
     net = exchange(nodes=1, markets={MARKET: RULES})
     with pytest.raises(Unavailable) as caught:
         net[0].transfer(MARKET, timeout=1)
+    assert caught.value.code == "not_transferred"
+
+
+def test_a_node_that_is_not_in_sync_is_refused_the_lead_and_the_market_never_pauses(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    observer = net.add(markets=[], observe=[MARKET])
+    eventually(lambda: observer.node_id in status(net[0])["followers"], "the observer follows")
+    assert net[0]._ask_message(net[0]._books[MARKET], HandOver(observer.node_id), 5), "there is nobody to take over"
+    assert not net[0]._ask(net[0]._books[MARKET], lambda actor: actor.replica.resigned, 5)
+    with pytest.raises(Unavailable) as caught:
+        net[0].transfer(MARKET, to=observer.node_id)
     assert caught.value.code == "not_transferred"
     net[0].submit_order(MARKET, "buy", "100", "1")
 

@@ -103,6 +103,7 @@ from .replica import (
 )
 from .rules import MarketRules
 from .snapshots import Snapshots, sync_folder
+from .starts import next_start
 from .writer import JournalActor
 
 logger = get_logger(__name__)
@@ -246,6 +247,8 @@ class BookActor(NodeActor):
         self._observer = observer
         self.damage: str | None = None
         """What was wrong with the journal that was put aside, while it is being made good."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self._started_as = next_start(folder.with_name(f"{folder.name}=starts"), self._clock_ns())
         try:
             journal, snapshots, self.replica = self._open()
         except StorageError as error:
@@ -262,7 +265,7 @@ class BookActor(NodeActor):
         self._waiting_commands = 0
         self._writing = False
         self._outstanding: dict[int, Request] = {}
-        self._next_request = self._clock_ns()
+        self._next_request = self._started_as
         self._asking_lease = False
         self._untold = False
         """Leader: followers do not know yet how far the log is committed; the next record tells them, if it is soon."""
@@ -326,7 +329,7 @@ class BookActor(NodeActor):
             node=self._node,
             applied=applied,
             pending=pending,
-            incarnation=self._clock_ns(),
+            incarnation=self._started_as,
             min_in_sync=self._min_in_sync,
             observer=self._observer,
             repairing=mark.exists(),
@@ -416,6 +419,8 @@ class BookActor(NodeActor):
         elif isinstance(message, HandOver):
             if message.give_up:
                 self.replica.resigned = False
+                return True
+            if message.to is not None and message.to not in self.replica.successors():
                 return True
             self._run(self.replica.resign(message.to))
             return self.replica.role is not Role.LEADING or not self.replica.successors()

@@ -501,7 +501,6 @@ class Journal:
             return
         os.ftruncate(self._fd, self._end)
         self._allocated = self._end
-        self._allocate(self._end + min(ALLOCATED_MIN, self._segment_size))
         os.fsync(self._fd)
 
     def _place(self, at: int) -> tuple[int, int]:

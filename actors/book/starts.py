@@ -1,0 +1,38 @@
+"""Numbers that grow from one start of a replica to the next, whatever the machine's clock does in between."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from ...transport.errors import StorageError
+from .snapshots import sync_folder
+
+SPAN: Final = 2**40
+"""How many numbers one start may use up: those of its requests and of its attempts to join."""
+
+
+def next_start(path: Path, now_ns: int) -> int:
+    """Return a number that is larger, by ``SPAN`` at least, than any that was returned for ``path`` before.
+
+    It is the time in nanoseconds unless the clock was set back. ``path`` keeps it, durably before it is used.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    try:
+        last = int(path.read_text()) if path.exists() else -SPAN
+        number = max(now_ns, last + SPAN)
+        scratch = path.with_name(f"{path.name}.new")
+        with scratch.open("w") as file:
+            file.write(f"{number}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        scratch.replace(path)
+        sync_folder(path.parent)
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"cannot count the starts of this replica in {path}: {error}; if it is damaged, and the clock is right, remove it"
+        ) from error
+    return number
