@@ -101,7 +101,7 @@ def asks(feed: Any, first: int, seconds: float) -> tuple[int, dict[str, float]]:
         number += 1
     times.sort()
     count = len(times)
-    figures = {
+    figures: dict[str, float] = {
         "asks_per_s": round(count / (time.perf_counter() - started)),
         "ask_p50_us": round(times[count // 2] * 1e6),
         "ask_p99_us": round(times[int(count * 0.99)] * 1e6),

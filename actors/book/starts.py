@@ -33,6 +33,7 @@ def next_start(path: Path, now_ns: int) -> int:
         sync_folder(path.parent)
     except (OSError, ValueError) as error:
         raise StorageError(
-            f"cannot count the starts of this replica in {path}: {error}; if it is damaged, and the clock is right, remove it"
+            f"cannot count the starts of this replica in {path}: {error}; if the file is damaged, and the clock is "
+            "right, remove it"
         ) from error
     return number
