@@ -94,6 +94,7 @@ from .replica import (
     PutAside,
     ReadJournal,
     ReadRecord,
+    RepairBegun,
     RepairEnded,
     Replica,
     Role,
@@ -291,13 +292,16 @@ class BookActor(NodeActor):
         """Move damaged files out of the way, and leave a mark until a peer has made good what they held."""
         aside = put_aside(self._folder, "damaged")
         self._log.critical("journal_put_aside", error=error, aside=aside)
-        mark = self._folder / REPAIRING
-        with mark.open("w") as file:
-            file.write(f"{error}\n")
+        self._mark_repairing(str(error))
+        self.book = OrderBook()
+
+    def _mark_repairing(self, why: str) -> None:
+        """Leave the mark, durably, that this replica is being repaired: it outlives a restart halfway."""
+        with (self._folder / REPAIRING).open("w") as file:
+            file.write(f"{why}\n")
             file.flush()
             os.fsync(file.fileno())
         sync_folder(self._folder)
-        self.book = OrderBook()
 
     def _recover(self, journal: Journal, snapshots: Snapshots) -> Replica:
         applied = EMPTY
@@ -757,6 +761,10 @@ class BookActor(NodeActor):
                     swap.expected, epoch=swap.epoch, leader=swap.leader, in_sync=swap.in_sync, force=swap.force
                 ),
             )
+        elif isinstance(effect, RepairBegun):
+            self.damage = "its log was lost"
+            self._log.critical("log_lost", epoch=self.replica.epoch)
+            self._mark_repairing(self.damage)
         elif isinstance(effect, RepairEnded):
             self._log.warning("repaired", sequence=self.book.sequence, damage=self.damage)
             (self._folder / REPAIRING).unlink(missing_ok=True)
@@ -998,7 +1006,7 @@ class BookActor(NodeActor):
             "waiting": self._waiting_commands,
             "recovered": self.recovered,
             "observer": self._observer,
-            "repairing": self.damage or ("its log was lost" if replica.repairing else None),
+            "repairing": self.damage,
             "put_aside": self.aside,
             "error": str(self.failure) if self.failure else None,
             "counters": dict(self.counters),

@@ -148,6 +148,11 @@ class SwapRecord:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class RepairBegun:
+    """The log of this replica, a member, was lost: mark that durably before anything is appended."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class RepairEnded:
     """The replica holds all that is committed again: take away the mark that it was being repaired."""
 
@@ -181,6 +186,7 @@ Effect = (
     | ReadRecord
     | CreateRecord
     | SwapRecord
+    | RepairBegun
     | RepairEnded
     | LeadershipBegun
     | LeadershipLost
@@ -310,10 +316,12 @@ class Replica:
             return self._on_record_behind(0 if record is None else record.epoch)
         self._take(record)
         self._must_read = again  # this answer may be older than the second claim
-        if self.tail.sequence == 0 and self.node in record.in_sync and len(record.in_sync) > 1:
+        effects: list[Effect] = []
+        if self.tail.sequence == 0 and self.node in record.in_sync and len(record.in_sync) > 1 and not self.repairing:
             self.repairing = True  # a member has a log: this one was lost, and must not count as whole
+            effects.append(RepairBegun())
         if record.leader != self.node:
-            effects = self._step_down() if self.role is not Role.FOLLOWING else []
+            effects += self._step_down() if self.role is not Role.FOLLOWING else []
             if record.epoch > self.epoch or self.leader != record.leader:
                 self._follow(record.leader, record.epoch)
             self.in_sync = record.in_sync
@@ -323,13 +331,13 @@ class Replica:
                 effects += self._claim(left if len(left) >= self.min_in_sync else record.in_sync)
             if self.role is Role.FOLLOWING and self.leader in self._links and not self.joined:
                 effects += self._join()
-            return effects
+            return effects + self._repaired()
         if self.role is Role.FOLLOWING:
-            effects = self._forced_after_all(record)
+            effects += self._forced_after_all(record)
             if self.repairing:
                 # Others of the in-sync set have what this disk has lost: let one of them lead.
                 others = tuple([member for member in record.in_sync if member != self.node])
-                return [Send(others, Resign(self.market, record.epoch))] if others else []
+                return [*effects, Send(others, Resign(self.market, record.epoch))] if others else effects
             return [*effects, *self._claim(record.in_sync)]
         if self._swap is not None and self._swap_lost:
             self._swap_lost = False
@@ -1049,11 +1057,13 @@ class Replica:
         return []
 
     def _repaired(self) -> list[Effect]:
-        """Follower: whether the repair is over: in sync again, and durable up to all that this leader has committed.
+        """Follower: whether the repair is over: in sync again, and durable up to all that was ever committed.
 
-        What it commits after it made us a member needs our ack.
+        That includes what its predecessors had acknowledged once the leader has committed an entry of its own epoch;
+        what it commits after it made us a member needs our ack.
         """
-        whole = self.matched and self.node in self.in_sync and self.durable >= self._known_committed
+        caught_up = self._base.epoch == self.epoch and self.durable >= self._known_committed
+        whole = self.matched and caught_up and (self.observer or self.node in self.in_sync)
         return self._end_repair() if whole else []
 
     def _ack(self) -> Effect:

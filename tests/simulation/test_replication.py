@@ -13,7 +13,17 @@ from typing import Any
 
 import pytest
 from openoutcry.actors.book.record import EMPTY, Record
-from openoutcry.actors.book.replica import CutJournal, ReadJournal, ReadRecord, Replica, Role, Send, SwapRecord
+from openoutcry.actors.book.replica import (
+    CutJournal,
+    ReadJournal,
+    ReadRecord,
+    RepairBegun,
+    RepairEnded,
+    Replica,
+    Role,
+    Send,
+    SwapRecord,
+)
 from openoutcry.actors.messages import Ack, Append, Join, Lead, LogRead, Rewind
 from openoutcry.transport.coordinator import MarketRecord
 from openoutcry.transport.errors import ProtocolError
@@ -21,7 +31,7 @@ from openoutcry.transport.errors import ProtocolError
 sys.path.insert(0, str(Path(__file__).parent))
 from world import World
 
-SEEDS = int(os.environ.get("OPENOUTCRY_SEEDS", "300"))
+SEEDS = int(os.environ.get("OPENOUTCRY_SEEDS", "500"))
 FIRST = int(os.environ.get("OPENOUTCRY_FIRST_SEED", "0"))
 
 
@@ -194,3 +204,31 @@ def test_a_follower_cuts_no_more_than_it_is_told_while_the_place_is_not_known() 
     replica = follower(epoch=2, records=9)
     others = tuple((sequence, bytes(31) + b"x") for sequence in (7, 8, 9))
     assert replica.on_rewind("a", Rewind("M", 2, replica._join_number, 6, others))[0] == CutJournal(6)
+
+
+def test_a_member_that_lost_its_log_is_marked_until_it_holds_an_entry_of_its_leader_s_own_epoch() -> None:
+    """Before, what former leaders had acknowledged may be missing: the leader may not know yet that it is committed."""
+    replica = Replica(market="M", node="b", applied=EMPTY, incarnation=1)
+    replica.on_peer_up("a")
+    effects = replica.on_record(MarketRecord("M", 2, 2, "a", ("a", "b")), 0)
+    assert effects[0] == RepairBegun(), "marked before anything can be appended, as it may be restarted halfway"
+    (asked,) = sent(effects, Join)
+    tail, effects = EMPTY, []
+    for epoch in (1, 2):
+        assert RepairEnded() not in effects
+        record = Record.make(tail, epoch=epoch, timestamp_ns=1, commands=((3, "ann", "c"),), origins=())
+        last = record.last_sequence
+        append = Append("M", 2, tail.sequence, tail.chain, (record.body,), last, 0, "", asked.join)
+        effects = [*replica.on_append("a", append), *replica.on_durable(0, last, 0)]
+        tail = record.tail
+    assert RepairEnded() in effects
+
+
+@pytest.mark.parametrize(("epoch", "sender"), [(1, "a"), (1, "c"), (2, "c"), (3, "a"), (3, "c")])
+def test_records_of_another_epoch_or_of_another_than_its_leader_are_refused(epoch: int, sender: str) -> None:
+    replica = follower(epoch=2, records=3)
+    record = Record.make(replica.tail, epoch=1, timestamp_ns=9, commands=((3, "ann", "c"),), origins=())
+    for join_number in (0, replica._join_number):
+        append = Append("M", epoch, 3, replica.tail.chain, (record.body,), 4, 0, "", join_number)
+        assert replica.on_append(sender, append) == []
+    assert (replica.tail.sequence, replica.committed, replica.matched) == (3, 0, False)

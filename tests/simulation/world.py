@@ -8,9 +8,11 @@ its own mix of faults first: some schedules are all crashes, some all cut links,
 what            how it can go wrong here
 ==============  =====================================================================================================
 link            cut at any moment; each side notices in its own time; what was under way is lost or, up to any point,
-                delivered late, even after the link is up again (a socket's buffers outlive it); one direction stalls
+                delivered late, even after the link is up again (a socket's buffers outlive it); what came last comes
+                once more; one direction stalls
 node            killed, stopped or slow for a while; closed in order (it resigns first); its clocks are off
-disk            slow; loses what was not synced, keeps any prefix of it; wiped: the node returns under a new id
+disk            slow; loses what was not synced, keeps any prefix of it; stops halfway from the log to a snapshot;
+                wiped: the node returns under a new id; damaged or emptied: it returns as it was, without its log
 coordinator     slow, unreachable for one node or all; a call that failed was carried out, was not, or will be later
 operator        forces a node to lead while no member of the in-sync set lives; some come back after all
 lease           lapses at any moment, also of a leader that is well
@@ -43,6 +45,8 @@ from openoutcry.actors.book.replica import (
     PutAside,
     ReadJournal,
     ReadRecord,
+    RepairBegun,
+    RepairEnded,
     Replica,
     Role,
     Send,
@@ -60,6 +64,7 @@ RULES = MarketRules(dedupe_window=WINDOW)
 _FAULTS = {
     "crash": 0.03,
     "wipe": 0.02,
+    "damage": 0.02,
     "close": 0.01,
     "slow": 0.02,
     "cut": 0.02,
@@ -103,7 +108,13 @@ class Node:
         self.chains: dict[int, bytes] = {}
         """Of each record in ``disk``: where it ends, and its chain."""
         self.snapshot: tuple[Tail, bytes] = (EMPTY, OrderBook().snapshot())
-        """What the log on the disk follows."""
+        """The last one on the disk; the log follows ``base``."""
+        self.base = EMPTY
+        self.observer = name in world.observers
+        self.marked = False
+        """On the disk: its log was lost or put aside, and has not been made good yet."""
+        self.lost = False
+        """Its log was lost, and it has not heard of the coordinator since whether it is a member."""
         self.fetched: tuple[Tail, bytes] | None = None
         self.committed_on_disk = 0
         self.alive = False
@@ -112,6 +123,7 @@ class Node:
     # -- life ---------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        self.settle()
         applied, pending = self.snapshot[0], []
         self.book = self.book_class.restore(self.snapshot[1])
         for record in self.disk:
@@ -133,6 +145,8 @@ class Node:
             absent_ms_max=500,
             snapshot_behind=self.world.snapshot_behind,
             lag_ms_max=2000,
+            observer=self.observer,
+            repairing=self.marked,
         )
         self.journal: deque[Any] = deque()
         self.calls: deque[Any] = deque()
@@ -159,6 +173,10 @@ class Node:
                 self.cut_disk(task.sequence)
             elif isinstance(task, KeepFetched):
                 self.keep_fetched()
+                if chance.random() < 0.5:
+                    self.cut_disk(chance.randrange(self.base.sequence, self.snapshot[0].sequence))
+                    break
+                self.settle()
             elif isinstance(task, PutAside):
                 self.begin_anew()
         if self.calls and isinstance(self.calls[0], SwapRecord) and chance.random() < 0.5:
@@ -184,7 +202,10 @@ class Node:
                 state = State(self.replica.epoch, self.replica.base, self.book.snapshot())
                 world.send(self.name, effect.node, state)
             elif isinstance(effect, (ReadRecord, CreateRecord, SwapRecord)):
-                self.calls.append(effect)
+                if not (self.observer and isinstance(effect, CreateRecord)):
+                    self.calls.append(effect)
+            elif isinstance(effect, (RepairBegun, RepairEnded)):
+                self.marked = isinstance(effect, RepairBegun)
             elif isinstance(effect, ApplyRecords):
                 self.apply(effect.records)
             elif isinstance(effect, LeadershipBegun):
@@ -244,25 +265,38 @@ class Node:
         self.disk = [record for record in self.disk if record.last_sequence <= sequence]
         self.chains = {record.last_sequence: record.chain for record in self.disk}
 
-    def keep_fetched(self) -> Tail:
-        """The fetched state takes the place of the log: both at once, as the snapshot's file is what counts."""
+    def keep_fetched(self) -> None:
+        """Make the fetched state durable; the log is still what it was, until :meth:`settle`."""
         assert self.fetched is not None
         self.world.note_cut(self, self.chains.values())
         self.snapshot = self.fetched
-        self.committed_on_disk = max(self.committed_on_disk, self.snapshot[0].sequence)
-        self.disk.clear()
-        self.chains.clear()
-        return self.snapshot[0]
+
+    def settle(self) -> None:
+        """Begin the log anew with the snapshot if it does not reach that far."""
+        tail = self.snapshot[0]
+        if tail.sequence > max(self.chains, default=self.base.sequence):
+            self.disk.clear()
+            self.chains.clear()
+            self.base = tail
+            self.committed_on_disk = tail.sequence
+        assert tail in (self.base, *[record.tail for record in self.disk]), "the log does not fit the snapshot"
+
+    def lose_log(self, *, noticed: bool) -> None:
+        """Nothing is left on the disk; ``noticed``: it was damaged, put aside, and the replica marked."""
+        self.begin_anew()
+        self.marked, self.lost = noticed, True
 
     def begin_anew(self) -> None:
-        """The log is put aside."""
-        self.snapshot = (EMPTY, OrderBook().snapshot())
+        """The log is put aside, or lost."""
+        self.base, self.snapshot, self.committed_on_disk = EMPTY, (EMPTY, OrderBook().snapshot()), 0
         self.disk.clear()
         self.chains.clear()
-        self.committed_on_disk = 0
 
     def work_journal(self) -> None:
-        """Carry out the next task of the disk."""
+        """Carry out the next task of the disk; what comes in two steps can be interrupted between them."""
+        if isinstance(self.journal[0], KeepFetched) and self.snapshot is not self.fetched:
+            self.keep_fetched()
+            return
         task = self.journal.popleft()
         now_ns = self.now_ns
         if isinstance(task, PersistRecords):
@@ -273,7 +307,8 @@ class Node:
         elif isinstance(task, CutJournal):
             self.cut_disk(task.sequence)
         elif isinstance(task, KeepFetched):
-            tail = self.keep_fetched()
+            self.settle()
+            tail = self.snapshot[0]
             self.book = self.book_class.restore(self.snapshot[1])
             self.world.note_state(self, tail)
             self.run(self.replica.on_snapshot_kept(tail))
@@ -286,7 +321,7 @@ class Node:
             self.run(self.replica.on_log_read(self.read_log(task), now_ns))
 
     def read_log(self, task: ReadJournal) -> LogRead:
-        base, chance = self.snapshot[0], self.world.chance
+        base, chance = self.base, self.world.chance
         chain = base.chain if task.after == base.sequence else self.chains.get(task.after)
         bodies: list[bytes] = []
         tails: list[tuple[int, bytes]] = []
@@ -321,6 +356,7 @@ class Node:
             self.run(self.replica.on_swapped(call, answer, self.now_ns))
         else:
             self.run(self.replica.on_record(answer, self.now_ns))
+            self.lost = False
 
 
 class World:
@@ -335,19 +371,22 @@ class World:
         node_class: type[Node] = Node,
         more: str | None = None,
     ) -> None:
-        """``more``: a fault that is to be frequent whatever the seed draws."""
+        """``more``: faults, joined by "+", that are to be frequent whatever the seed draws."""
         self.seed = seed
         self.chance = chance = random.Random(seed)
         self.replica_class = replica_class
         self.node_class = node_class
         count = chance.randrange(2, 6) if nodes is None else nodes
-        self.min_in_sync = min(count, chance.choice((1, 1, 2)))
+        self.observers: set[str] = set()
+        if count > 2 and chance.random() < 0.3:
+            self.observers.add(f"n{chance.randrange(count)}")
+        self.min_in_sync = min(count - len(self.observers), chance.choice((1, 1, 2)))
         self.snapshot_behind = chance.choice((3, 20, 10**9, 10**9))
         self.in_flight_max = chance.choice((8, 65_536))
         self.batch_max = chance.choice((3, 3, 40))
         self.rates = {fault: rate * chance.choice((0, 0.3, 1, 1, 4)) for fault, rate in _FAULTS.items()}
-        if more is not None:
-            self.rates[more] = 5 * _FAULTS[more]
+        for fault in more.split("+") if more else ():
+            self.rates[fault] = 5 * _FAULTS[fault]
         self.now_ns = 1_000_000_000
         self.incarnations = 0
         self.faulty = True
@@ -372,14 +411,21 @@ class World:
         self.wires: dict[tuple[str, str], deque[Any]] = {}
         self.stalled: list[tuple[str, str]] = []
         self.ghosts: dict[tuple[str, str], deque[Any]] = {}
-        """What was under way on links that are no more, and will still be delivered."""
+        """What was under way on links that are no more, or had just come, and will still be delivered."""
+        self.heard: dict[tuple[str, str], deque[Any]] = {}
+        """The last messages that each link has delivered."""
         self.connected: set[frozenset[str]] = set()
         self.rising: list[tuple[str, str]] = []
         self.falling: list[tuple[str, str]] = []
         self.wiped: set[str] = set()
         self.nodes: dict[str, Node] = {}
+        self.named = 0
         for number in range(count):
-            self.nodes[f"n{number}"] = node_class(self, f"n{number}")
+            self.add_node(f"n{number}")
+
+    def add_node(self, name: str) -> None:
+        self.named += 1
+        self.nodes[name] = self.node_class(self, name)
 
     # -- promises -----------------------------------------------------------------------------------------------
 
@@ -411,10 +457,9 @@ class World:
         if last <= self.acknowledged or self.is_lost(record.tail):
             return
         self.acknowledged = last
-        holders = [name for name, other in self.nodes.items() if other.holds(last, record.chain)]
-        assert len(holders) + len(self.wiped) >= self.min_in_sync, (
-            f"{last} was acknowledged, but only {holders} have it"
-        )
+        holders = [name for name, other in self.nodes.items() if other.holds(last, record.chain) and not other.observer]
+        lost = len(self.wiped) + sum([other.lost or other.marked for other in self.nodes.values()])
+        assert len(holders) + lost >= self.min_in_sync, f"{last} was acknowledged, but only {holders} have it"
         firsts = {event[1]: event[2] for event in events if event[0] == DUPLICATE}
         for sequence, command in enumerate(record.commands, record.first_sequence):
             key = command[1], command[2]
@@ -436,7 +481,8 @@ class World:
         chain = self.log[self.acknowledged]
         for name in record.in_sync:
             node = self.nodes.get(name)
-            assert node is None or node.holds(self.acknowledged, chain), (
+            assert name not in self.observers, f"{name} only observes, but is in sync"
+            assert node is None or node.lost or node.marked or node.holds(self.acknowledged, chain), (
                 f"{self.acknowledged} was acknowledged, but {name}, in sync, does not hold it"
             )
 
@@ -487,6 +533,9 @@ class World:
             wire = list(self.wires.pop(pair, ()))
             self.resume(pair)
             kept = wire[: self.chance.randrange(len(wire) + 1)]
+            again = self.heard.pop(pair, ())
+            if self.chance.random() < 0.5:
+                kept = [*again, *kept]
             if kept and self.chance.random() < 0.5:
                 self.ghosts.setdefault(pair, deque()).extend(kept)
             if pair in self.rising:
@@ -524,7 +573,10 @@ class World:
             node.run(node.replica.on_peer_gone(other, node.now_ns))
 
     def deliver(self, pair: tuple[str, str], wires: dict[tuple[str, str], deque[Any]]) -> None:
-        self.nodes[pair[1]].deliver(pair[0], wires[pair].popleft())
+        message = wires[pair].popleft()
+        if wires is self.wires:
+            self.heard.setdefault(pair, deque(maxlen=4)).append(message)
+        self.nodes[pair[1]].deliver(pair[0], message)
         if not wires[pair]:
             del wires[pair]
 
@@ -553,6 +605,7 @@ class World:
         if self.late:
             may(0.3, self.do_late)
         names = list(nodes)
+        losable = self.losable() if self.faulty else set()
         for at, name in enumerate(names):
             node = nodes[name]
             if not node.alive:
@@ -591,8 +644,9 @@ class World:
                 may(self.rates["unreachable"], self.change_reach, node)
                 if node.replica.leader is not None:
                     may(self.rates["lapse"] * pace, self.lapse, node)
-                if self.may_wipe():
+                if name in losable:
                     may(self.rates["wipe"], self.wipe, name)
+                    may(self.rates["damage"], self.damage, name)
         if self.faulty:
             may(self.rates["outage"] * (10 if self.outage else 1), self.change_outage)
             for pair in self.stalled:
@@ -689,16 +743,28 @@ class World:
     def force(self, node: Node) -> None:
         node.run(node.replica.force(self.store[MARKET]))
 
-    def may_wipe(self) -> bool:
-        """Whether a disk can be lost and no promise broken: where two are required, one of the in-sync set."""
+    def losable(self) -> set[str]:
+        """Whose disk can be lost and no promise broken: where two are required, one of the in-sync set."""
         record = self.store.get(MARKET)
         if record is None or self.min_in_sync < 2 or not self.acknowledged:
-            return False
+            return set()
         if record.forced and len(record.in_sync) < self.min_in_sync:  # a forced leader's log is the only copy at first
-            return False
-        swaps = [call for node in self.nodes.values() for call in node.calls if isinstance(call, SwapRecord)]
-        counted = {member for swap in (*swaps, *self.late) for member in swap.in_sync}.union(record.in_sync)
-        return not counted & self.wiped
+            return set()
+        counted = set(record.in_sync)
+        lost = set(self.wiped)
+        for name, node in self.nodes.items():
+            counted.update(*[call.in_sync for call in node.calls if isinstance(call, SwapRecord)])
+            if node.lost or node.marked:
+                lost.add(name)
+        counted.update(*[swap.in_sync for swap in self.late])
+        lost &= counted
+        return set() if len(lost) > 1 else lost or set(self.nodes)
+
+    def damage(self, name: str) -> None:
+        """The log of a node is lost; it comes back, and knows that of itself or by the coordinator's record."""
+        node = self.nodes[name]
+        node.crash()
+        node.lose_log(noticed=name not in self.store[MARKET].in_sync or self.chance.random() < 0.5)
 
     def wipe(self, name: str) -> None:
         """The disk of a node is lost; the node comes back under a new id."""
@@ -709,8 +775,10 @@ class World:
             self.fall(*pair)
         del self.nodes[name]
         self.wiped.add(name)
-        name = f"n{len(self.nodes) + len(self.wiped)}"
-        self.nodes[name] = self.node_class(self, name)
+        again = f"n{self.named}"
+        if name in self.observers:
+            self.observers.add(again)
+        self.add_node(again)
 
     # -- a whole run --------------------------------------------------------------------------------------------
 
@@ -756,9 +824,9 @@ class World:
 
     def converged(self) -> bool:
         nodes = list(self.nodes.values())
-        if not all([node.alive and not node.closing for node in nodes]) or set(self.store[MARKET].in_sync) != set(
-            self.nodes
-        ):
+        if not all([node.alive and not node.closing and not node.marked for node in nodes]):
+            return False
+        if set(self.store[MARKET].in_sync) != set(self.nodes) - self.observers:
             return False
         tails = {(n.replica.tail.chain, n.replica.committed, n.book.sequence) for n in nodes}
         return len(tails) == 1 and nodes[0].replica.tail.sequence == nodes[0].book.sequence
