@@ -389,6 +389,8 @@ class ExchangeNode:
             )
         self._inbox = Inbox(listen, on_frame=self._hear, on_pipe_removed=self._pipe_removed, name=self.name)
         undo.callback(self._inbox.close)
+        self.listen_address = self._inbox.address
+        """Where this node listens, with the port filled in; :attr:`address` is what others are told to dial."""
         self.address = checked_address(advertise) if advertise else self._inbox.address
         shared = NO_COORDINATOR if self._actors_only else self._coordinator_id
         self._me = Hello(self.node_id, self.name, self.address, shared, 1, 0)

@@ -30,9 +30,11 @@ item                                     meaning
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import itertools
 import math
+import queue
 import sys
 import threading
 import time
@@ -98,6 +100,8 @@ POLL_MS: Final = 50
 """How soon the end of an actor is seen that is no :class:`~.kit.Actor`, in milliseconds."""
 SERVICE_PREFIX: Final = "actor/"
 """An actor is announced in the directory as the service ``actor/NAME``."""
+DRAIN_S_MAX: Final = 1.0
+"""How long a node that closes waits for others to have read what its actors were told to send, in seconds."""
 _TEXT_MAX: Final = 500
 
 Reason = Literal["stopped", "failed", "unregistered", "unreachable"]
@@ -194,6 +198,10 @@ class RemoteRef:
         seconds = self._actors.seconds(timeout)
         future = self._actors.link_to(self).ask(self, kind.key, body, seconds)
         return future.get() if block else future
+
+    def watch(self, watcher: pykka.ActorRef[Any]) -> None:
+        """Have ``watcher`` told once when the actor is heard no more: see ``ExchangeNode.watch``."""
+        self._actors.watch(self, watcher)
 
     def _kind_of(self, message: object) -> MessageType:
         kind = type_of(message)
@@ -365,6 +373,16 @@ class _Link:
         with self._changed:
             watchers = self._watchers.get(ref.actor_id, [])
             watchers[:] = [entry for entry in watchers if entry[1].actor_urn != watcher.actor_urn]
+
+    @property
+    def used(self) -> bool:
+        """Whether an actor of the other side was told, asked or watched."""
+        return bool(self._watchers)
+
+    def drain(self, deadline_s: float) -> None:
+        """Wait until the other side has read what was sent before: it answers in order. nng's sockets do not linger."""
+        with contextlib.suppress(OpenOutcryError):
+            self.find("-", max(0.0, deadline_s - time.monotonic())).get()
 
     def _enter(self, ref: RemoteRef, cost: int, timeout_s: float) -> None:
         actor = ref.actor_id
@@ -894,7 +912,12 @@ class RemoteActors:
             self._early.pop(node, None)
 
     def close(self) -> None:
-        """End all links; the actors that were served live on. Idempotent."""
+        """End all links, with what was told before; the actors that were served live on. Idempotent."""
+        deadline_s = time.monotonic() + DRAIN_S_MAX
+        with self._lock:
+            used = [link for link in self._links.values() if link.used and not self._closed]
+        for link in used:
+            link.drain(deadline_s)
         with self._lock:
             if self._closed:
                 return
@@ -911,6 +934,16 @@ class RemoteActors:
     def _check_open(self) -> None:
         if self._closed:
             raise Closed(f"node {self.name} is closed")
+
+
+def ended_by(ref: pykka.ActorRef[Any], timeout_s: float) -> Terminated:
+    """Return how an actor of this process, that has stopped, has ended; waits for the last of its ``on_stop``."""
+    found: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
+    if isinstance(ref.actor_inbox, Mailbox):
+        ref.actor_inbox.on_end(found.put)
+        with contextlib.suppress(queue.Empty):
+            return Terminated(ref, *_reason_of(found.get(timeout=timeout_s)))
+    return Terminated(ref, "stopped")
 
 
 def _size(item: Item) -> int:

@@ -1,4 +1,4 @@
-"""The test kit for programs built on Open Outcry: :class:`ActorProbe`, :class:`Exchange` and their pytest fixtures.
+"""The test kit for programs built on Open Outcry: probes, a fake clock, exchanges with faults, and their fixtures.
 
 Owns what it starts (probes; nodes, their rendezvous and their files) and stops exactly that. Never touches another
 actor, never calls ``ActorRegistry.stop_all()``, and imports neither Pykka nor nng before a test asks for them: pytest
@@ -20,7 +20,7 @@ import time
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Self, TypeVar, cast, overload
 
 import pytest
 
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from .book.rules import MarketRules
     from .kit import Timer
     from .node import ExchangeNode
+    from .processes import NodeProcess
+    from .proxy import Proxy
+    from .remote import RemoteRef, Terminated
 
 TIME_FACTOR_VARIABLE: Final = "OPENOUTCRY_TEST_TIME_FACTOR"
 
@@ -40,6 +43,7 @@ _START_S = 15.0
 _POLL_S = 0.005
 
 _T = TypeVar("_T")
+_NodeT = TypeVar("_NodeT", bound="ExchangeNode | NodeProcess")
 
 
 def _scaled(within: float) -> float:
@@ -101,17 +105,40 @@ class ActorProbe:
     """A real actor that keeps every message it is told or asked, and the object by which a test looks at them.
 
     1. Hand :attr:`ref` to the code under test.
-    2. Read the conversation in order: :meth:`expect` takes the next message, :meth:`fish` skips to one,
-       :meth:`expect_none` checks that there is none. Each takes a ``within`` in seconds; a failure is an
-       ``AssertionError`` that lists all that did arrive, and leaves unread messages unread.
+    2. Read the conversation in order: :meth:`expect` takes the next message, :meth:`expect_sequence` several,
+       :meth:`fish` skips to one, :meth:`expect_none` checks that there is none. Each takes a ``within`` in seconds; a
+       failure is an ``AssertionError`` that lists all that did arrive, and leaves unread messages unread.
     3. Stop it: the fixture ``actor_probe`` does; otherwise call :meth:`stop` or use it in a ``with`` statement.
 
     What to expect is a class (or a union of classes), a predicate, or a value that the message must equal.
     One thread reads a probe; any number may send to it. Messages are kept, not copied. Calls through
     ``ref.proxy()`` are not messages: give the code under test an actor of your own for those.
+
+    >>> with ActorProbe() as probe:
+    ...     for message in ("opened", 1, 2, "closed"):
+    ...         probe.ref.tell(message)
+    ...     probe.expect("opened"), probe.fish(2), probe.expect(str)
+    ('opened', 2, 'closed')
+
+    A probe is an actor like any other, so it can be registered at a node and told from another one:
+
+    >>> from openoutcry.actors import ExchangeNode, message
+    >>> @message("example.greeting")
+    ... class Greeting:
+    ...     text: str
+    >>> with ExchangeNode("here", serve_directory="tcp://127.0.0.1:0") as here, ActorProbe() as probe:
+    ...     here.register("probe", probe.ref, accepts=[Greeting])
+    ...     with ExchangeNode("there", directory=here.directory_address) as there:
+    ...         there.actor("probe@here").tell(Greeting("hello"))
+    ...     probe.expect(Greeting).text
+    'hello'
     """
 
     def __init__(self) -> None:
+        self._until_s = math.inf
+        self._remote: set[RemoteRef] = set()
+        self._ends: dict[RemoteRef, Terminated] = {}
+        self._is_end: Callable[[Any], bool] = lambda _: False
         self._arrival = threading.Condition()
         self._received: list[_Received] = []
         self._read = 0
@@ -165,14 +192,69 @@ class ActorProbe:
             AssertionError: no message in time, or another one; an unexpected message stays unread.
         """
         __tracebackhide__ = True
+        return self._next(wanted, self._deadline_s(within), "expected", within)
+
+    def expect_sequence(self, *wanted: object, within: float = 3.0) -> list[Any]:
+        """Return the next unread messages, which must be what is ``wanted``, one by one and in that order.
+
+        ``within`` seconds are for all of them together. They may be of any number of senders, but nothing else may
+        come between.
+
+        >>> with ActorProbe() as probe:
+        ...     for message in ("opened", 7, 8):
+        ...         probe.ref.tell(message)
+        ...     probe.expect_sequence("opened", int, lambda message: message > 7)
+        ['opened', 7, 8]
+
+        Raises:
+            AssertionError: another message came, or too few in time; all of them stay unread.
+        """
+        __tracebackhide__ = True
+        first, deadline_s = self._read, self._deadline_s(within)
+        try:
+            return [
+                self._next(each, deadline_s, f"expected as number {number} of {len(wanted)}", within)
+                for number, each in enumerate(wanted, 1)
+            ]
+        except AssertionError:
+            self._read = first
+            raise
+
+    def _next(self, wanted: object, deadline_s: float, expected: str, within: float) -> Any:
+        __tracebackhide__ = True
         matches = _predicate(wanted)
-        if not self._wait_for_message(self._read, time.monotonic() + _scaled(within)):
-            raise self._failure(f"expected {_name_of(wanted)}, but nothing came within {_scaled(within):g} s")
+        if not self._wait_for_message(self._read, deadline_s):
+            raise self._failure(f"{expected} {_name_of(wanted)}, but nothing came within {_scaled(within):g} s")
         message = self._received[self._read].message
         if not matches(message):
-            raise self._failure(f"expected {_name_of(wanted)}, but the next message is {_shown(message)}")
+            raise self._failure(f"{expected} {_name_of(wanted)}, but the next message is {_shown(message)}")
         self._read += 1
         return message
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Give all expectations of the block ``seconds`` together, and the block itself no more.
+
+        >>> with ActorProbe() as probe:
+        ...     with probe.within(2.0):
+        ...         probe.ref.tell("one")
+        ...         _ = probe.expect("one"), probe.ref.tell("two"), probe.expect("two")
+
+        Raises:
+            AssertionError: the block took longer.
+        """
+        __tracebackhide__ = True
+        before_s, began_s = self._until_s, time.monotonic()
+        self._until_s = min(before_s, began_s + _scaled(seconds))
+        try:
+            yield
+        finally:
+            self._until_s = before_s
+        if (took_s := time.monotonic() - began_s) > _scaled(seconds):
+            raise self._failure(f"expected all of it within {_scaled(seconds):g} s, but it took {took_s:.3g} s")
+
+    def _deadline_s(self, within: float) -> float:
+        return min(time.monotonic() + _scaled(within), self._until_s)
 
     @overload
     def fish(self, wanted: type[_T], *, within: float = 3.0) -> _T: ...
@@ -186,7 +268,7 @@ class ActorProbe:
         """
         __tracebackhide__ = True
         matches = _predicate(wanted)
-        deadline_s = time.monotonic() + _scaled(within)
+        deadline_s = self._deadline_s(within)
         for index in itertools.count(self._read):
             if not self._wait_for_message(index, deadline_s):
                 break
@@ -207,16 +289,59 @@ class ActorProbe:
             message = self._received[self._read].message
             raise self._failure(f"expected no message for {within:g} s, but got {_shown(message)}")
 
-    def watch(self, ref: pykka.ActorRef[Any]) -> None:
-        """Remember the living actor ``ref`` for :meth:`expect_stopped`: watch first, then do what should stop it.
+    def watch(self, ref: pykka.ActorRef[Any] | RemoteRef) -> None:
+        """Remember the living actor ``ref`` for :meth:`expect_terminated`: watch first, then do what should end it.
 
         Raises:
             AssertionError: it is already stopped, so that a later check of its stop would prove nothing.
         """
         __tracebackhide__ = True
+        from .remote import RemoteRef, Terminated  # noqa: PLC0415
+
+        if isinstance(ref, RemoteRef):
+            with self._arrival:
+                self._is_end = lambda message: isinstance(message, Terminated) and message.ref in self._remote
+                self._remote.add(ref)
+            ref.watch(self.ref)
+            return
         if not ref.is_alive():
             raise AssertionError(f"cannot watch {ref}: it has already stopped")
         self._watched.add(ref.actor_urn)
+
+    def expect_terminated(self, ref: pykka.ActorRef[Any] | RemoteRef, *, within: float = 3.0) -> Terminated:
+        """Wait up to ``within`` seconds until the watched actor has ended, here or elsewhere, and return how.
+
+        The end of an actor is no message of the conversation: it may come before, between or after those.
+
+        >>> import pykka
+        >>> class Plain(pykka.ThreadingActor):
+        ...     pass
+        >>> actor = Plain.start()
+        >>> with ActorProbe() as probe:
+        ...     probe.watch(actor)
+        ...     _ = actor.stop()
+        ...     probe.expect_terminated(actor).reason
+        'stopped'
+
+        Raises:
+            AssertionError: it lives, as far as is known here.
+            ValueError: :meth:`watch` was not called for it.
+        """
+        __tracebackhide__ = True
+        from .remote import RemoteRef, ended_by  # noqa: PLC0415
+
+        if not isinstance(ref, RemoteRef):
+            deadline_s = self._deadline_s(within)
+            self.expect_stopped(ref, within=within)
+            return ended_by(ref, max(0.0, deadline_s - time.monotonic()))
+        if ref not in self._remote:
+            raise ValueError(f"{ref} is not watched: call watch(ref) before the step that should end it")
+        with self._arrival:
+            deadline_s = self._deadline_s(within)
+            if not self._arrival.wait_for(lambda: ref in self._ends, max(0.0, deadline_s - time.monotonic())):
+                raise self._failure(f"expected {ref} to end, but nothing is known of that after {_scaled(within):g} s")
+            self._remote.discard(ref)
+            return self._ends.pop(ref)
 
     def expect_stopped(self, ref: pykka.ActorRef[Any], *, within: float = 3.0) -> None:
         """Wait up to ``within`` seconds until the watched actor ``ref`` has stopped or failed.
@@ -230,7 +355,7 @@ class ActorProbe:
         __tracebackhide__ = True
         if ref.actor_urn not in self._watched:
             raise ValueError(f"{ref} is not watched: call watch(ref) before the step that should stop it")
-        if not ref.actor_stopped.wait(_scaled(within)):
+        if not ref.actor_stopped.wait(max(0.0, self._deadline_s(within) - time.monotonic())):
             raise self._failure(f"expected {ref} to stop, but it is alive after {_scaled(within):g} s")
         self._watched.discard(ref.actor_urn)
 
@@ -249,6 +374,10 @@ class ActorProbe:
 
     def _receive(self, message: Any, asked: bool) -> Any:
         with self._arrival:
+            if self._is_end(message):
+                self._ends[message.ref] = message
+                self._arrival.notify_all()
+                return None
             self._received.append(_Received(time.monotonic() - self._started_s, message, asked))
             self._arrival.notify_all()
         reply = self._reply
@@ -387,13 +516,8 @@ class FakeClock:
         return min(due, key=lambda timer: timer.due_s, default=None)
 
 
-class Exchange:
-    """Nodes of one exchange in this process, started, ready and in sync, with all that they share.
-
-    Each node has its own data folder below ``folder``; they share one SQLite coordinator file there, and one
-    rendezvous on a free port of this host. ``markets`` are names with their rules, or just names: markets with default
-    rules. ``node_options`` go to every :class:`~openoutcry.actors.node.ExchangeNode`.
-    """
+class _AnyExchange(Generic[_NodeT]):
+    """Nodes of one exchange, started, ready and in sync, with all that they share."""
 
     def __init__(
         self,
@@ -401,8 +525,18 @@ class Exchange:
         *,
         nodes: int = 2,
         markets: Mapping[str, MarketRules] | Sequence[str] = ("BTC-USD",),
+        faults: bool = False,
         **node_options: Any,
     ) -> None:
+        """Start ``nodes`` nodes.
+
+        Args:
+            folder: where all files are: a data folder for each node, and the SQLite coordinator that they share.
+            nodes: how many.
+            markets: names with their rules, or just names: markets with default rules. May be empty.
+            faults: put a proxy before each node, for :meth:`cut`, :meth:`drop` and :meth:`delay`.
+            node_options: go to every :class:`~openoutcry.actors.node.ExchangeNode`.
+        """
         # Here, so that a run that starts no exchange pays nothing.
         from ..transport.rendezvous import Rendezvous  # noqa: PLC0415
         from .book.rules import MarketRules  # noqa: PLC0415
@@ -411,7 +545,8 @@ class Exchange:
         self._folder = folder
         self._markets = dict(markets if isinstance(markets, Mapping) else {name: MarketRules() for name in markets})
         self._node_options = node_options
-        self.nodes: list[ExchangeNode] = []
+        self._proxies: list[Proxy] | None = [] if faults else None
+        self.nodes: list[_NodeT] = []
         """The nodes, in order; :meth:`restart` replaces one in place."""
         folder.mkdir(parents=True, exist_ok=True)
         self._rendezvous = Rendezvous("tcp://127.0.0.1:0")
@@ -424,16 +559,16 @@ class Exchange:
             self.close()
             raise
 
-    def __enter__(self) -> Exchange:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_exc_info: object) -> None:
         self.close()
 
-    def __getitem__(self, index: int) -> ExchangeNode:
+    def __getitem__(self, index: int) -> _NodeT:
         return self.nodes[index]
 
-    def __iter__(self) -> Iterator[ExchangeNode]:
+    def __iter__(self) -> Iterator[_NodeT]:
         return iter(self.nodes)
 
     def __len__(self) -> int:
@@ -469,19 +604,41 @@ class Exchange:
         first, *others = positions = [_outcome(node.position, market) for node in self.nodes]
         if isinstance(first, Exception) or any(other != first for other in others):
             raise self._failure(f"{market}: (sequence, state hash) differ, after all had {sequence}", positions)
-        return first[1]
+        return str(first[1])
 
     @property
     def directory_address(self) -> str:
         """The address of the rendezvous that the nodes share."""
         return self._rendezvous.address
 
-    def add(self, **node_options: Any) -> ExchangeNode:
+    def cut(self, one: int, other: int) -> None:
+        """Cut the link between two nodes, as a firewall that resets connections would; both notice at once."""
+        self._proxy(one).refuse(self.nodes[other].name)
+        self._proxy(other).refuse(self.nodes[one].name)
+
+    def drop(self, source: int, target: int) -> None:
+        """Let what ``source`` sends to ``target`` go nowhere, without an error: silence, one way."""
+        self._proxy(target).swallow([self.nodes[source].name])
+
+    def delay(self, source: int, target: int, seconds: float) -> None:
+        """Let what ``source`` sends to ``target`` arrive ``seconds`` later."""
+        self._proxy(target).delays_s[self.nodes[source].name] = seconds
+
+    def heal(self) -> None:
+        """Take all of :meth:`cut`, :meth:`drop` and :meth:`delay` back; the nodes find each other again."""
+        for index in range(len(self.nodes)):
+            self._proxy(index).heal()
+
+    def _proxy(self, index: int) -> Proxy:
+        assert self._proxies is not None, "to inject faults, start the exchange with faults=True"
+        return self._proxies[index]
+
+    def add(self, **node_options: Any) -> _NodeT:
         """Start one more node and return it at once, before it is ready; it counts in all later waits."""
         self.nodes.append(self._start_node(len(self.nodes), **node_options))
         return self.nodes[-1]
 
-    def restart(self, index: int, *, wait: bool = True) -> ExchangeNode:
+    def restart(self, index: int, *, wait: bool = True) -> _NodeT:
         """Close node ``index`` if it is not, and start it again on its data folder.
 
         Return the new node once all nodes are in sync, or at once without ``wait`` (where others are closed too).
@@ -496,12 +653,15 @@ class Exchange:
         """Close all nodes, the last one first, then the rendezvous, whatever fails on the way. Idempotent."""
         with contextlib.ExitStack() as closing:
             closing.callback(self._rendezvous.close)
+            for proxy in self._proxies or ():
+                closing.callback(proxy.close)
             for node in self.nodes:
                 closing.callback(node.close)
 
-    def _start_node(self, index: int, **more: Any) -> ExchangeNode:
-        from .node import ExchangeNode  # noqa: PLC0415
+    def _make(self, name: str, options: dict[str, Any]) -> _NodeT:
+        raise NotImplementedError
 
+    def _start_node(self, index: int, **more: Any) -> _NodeT:
         name = f"node-{index}"
         options = {
             "markets": self._markets,
@@ -511,7 +671,17 @@ class Exchange:
             **self._node_options,
             **more,
         }
-        return ExchangeNode(name, **options)
+        if self._proxies is None:
+            return self._make(name, options)
+        from .proxy import Proxy  # noqa: PLC0415
+
+        if index == len(self._proxies):
+            self._proxies.append(Proxy())
+        proxy = self._proxies[index]
+        node: Any = self._make(name, {**options, "advertise": proxy.address})
+        host, _, port = node.listen_address.removeprefix("tcp://").rpartition(":")
+        proxy.target = (host, int(port))
+        return cast("_NodeT", node)
 
     def _wait_in_sync(self) -> None:
         for node in self.nodes:
@@ -522,6 +692,43 @@ class Exchange:
 
     def _failure(self, what: str, found: Sequence[object]) -> AssertionError:
         return AssertionError("\n".join([what, *(f"    node-{index}  {value}" for index, value in enumerate(found))]))
+
+
+class Exchange(_AnyExchange["ExchangeNode"]):
+    """Nodes in this process; made by the fixture ``exchange``.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Exchange(Path(folder), nodes=2) as net:
+    ...     order = net[0].submit_order("BTC-USD", "buy", "99", "1")
+    ...     net.wait_same_sequence("BTC-USD") == order.sequence
+    ...     net.assert_same_hash("BTC-USD") == order.state_hash
+    True
+    True
+    """
+
+    def _make(self, name: str, options: dict[str, Any]) -> ExchangeNode:
+        from .node import ExchangeNode  # noqa: PLC0415
+
+        return ExchangeNode(name, **options)
+
+
+class ProcessExchange(_AnyExchange["NodeProcess"]):
+    """Nodes in processes of their own, which can be killed; made by the fixture ``exchange_processes``.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, ProcessExchange(Path(folder), nodes=2) as net:
+    ...     order = net[0].submit_order("BTC-USD", "buy", "99", "1")
+    ...     net[0].kill()
+    ...     _ = net.restart(0)
+    ...     _ = net.assert_same_hash("BTC-USD")
+    ...     net[0].get_order("BTC-USD", order.order_id).price
+    Decimal('99.00')
+    """
+
+    def _make(self, name: str, options: dict[str, Any]) -> NodeProcess:
+        from .processes import NodeProcess  # noqa: PLC0415
+
+        return NodeProcess(name, options)
 
 
 def _outcome(call: Callable[[str], _T], market: str) -> _T | Exception:
@@ -566,5 +773,23 @@ def exchange(tmp_path: Path) -> Iterator[Callable[..., Exchange]]:
         ) -> Exchange:
             folder = tmp_path / f"exchange-{next(numbers)}"
             return started.enter_context(Exchange(folder, nodes=nodes, markets=markets, **node_options))
+
+        yield start
+
+
+@pytest.fixture
+def exchange_processes(tmp_path: Path) -> Iterator[Callable[..., ProcessExchange]]:
+    """A factory as ``exchange``, of exchanges whose nodes are processes: see :class:`ProcessExchange`.
+
+    ``net[0].kill()`` is ``kill -9``; ``net[0].run(function, …)`` runs ``function(node, …)`` there.
+    """
+    numbers = itertools.count()
+    with contextlib.ExitStack() as started:
+
+        def start(
+            nodes: int = 2, markets: Mapping[str, MarketRules] | Sequence[str] = ("BTC-USD",), **node_options: Any
+        ) -> ProcessExchange:
+            folder = tmp_path / f"processes-{next(numbers)}"
+            return started.enter_context(ProcessExchange(folder, nodes=nodes, markets=markets, **node_options))
 
         yield start

@@ -469,6 +469,13 @@ def test_process_that_dies_or_hangs_is_told_once_to_who_watches_its_actor(
         process.join(10)
 
 
+def test_what_was_told_before_its_node_closes_arrives(pair: Pair) -> None:
+    for number in range(500):
+        pair.ref.tell(Say("last words", number))
+    pair.bob.close()
+    eventually(lambda: len(pair.actor().heard) == 500, "all of it arrives")
+
+
 # -- what a peer may send -------------------------------------------------------------------------------------------
 
 

@@ -27,10 +27,10 @@ from history import Answer, Logged, Operation, Verdict, check, longest_gap_s, ou
 from openoutcry.actors import ExchangeNode
 from openoutcry.actors.book.commands import CANCEL, SUBMIT, Command
 from openoutcry.actors.book.journal import Journal
+from openoutcry.actors.proxy import Proxy
 from openoutcry.transport.errors import OpenOutcryError, StorageError
 from openoutcry.transport.rendezvous import Rendezvous
 from processes import MARKET, RULES, eventually
-from proxy import Proxy
 from shims import Shims
 from stores import Store
 
@@ -357,7 +357,7 @@ class Exchange:
         shims: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        """``proxied``: every link goes through a :class:`~proxy.Proxy` before the node that is dialled.
+        """``proxied``: every link goes through a ``Proxy`` before the node that is dialled.
 
         ``batch_max``: most commands of one call; ``shims``: of all nodes; ``options``: of all nodes, too.
         """

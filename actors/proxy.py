@@ -1,4 +1,4 @@
-"""A TCP proxy in the test: stands before one node's inbox; delays, throttles, swallows or cuts what goes through."""
+"""A TCP proxy for tests: stands before one node's inbox; delays, throttles, swallows or cuts what goes through."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import threading
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
-_NODE_ID = re.compile(rb"([a-z]+)\.[0-9a-f]{8}")
+_NODE_ID = re.compile(rb"([\w.-]+)\.[0-9a-f]{8}")
 _PIECE = 16 * 1024
 
 
@@ -42,6 +42,9 @@ class Proxy:
         """How fast each direction of a connection is at most."""
         self.refusing = False
         """New connections are closed at once."""
+        self.delays_s: dict[str, float] = {}
+        """How much later still what the named nodes send arrives."""
+        self._refused: set[str] = set()
         self._silenced: frozenset[str] | None = frozenset()
         self._connections: set[_Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -56,6 +59,11 @@ class Proxy:
         """What the named nodes (None: all) send goes nowhere from now on, and they get no error: a one-way cut."""
         self._silenced = None if sources is None else frozenset(sources)
 
+    def refuse(self, source: str) -> None:
+        """Close the connections of the named node, old and new: a cut that it notices."""
+        self._refused.add(source)
+        self._loop.call_soon_threadsafe(self._cut_refused)
+
     def cut(self) -> None:
         """Close every connection; those who dial again get a new one."""
         self._loop.call_soon_threadsafe(self._cut, False)
@@ -64,6 +72,8 @@ class Proxy:
         """Take every fault back, and close the connections that were spoilt."""
         self._silenced = frozenset()
         self.delay_s, self.bytes_per_s, self.refusing = 0.0, None, False
+        self.delays_s.clear()
+        self._refused.clear()
         self._loop.call_soon_threadsafe(self._cut, True)
 
     def close(self) -> None:
@@ -78,6 +88,11 @@ class Proxy:
     def _cut(self, only_spoilt: bool) -> None:
         for connection in list(self._connections):
             if connection.spoilt or not only_spoilt:
+                connection.close()
+
+    def _cut_refused(self) -> None:
+        for connection in list(self._connections):
+            if connection.source in self._refused:
                 connection.close()
 
     async def _close(self) -> None:
@@ -122,12 +137,15 @@ class Proxy:
             while piece := await reader.read(_PIECE):
                 if inbound and not connection.source and (found := _NODE_ID.search(piece)):
                     connection.source = found[1].decode()
+                if connection.source in self._refused:
+                    return
                 silenced = self._silenced
                 if inbound and (silenced is None or connection.source in silenced):
                     connection.spoilt = True
                 if inbound and connection.spoilt:
                     continue
-                await waiting.put((self._loop.time() + self.delay_s, piece))
+                delay_s = self.delay_s + self.delays_s.get(connection.source, 0.0)
+                await waiting.put((self._loop.time() + delay_s, piece))
         finally:
             sending.cancel()
             with contextlib.suppress(asyncio.CancelledError, OSError):
