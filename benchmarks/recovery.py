@@ -52,7 +52,7 @@ def from_disk(options: argparse.Namespace, folder: Path, *, snapshots: bool) -> 
     """Measure recovery from a log of so many commands."""
     from openoutcry.actors import ExchangeNode, MarketRules
 
-    settings: dict[str, Any] = {"markets": {MARKET: MarketRules()}, "data_dir": folder}
+    settings: dict[str, Any] = {"markets": {MARKET: MarketRules()}, "data_dir": folder, "timeout": WAIT_S_MAX}
     if not snapshots:
         settings["snapshot_every"] = 10 * options.commands
     with ExchangeNode("n0", **settings) as node:
@@ -112,7 +112,11 @@ def wiped(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
     spawn = multiprocessing.get_context("spawn")
     coordinator = str(folder / "coordinator.sqlite")
-    settings: dict[str, Any] = {"coordinator": coordinator, "serve_directory": "tcp://127.0.0.1:0"}
+    settings: dict[str, Any] = {
+        "coordinator": coordinator,
+        "serve_directory": "tcp://127.0.0.1:0",
+        "timeout": WAIT_S_MAX,
+    }
     times = []
     same = True
     with ExchangeNode("n0", markets={MARKET: MarketRules()}, data_dir=folder / "n0", **settings) as node:
