@@ -4,8 +4,8 @@
 
 Three figures, medians: (a) a node is started on a log of ``--commands`` commands, with its snapshots and without any,
 until it is ready to trade; (b) one of three node processes is killed and its disk wiped, and it is started again while
-the others trade, until it is in the in-sync set once more, from the start of its process on. ``complete``: all that was acknowledged was
-there again, and the nodes' state hashes were equal.
+the others trade, until it is in the in-sync set once more, from the start of its process on. ``complete``: all that was
+acknowledged was there again, and the nodes' state hashes were equal.
 """
 
 from __future__ import annotations
