@@ -27,6 +27,8 @@ EVENTS: Final[Mapping[str, str]] = {
     "log_not_reopened": "The log file could not be opened anew; the old one is written on.",
     "log_lines_dropped": "Whoever takes the log was too slow: so many lines were left out.",
     # A market's replica.
+    "recovering": "The book is being made from the disk: how far it is, and has to go.",
+    "catching_up": "The replica lacks what is committed: how far it is, and has to go at least.",
     "recovered": "The book is as the disk has it, up to this sequence number.",
     "journal_put_aside": "The journal is damaged: it was put aside, and the replica is repaired from a peer.",
     "log_lost": "The replica is in sync, but its journal is gone: it is repaired from a peer.",

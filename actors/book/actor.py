@@ -117,6 +117,8 @@ Half of what a record can hold: while one record is being replicated the next ca
 NOT_LEADER: Final = "not_leader"
 REPAIRING: Final = "repairing"
 """Name of the file that marks a replica whose damaged journal was put aside; it says what was wrong."""
+PROGRESS_S: Final = 5.0
+"""How often long work says how far it is, in seconds."""
 OFFER_S: Final = 10.0
 """How long a snapshot is held for a follower that does not fetch it, in seconds."""
 LINGER_S: Final = 0.0005
@@ -267,6 +269,7 @@ class BookActor(NodeActor):
         self._writing = False
         self._outstanding: dict[int, Request] = {}
         self._next_request = self._started_as
+        self._said_ns = 0
         self._asking_lease = False
         self._untold = False
         """Leader: followers do not know yet how far the log is committed; the next record tells them, if it is soon."""
@@ -319,7 +322,11 @@ class BookActor(NodeActor):
                 code="corrupt",
             )
         pending = []
+        said_s = time.monotonic()
         for record in journal.records(applied):
+            if time.monotonic() - said_s >= PROGRESS_S:
+                said_s = time.monotonic()
+                self._log.info("recovering", sequence=record.first_sequence, of=journal.tail.sequence)
             if record.last_sequence <= journal.committed:
                 self.book.apply(record.first_sequence, record.timestamp_ns, record.commands)
                 applied = record.tail
@@ -447,9 +454,21 @@ class BookActor(NodeActor):
         self._expire_requests(now_ns)
         self._route_again(away_from=None)
         self._watch_leader()
+        self._say_progress(now_ns)
         expiry_ns = self.book.next_expiry_ns()
         if expiry_ns is not None and expiry_ns <= self._clock_ns() and self._leads and not self._waiting:
             self._enqueue(("", 0, ((CLOCK, "", ""),)))
+
+    def _say_progress(self, now_ns: int) -> None:
+        """Now and then, while the replica catches up: how far it is."""
+        replica, fetched = self.replica, self._fetched
+        behind = replica.known_committed - replica.applied
+        if replica.role is not Role.FOLLOWING or (behind <= BATCH_MAX and fetched is None):
+            self._said_ns = now_ns
+        elif now_ns - self._said_ns >= PROGRESS_S * 1e9:
+            self._said_ns = now_ns
+            state = {"fetched": len(fetched.data), "bytes": fetched.size} if fetched is not None else {}
+            self._log.info("catching_up", sequence=replica.applied, of=replica.known_committed, **state)
 
     def _expire_requests(self, now_ns: int) -> None:
         late = [number for number, request in self._outstanding.items() if request.deadline_ns <= now_ns]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
 from ...transport.errors import InvalidRequest
 from .. import inspection
 from .common import Failure, print_json
+from .live import progress
 
 _FOLDER: Final = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -29,12 +29,7 @@ def verify(folder: Path, as_json_text: bool) -> None:
         folders, aside = inspection.market_folders(folder)
         reports = []
         for market, path in folders.items():
-            with click.progressbar(length=1, label=f"reading {market}", file=sys.stderr) as bar:
-
-                def on_progress(more: int, in_all: int, bar: Any = bar) -> None:
-                    bar.length = in_all
-                    bar.update(more)
-
+            with progress(f"reading {market}") as on_progress:
                 reports.append(inspection.verify_market(market, path, on_progress))
     damaged = [report.market for report in reports if not report.sound]
     if as_json_text:

@@ -1,16 +1,20 @@
-"""A view that is shown again and again: in place in a terminal, as lines elsewhere."""
+"""What is shown while it changes, a view or how far work is: in place in a terminal, as lines elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import click
 
 WATCH_S: Final = 0.5
 """How often a view is made anew, in seconds: it costs the node a request."""
+PROGRESS_S: Final = 5.0
+"""How often long work says how far it is where there is no terminal, in seconds."""
 
 
 def watch(
@@ -75,3 +79,35 @@ def _terminal() -> _Lines:
     except ImportError:
         return _Cleared()
     return _InPlace(Live(auto_refresh=False), Text)
+
+
+@contextlib.contextmanager
+def progress(label: str) -> Iterator[Callable[[int, int], None]]:
+    """Show on stderr how far long work is; call what is yielded with how much more is done, and how much there is.
+
+    In a terminal a bar, where rich is installed; elsewhere a line now and then, and none for short work.
+    """
+    if sys.stderr.isatty() and (bar := _bar()) is not None:
+        with bar as shown:
+            task = shown.add_task(label)
+            yield lambda more, of: shown.update(task, advance=more, total=of)
+        return
+    done, said_s = 0, time.monotonic()
+
+    def say(more: int, of: int) -> None:
+        nonlocal done, said_s
+        done += more
+        if time.monotonic() - said_s >= PROGRESS_S:
+            said_s = time.monotonic()
+            click.echo(f"{label}: {done:,} of {of:,}", err=True)
+
+    yield say
+
+
+def _bar() -> Any:
+    try:
+        from rich.console import Console  # noqa: PLC0415 - an optional dependency
+        from rich.progress import Progress  # noqa: PLC0415
+    except ImportError:
+        return None
+    return Progress(console=Console(stderr=True), transient=True)

@@ -12,6 +12,7 @@ import click
 from ..replay import BookRow, final_book_hash, read_flow
 from ..replay_run import ReplayNodes
 from .common import Failure, print_json
+from .live import progress
 
 
 @click.command()
@@ -38,8 +39,8 @@ def replay(file: Path, nodes: int, batch: int, via: str, as_json_text: bool) -> 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with ReplayNodes(nodes) as exchange:
         feeder = exchange.role("leading" if via == "leader" else "following")
-        with click.progressbar(length=rows_in_file, label="replaying", file=sys.stderr) as bar:
-            fed = exchange.ask(feeder, ("feed", file, batch), on_progress=bar.update)
+        with progress("replaying") as on_progress:
+            fed = exchange.ask(feeder, ("feed", file, batch), on_progress=lambda more: on_progress(more, rows_in_file))
         ends = [exchange.ask(at, ("end", fed["sequence"])) for at in range(nodes)]
     flow_ids: dict[int, str] = fed.pop("flow_ids")
     found = []

@@ -18,8 +18,10 @@ from ...transport.log import get_logger
 from ...transport.rendezvous import Rendezvous
 from ..config import DIRECTORY_DEFAULT, NodeConfig, load_config
 from ..control import ControlServer
+from ..health import healthz, readyz
 from ..logs import FORMATS, LEVELS, LogWriter
 from ..node import ExchangeNode, spare_gc
+from ..service import ServiceManager
 from .common import options, until_signalled
 
 logger = get_logger(__name__)
@@ -117,6 +119,14 @@ def _ends_within(seconds: float, ended: threading.Event) -> Iterator[None]:
         ended.set()
 
 
+def _in_words(node: ExchangeNode) -> tuple[bool, str]:
+    """Return whether the node is sound, and how it is in one line."""
+    sound, health = healthz(node)
+    _, found = readyz(node)
+    markets = [f"{name} {market['state']}" for name, market in sorted(found["markets"].items())]
+    return sound, "; ".join([*health.get("failures", ()), *markets]) or found["state"]
+
+
 def _end_with(parent: int, ended: threading.Event) -> None:
     while os.getppid() == parent:
         if ended.wait(_LOOK_S):
@@ -126,7 +136,10 @@ def _end_with(parent: int, ended: threading.Event) -> None:
 
 def _run(config: NodeConfig, ended: threading.Event) -> None:
     """Be the node until ``ended``, and end in order."""
+    manager = ServiceManager(os.environ)
     with ExitStack() as closing:
+        closing.callback(manager.end)
+        manager.begin(None)
         exchange_node = ExchangeNode(
             config.name,
             markets=config.markets,
@@ -148,6 +161,8 @@ def _run(config: NodeConfig, ended: threading.Event) -> None:
         closing.callback(server.close)
         closing.callback(exchange_node.close)
         closing.callback(server.withdraw)
+        manager.begin(lambda: _in_words(exchange_node))
+        manager.tell(READY=1)
         logger.info("node_started", node=exchange_node.node_id, address=exchange_node.address, data_dir=config.data_dir)
         while not ended.is_set():
             try:
@@ -158,5 +173,6 @@ def _run(config: NodeConfig, ended: threading.Event) -> None:
             break
         spare_gc()
         ended.wait()
+        manager.tell(STOPPING=1)
         logger.info("node_closing")
     logger.info("node_closed")
