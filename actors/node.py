@@ -1325,6 +1325,26 @@ class ExchangeNode:
 
         return self._remote.find(address, self.timeout if timeout is None else _timeout(timeout), lookup)
 
+    def wait_actor(self, address: str, *, timeout: float = 30.0) -> RemoteRef:
+        """Return what :meth:`actor` does, waiting for it to be there: for its node to start, link and register it.
+
+        Raises:
+            Unavailable: the last error of :meth:`actor`, after ``timeout`` seconds.
+        """
+        deadline_s = self._deadline_s(timeout)
+        last: Unavailable | None = None
+        while True:
+            left_s = max(0.0, deadline_s - time.monotonic())
+            try:
+                return self.actor(address, timeout=min(left_s, 1.0))
+            except RequestTimeout as error:
+                last = last or error  # what the others say is worth more
+            except Unavailable as error:
+                last = error
+            if time.monotonic() >= deadline_s:
+                raise last
+            time.sleep(0.005)
+
     def watch(self, ref: RemoteRef | pykka.ActorRef[Any], watcher: pykka.ActorRef[Any]) -> None:
         """Have the actor ``watcher`` told :class:`~.remote.Terminated` once, when ``ref`` is heard no more.
 

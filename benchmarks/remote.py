@@ -80,14 +80,7 @@ def start(name: str, node: ExchangeNode) -> tuple[Any, Any]:
     spawn = multiprocessing.get_context("spawn")
     process = spawn.Process(target=serve, args=(name, node.directory_address), daemon=True)
     process.start()
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            return process, node.actor(f"feed@{name}")
-        except Exception:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
+    return process, node.wait_actor(f"feed@{name}")
 
 
 def asks(feed: Any, first: int, seconds: float) -> tuple[int, dict[str, float]]:

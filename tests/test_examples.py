@@ -65,6 +65,49 @@ def test_node_inside_another_application_serves_it_and_ends() -> None:
     assert done.stderr == ""
 
 
+def test_market_making_bot_quotes_trades_and_withdraws() -> None:
+    done = run("examples/market_maker.py")
+
+    assert done.returncode == 0, done.stderr
+    assert "  quotes 19.95 / 20.15, owns -5\n" in done.stdout
+    assert done.stdout.endswith("0 price levels are left in the book\n")
+    assert done.stderr == ""
+
+
+def test_the_bots_own_test_passes_beside_it() -> None:
+    done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "examples/test_market_maker.py")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 passed" in done.stdout
+
+
+def test_price_feed_is_used_by_another_process_which_hears_of_its_death() -> None:
+    done = run("examples/price_feed.py")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert "feed: prices@desk listens" in lines
+    assert lines[-3:] == [
+        "desk: 20 prices, in order, none missing",
+        "desk: the feed is unreachable",
+        "desk: unreachable",
+    ]
+    assert done.stderr == ""
+
+
+def test_asyncio_application_awaits_orders_and_reads_the_tape() -> None:
+    done = run("examples/asyncio_app.py")
+
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stdout.splitlines() if line.startswith("tape:")] == [
+        "tape: 4 at 20.05",
+        "tape: 6 at 20.05",
+        "tape: 1 at 20.10",
+        "tape: 3 at 20.10",
+    ]
+    assert done.stderr == ""
+
+
 @pytest.mark.parametrize("options", [("--nodes", "1"), ("--nodes", "3", "--via", "follower", "--batch", "1")])
 def test_replay_of_a_small_flow_ends_as_computed_by_hand_everywhere(tmp_path: Path, options: tuple[str, ...]) -> None:
     file = tmp_path / "flow.csv"

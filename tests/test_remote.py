@@ -155,18 +155,11 @@ def code_of(call: Callable[[], object], kind: type[OpenOutcryError]) -> str:
 def test_actor_is_reached_by_its_nodes_name_by_its_id_and_through_the_directory_from_any_node(pair: Pair) -> None:
     for address in ("speaker@alice", f"speaker@{pair.alice.node_id}", pair.ref.address, "speaker"):
         for node in (pair.alice, pair.bob):
-            ref = eventually(lambda node=node, address=address: look(node, address), "it is announced")
+            ref = node.wait_actor(address)
             assert ref == pair.ref
             assert ref.ask(Say(address)) == Say(address)
     assert pair.ref.accepts == ("test.say/1", "test.blob/1")
     assert len({pair.ref, pair.bob.actor("speaker")}) == 1
-
-
-def look(node: ExchangeNode, address: str) -> RemoteRef | None:
-    try:
-        return node.actor(address)
-    except (UnknownActor, Unreachable):
-        return None  # the directory does not know it yet
 
 
 def test_messages_of_each_sender_arrive_once_and_in_order_far_beyond_one_window(pair: Pair) -> None:
@@ -269,6 +262,7 @@ def test_each_failure_has_its_error_and_code(pair: Pair) -> None:
     assert code_of(lambda: bob.actor("nobody@alice"), UnknownActor) == "unknown_actor"
     assert code_of(lambda: bob.actor("nobody"), UnknownActor) == "unknown_actor"
     assert code_of(lambda: bob.actor("speaker@carol", timeout=0.05), Unreachable) == "unreachable"
+    assert code_of(lambda: bob.wait_actor("nobody@alice", timeout=0.5), UnknownActor) == "unknown_actor"
     for address in ("", "@alice", "a" * 65 + "@alice", "new\nline@alice"):
         assert code_of(lambda address=address: bob.actor(address), InvalidRequest) == "invalid_actor_name"
     assert code_of(lambda: ref.tell("no message"), MessageRefused) == "message_refused"
@@ -454,7 +448,7 @@ def test_process_that_dies_or_hangs_is_told_once_to_who_watches_its_actor(
     process = spawn.Process(target=serve_until_killed, args=(pair.alice.directory_address,), daemon=True)
     process.start()
     try:
-        ref = eventually(lambda: look(pair.bob, "speaker@mortal"), "it is registered there")
+        ref = pair.bob.wait_actor("speaker@mortal")
         pair.bob.watch(ref, actor_probe.ref)
         asked = ref.ask(Say("hello"), block=False)
         assert asked.get() == Say("hello")
