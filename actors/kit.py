@@ -140,7 +140,8 @@ class SystemClock:
                     self._push(timer)
 
 
-_clocks: Final[list[Clock]] = [SystemClock()]
+SYSTEM_CLOCK: Final[Clock] = SystemClock()
+_clocks: Final[list[Clock]] = [SYSTEM_CLOCK]
 
 
 def use_clock(clock: Clock | None) -> None:

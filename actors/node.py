@@ -48,7 +48,7 @@ from ..transport.rendezvous import Rendezvous
 from ..transport.sockets import Inbox, checked_address, is_wildcard
 from ..transport.sqlite import SqliteCoordinator
 from ..transport.survey import Lookup, ServiceEntry
-from ._base import TICK, NodeActor, TickingInbox, stop_and_join, tell
+from ._base import TICK, TickingInbox, stop_and_join, tell
 from .balance import Move
 from .book.actor import BookActor, Unwatch, Watch
 from .book.commands import (
@@ -71,6 +71,7 @@ from .book.rules import DecimalLike, MarketRules
 from .book.snapshots import sync_folder
 from .coordination import CoordinatorActor
 from .discovery import NODE_SERVICE, Announce, DiscoveryActor, Find, Unannounce
+from .kit import SYSTEM_CLOCK
 from .markets import MarketsActor
 from .messages import (
     CODEC,
@@ -102,6 +103,7 @@ from .peer import PeerActor
 from .remote import RemoteActors, RemoteRef
 from .submission import Request, Submissions
 from .subscription import Subscription
+from .supervision import Escalation, RestartPolicy, Supervise, Supervisor
 from .views import (
     BookView,
     ForcePlan,
@@ -145,48 +147,67 @@ REASON_LENGTH_MAX: Final = 500
 TIMEOUT_S_MAX: Final = 86_400.0
 """Longest time-out of a call, in seconds."""
 _FIND_S: Final = 0.5
-_RESTART_S_MAX: Final = 30.0
-"""Longest pause before discovery is started anew after a failure; the first is none, and each later one is twice as
-long as the one before, until it has lived for as long as this."""
+_KEPT: Final = RestartPolicy(restarts_max=1_000_000, window_s=60.0, backoff_min_s=0.1, backoff_max_s=30.0)
+"""How discovery, and what looks after markets, is started again after a failure: never given up."""
+_LINKS: Final = RestartPolicy(restarts_max=5, window_s=60.0, backoff_min_s=0.1, backoff_max_s=5.0)
+"""How a link is; one that is given up is made anew when its node is heard of."""
+_LINK_OF: Final = "link to "
+"""Before a node's id, the name of its PeerActor among those that are supervised."""
 _MARKET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/+-]{0,62}[A-Za-z0-9+]|[A-Za-z0-9]")
 
 _T = TypeVar("_T")
 _open_nodes: weakref.WeakSet[ExchangeNode] = weakref.WeakSet()
 
 
-class _Supervisor(NodeActor):
-    """Makes PeerActors for the nodes that are found, and restarts or gives up what fails. One a node.
+class _Supervisor(Supervisor):
+    """Makes PeerActors for the nodes that are found, and starts again what fails. One a node.
 
     A BookActor that fails is not restarted in place: what it knew is suspect, so its market is stopped and says so;
-    restarting the node recovers it from disk. Discovery and links hold nothing of worth and are restarted.
+    restarting the node recovers it from disk. Discovery, links and what looks after markets hold nothing of worth.
     """
 
-    tick_ms: ClassVar[int] = 1000
+    mailbox_size_max: ClassVar[int] = 0  # as of all actors of a node
 
     def __init__(self, node: ExchangeNode) -> None:
-        super().__init__(report=lambda failed: logger.critical("supervisor_failed", error=failed.error))
+        super().__init__(policy=_KEPT, on_escalation=node._give_up)
+        self.clock = SYSTEM_CLOCK
         self._node = node
         self._announced: set[str] = set()
         self._absent_since_s: dict[str, float] = {}
 
-    def on_receive(self, message: Any) -> None:
+    def on_start(self) -> None:
+        self.tell_every(1.0, TICK)
+
+    def on_failure(
+        self,
+        exception_type: type[BaseException] | None,
+        exception_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Leave the others as they are: a node without its supervisor trades on."""
+        del exception_type, traceback
+        logger.critical("supervisor_failed", error=exception_value)
+
+    def on_receive(self, message: Any) -> Any:
         node = self._node
         if isinstance(message, PeerFound):
             self._announced.add(message.node)
-            node._meet(message)
+            node._meet(message, self)
         elif isinstance(message, PeerLost):
             self._announced.discard(message.node)
-            node._forget(message.node)
+            node._forget(message.node, self)
         elif message is TICK:
             self._forget_absent()
-            node._revive_discovery()
         elif isinstance(message, HelloHeard):
             hello = message.hello
-            peer = node._meet(PeerFound(hello.node, hello.name, hello.address))
+            peer = node._meet(PeerFound(hello.node, hello.name, hello.address), self)
             if peer is not None:
                 tell(peer, message)
         elif isinstance(message, ActorFailed):
             node._handle_failure(message)
+        else:
+            return super().on_receive(message)
+        return None
 
     def _forget_absent(self) -> None:
         """Forget who has neither been announced nor linked for long: nodes come and go, most under new ids."""
@@ -196,7 +217,7 @@ class _Supervisor(NodeActor):
         self._absent_since_s = {node: self._absent_since_s.get(node, now_s) for node in absent}
         for node, since_s in self._absent_since_s.items():
             if now_s - since_s > ABSENT_S_MAX:
-                self._node._forget(node)
+                self._node._forget(node, self)
 
 
 class ExchangeNode:
@@ -288,8 +309,6 @@ class ExchangeNode:
         self._markets: pykka.ActorRef[MarketsActor] | None = None
         self._rendezvous: tuple[str, ...] = ()
         self._discovery: pykka.ActorRef[DiscoveryActor] | None = None
-        self._discovery_pause_s = 0.0
-        self._discovery_since_s = 0.0
         self._services: dict[str, ServiceEntry] = {}
         self._undo = contextlib.ExitStack()
         self.phase = "starting"
@@ -1409,22 +1428,41 @@ class ExchangeNode:
         self._failures = [*self._failures, f"{failed.who}: {failed.error!r}"][-20:]
         if self._closed:
             return
-        self._revive_discovery()
-        if self._markets is not None and not self._markets.is_alive():
-            logger.error("actor_restarted", actor="MarketsActor", node=self.node_id, error=failed.error)
-            self.meters.restarts["MarketsActor"] += 1
-            self._start_markets()
         with self._lock:
             dead = [node for node, peer in self._peers.items() if not peer.is_alive()]
-            for node in dead:
-                logger.error("link_dropped", node=self.node_id, peer=node, error=failed.error)
-                self.meters.restarts["PeerActor"] += 1
-                del self._peers[node]
         for node in dead:
             self._tell_books(PeerDown(node))
 
-    def _meet(self, found: PeerFound) -> pykka.ActorRef[PeerActor] | None:
-        """Return the PeerActor of a node that was found or has said hello, made if there is none."""
+    def _give_up(self, escalation: Escalation) -> None:
+        """A child of the supervisor has failed too often; on the supervisor's thread."""
+        with self._lock:
+            self._peers.pop(escalation.name.removeprefix(_LINK_OF), None)
+
+    def _again(self, kind: str, start: Callable[[], pykka.ActorRef[Any]]) -> Callable[[], pykka.ActorRef[Any]]:
+        """Return how a supervisor starts an actor: ``start``, and from the second time on it is logged and counted."""
+        started = False
+
+        def begin() -> pykka.ActorRef[Any]:
+            nonlocal started
+            if self._closed:
+                raise Closed(f"node {self.name} is closed")
+            ref = start()
+            if started:
+                logger.error("actor_restarted", actor=kind, node=self.node_id)
+                self.meters.restarts[kind] += 1
+            started = True
+            return ref
+
+        return begin
+
+    def _supervise(self, kind: str, start: Callable[[], pykka.ActorRef[Any]]) -> None:
+        self._ask_message(self._supervisor, Supervise(kind, self._again(kind, start)), self.timeout)
+
+    def _meet(self, found: PeerFound, supervisor: _Supervisor) -> pykka.ActorRef[PeerActor] | None:
+        """Return the PeerActor of a node that was found or has said hello, made if there is none.
+
+        None if there may be none, or none now: it has failed, and waits to be started again.
+        """
         with self._lock:
             if self._closed or found.node == self.node_id:
                 return None
@@ -1432,31 +1470,37 @@ class ExchangeNode:
             if peer is None and len(self._peers) >= PEERS_MAX:
                 logger.error("peer_refused", node=self.node_id, peer=found.node, address=found.address, known=PEERS_MAX)
                 return None
-            if peer is None or not peer.is_alive():
-                peer = PeerActor.start(
-                    me=self._me,
-                    node=found.node,
-                    name=found.name,
-                    address=found.address,
-                    tell_all=self._tell_books,
-                    report=self._report,
-                    meters=self.meters.links.setdefault(found.node, LinkMeters()),
-                )
-                self._peers[found.node] = peer
-                self._peer_names[found.node] = found.name
-            return peer
+            if peer is None:
+                start = self._again("PeerActor", lambda: self._make_peer(found))
+                supervisor.supervise(_LINK_OF + found.node, start, _LINKS)
+            peer = self._peers[found.node]
+            return peer if peer.is_alive() else None
 
-    def _forget(self, node: str) -> None:
+    def _make_peer(self, found: PeerFound) -> pykka.ActorRef[PeerActor]:
+        peer = PeerActor.start(
+            me=self._me,
+            node=found.node,
+            name=found.name,
+            address=found.address,
+            tell_all=self._tell_books,
+            report=self._report,
+            meters=self.meters.links.setdefault(found.node, LinkMeters()),
+        )
+        with self._lock:
+            self._peers[found.node] = peer
+            self._peer_names[found.node] = found.name
+        return peer
+
+    def _forget(self, node: str, supervisor: _Supervisor) -> None:
         """A node has left the directory: end its PeerActor unless the link lives on without the directory."""
         with self._lock:
             if node in self._links:
                 return
-            peer = self._peers.pop(node, None)
+            self._peers.pop(node, None)
             self._peer_names.pop(node, None)
             self.meters.links.pop(node, None)
         self._remote.forget(node)
-        if peer is not None:
-            stop_and_join(peer, timeout_s=5)
+        supervisor.release(_LINK_OF + node)
 
     def _tell_books(self, message: PeerUp | PeerDown | PeerGone) -> None:
         with self._lock:
@@ -1517,6 +1561,9 @@ class ExchangeNode:
             tell(peer, PipeRemoved(pipe_id))
 
     def _start_markets(self) -> None:
+        self._supervise("MarketsActor", self._make_markets)
+
+    def _make_markets(self) -> pykka.ActorRef[MarketsActor]:
         self._markets = MarketsActor.start(
             node=self.node_id,
             read_all=self._records,
@@ -1525,39 +1572,26 @@ class ExchangeNode:
             hand_over=self._even_out if self._balance else None,
             report=self._report,
         )
+        return self._markets
 
     def _stop_markets(self) -> None:
         if self._markets is not None:
             stop_and_join(self._markets, timeout_s=10)
 
-    def _revive_discovery(self) -> None:
-        """Start discovery anew if it has failed; the sooner after its last start, the longer the pause before."""
-        if self._closed or self._discovery is None or self._discovery.is_alive():
-            return
-        now_s = time.monotonic()
-        lived_s = now_s - self._discovery_since_s
-        if lived_s > _RESTART_S_MAX:
-            self._discovery_pause_s = 0.0
-        if lived_s >= self._discovery_pause_s:
-            self._discovery_pause_s = min(2 * self._discovery_pause_s or 1.0, _RESTART_S_MAX)
-            logger.error("actor_restarted", actor="DiscoveryActor", node=self.node_id)
-            self.meters.restarts["DiscoveryActor"] += 1
-            try:
-                self._start_discovery()
-            except OpenOutcryError as error:
-                logger.error("actor_not_restarted", actor="DiscoveryActor", node=self.node_id, error=error)
-
     def _start_discovery(self) -> None:
-        self._discovery_since_s = time.monotonic()
         if self._rendezvous:
-            self._discovery = DiscoveryActor.start(
-                rendezvous=self._rendezvous,
-                entry=self._entry(NODE_SERVICE, self.address, {"name": self.name}),
-                services=tuple(self._services.values()),
-                ttl_ms=self._ttl_ms,
-                tell_node=lambda message: tell(self._supervisor, message) and None,
-                report=self._report,
-            )
+            self._supervise("DiscoveryActor", self._make_discovery)
+
+    def _make_discovery(self) -> pykka.ActorRef[DiscoveryActor]:
+        self._discovery = DiscoveryActor.start(
+            rendezvous=self._rendezvous,
+            entry=self._entry(NODE_SERVICE, self.address, {"name": self.name}),
+            services=tuple(self._services.values()),
+            ttl_ms=self._ttl_ms,
+            tell_node=lambda message: tell(self._supervisor, message) and None,
+            report=self._report,
+        )
+        return self._discovery
 
     def _stop_discovery(self) -> None:
         if self._discovery is not None:

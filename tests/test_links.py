@@ -22,7 +22,7 @@ from openoutcry.actors import (
 from openoutcry.actors import node as node_module
 from openoutcry.actors.book.record import EMPTY, Record
 from openoutcry.actors.discovery import Announce
-from openoutcry.actors.messages import CODEC, Forward, Hello, JournalFailed, Query, Refused
+from openoutcry.actors.messages import CODEC, Forward, Hello, HelloHeard, JournalFailed, Query, Refused
 from openoutcry.transport.errors import ProtocolError
 from openoutcry.transport.sockets import Inbox, refuses
 
@@ -359,7 +359,7 @@ def test_subscribers_are_told_that_their_markets_replica_is_no_more(exchange: An
 
 
 def test_discovery_that_fails_is_started_anew_with_all_services_and_ever_longer_pauses(
-    exchange: Any, monkeypatch: pytest.MonkeyPatch
+    exchange: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     net = exchange(nodes=2, markets={MARKET: RULES})
     net[0].announce("clock", "tcp://10.0.0.9:1")
@@ -368,11 +368,25 @@ def test_discovery_that_fails_is_started_anew_with_all_services_and_ever_longer_
     first.tell(Announce(None))  # type: ignore[arg-type]
     until(lambda: net[0]._discovery.is_alive() and net[0]._discovery is not first, "discovery lives again")
     until(lambda: len(net[1].lookup("clock").entries) == 1, "the service is found again")
-    starts: list[Any] = []
-    monkeypatch.setattr(net[0], "_start_discovery", lambda: starts.append(net[0]._discovery_pause_s))
-    net[0]._discovery.stop()
-    until(lambda: len(starts) == 2, "two more starts")
-    assert starts == [2.0, 4.0]
+    for _ in range(2):
+        failing = net[0]._discovery
+        failing.tell(Announce(None))  # type: ignore[arg-type]
+        until(lambda failing=failing: net[0]._discovery is not failing, "it is started once more")
+    pauses_s = [vars(record)["restart_s"] for record in caplog.records if vars(record).get("event") == "child_failed"]
+    assert len(pauses_s) == 3
+    assert pauses_s == sorted(pauses_s)
+    until(lambda: net[0].meters.restarts["DiscoveryActor"] == 3, "each is counted")
+
+
+def test_link_whose_actor_fails_is_made_again_and_the_followers_go_on(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    other = net[1].node_id
+    failing = net[0]._peers[other]
+    failing.tell(HelloHeard(None, 1))  # type: ignore[arg-type]
+    until(lambda: net[0]._peers[other] is not failing and other in net[0]._links, "the link is up again")
+    assert net[0].meters.restarts["PeerActor"] == 1
+    net[1].submit_order(MARKET, "buy", "1", "1")
+    net.assert_same_hash(MARKET)
 
 
 def test_the_name_of_one_market_is_not_taken_for_a_list_of_letters() -> None:
