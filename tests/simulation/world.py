@@ -622,6 +622,8 @@ class World:
                 may(1.5 * pace, self.trade, node)
             if node.closing:
                 may(0.5 * pace, self.close, node)
+            if self.must_force_again(node):
+                may(0.3 * pace, self.force, node)
             if self.leader_is_gone(node):
                 may(0.3 * pace, self.lapse, node)
             for other in names[at + 1 :]:
@@ -739,6 +741,12 @@ class World:
             and node.replica.tail.sequence > 0
             and node.replica.tail.epoch >= record.forced
         )
+
+    def must_force_again(self, node: Node) -> bool:
+        """Whether a replica under repair died before it learned that it leads by force: no log tells that it was so."""
+        record = self.store.get(MARKET)
+        alone = record is not None and record.forced == record.epoch and record.in_sync == (node.name,)
+        return alone and node.marked and node.replica.force_refusal(record, ()) is None and not node.journal
 
     def force(self, node: Node) -> None:
         node.run(node.replica.force(self.store[MARKET]))
