@@ -1,0 +1,12 @@
+"""One market's replica: the order book, the log, the replication protocol, and the actor that owns them."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+
+def engine_build() -> str:
+    """Return ``"compiled"`` if the matching engine in use was built with mypyc, else ``"pure Python"``."""
+    spec = find_spec(f"{__name__}.orderbook")
+    assert spec is not None
+    return "pure Python" if str(spec.origin).endswith(".py") else "compiled"

@@ -9,12 +9,13 @@ from typing import Final
 
 import click
 
+from ..book import engine_build
 from . import admin, demo, disk, replaying, serve, settings, show, trade
 from .common import Group
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(package_name="openoutcry")
+@click.version_option(package_name="openoutcry", message=f"%(prog)s %(version)s ({engine_build()} engine)")
 def main() -> None:
     """A peer-to-peer exchange: every node holds the same order book, to the byte."""
 

@@ -298,7 +298,7 @@ class BookWithoutWindow(OrderBook):
 
     @classmethod
     def restore(cls, snapshot: bytes) -> OrderBook:
-        book = super().restore(snapshot)
+        book = OrderBook.restore(snapshot)
         book._seen.clear()
         return book
 
