@@ -49,6 +49,8 @@ class NodeConfig:
     min_in_sync: int = 1
     timeout: float = 5.0
     """Seconds."""
+    snapshot_every: int = 250_000
+    """Commands."""
     metrics: str | None = None
     log_format: str = "console"
     log_level: str = "info"
@@ -304,6 +306,7 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "ttl_ms": _whole,
     "min_in_sync": _whole,
     "timeout": _seconds,
+    "snapshot_every": _whole,
     "metrics": _text,
     "log_format": _one_of(FORMATS),
     "log_level": _one_of(LEVELS),
@@ -315,6 +318,7 @@ _RULES: Final = {field.name: type(field.default) for field in dataclasses.fields
 _KINDS: Final[dict[str, Callable[[str], Any]]] = {
     "ttl_ms": int,
     "min_in_sync": int,
+    "snapshot_every": int,
     "timeout": float,
     "join": bool,
     "join_all": bool,

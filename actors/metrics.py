@@ -77,7 +77,9 @@ METRICS: Final[Mapping[str, Metric]] = {
     ),
     "openoutcry_batch_commands": Metric("histogram", "Leader: commands in each record.", _M),
     "openoutcry_journal_sync_seconds": Metric("histogram", "Writing and syncing the journal, a batch at a time.", _M),
-    "openoutcry_queue_depth": Metric("gauge", "What waits in a queue.", ("market", "queue")),
+    "openoutcry_queue_depth": Metric(
+        "gauge", "What waits in a queue; the market is empty for the node's own.", ("market", "queue")
+    ),
     "openoutcry_queue_limit": Metric("gauge", "The bound of a queue that has one.", ("market", "queue")),
     "openoutcry_snapshot_sequence": Metric("gauge", "The sequence number of the last snapshot on disk.", _M),
     "openoutcry_snapshot_bytes": Metric("gauge", "The size of the last snapshot on disk.", _M),
@@ -94,6 +96,9 @@ METRICS: Final[Mapping[str, Metric]] = {
     "openoutcry_bytes_in_total": Metric("counter", "Bytes of the frames received.", ("peer",)),
     "openoutcry_bytes_out_total": Metric("counter", "Bytes of the frames sent.", ("peer",)),
     "openoutcry_frames_refused_total": Metric("counter", "Frames that broke the protocol and cost their link."),
+    "openoutcry_remote_messages_refused_total": Metric(
+        "counter", "Messages to actors here that were not of their types."
+    ),
     "openoutcry_coordinator_up": Metric("gauge", "1 if the coordinator has answered last time."),
     "openoutcry_coordinator_seconds": Metric("histogram", "Questions to the coordinator, answered or not."),
     "openoutcry_coordinator_failures_total": Metric("counter", "Questions to the coordinator that failed."),
@@ -169,6 +174,10 @@ class _Samples:
         for actor, count in list(node.meters.restarts.items()):
             self._add("openoutcry_actor_restarts_total", count, actor)
         self._add("openoutcry_frames_refused_total", node.frames_refused)
+        self._add("openoutcry_remote_messages_refused_total", node.messages_refused)
+        for queue, (depth, limit) in node.remote_queues().items():
+            self._add("openoutcry_queue_depth", depth, "", queue)
+            self._add("openoutcry_queue_limit", limit, "", queue)
         up = node.links_up()
         for peer, meters in list(node.meters.links.items()):
             self._add("openoutcry_peer_up", peer in up, peer)

@@ -1172,6 +1172,15 @@ class ExchangeNode:
         found["book_mailbox"] = cast("TickingInbox", self._books[market].actor_inbox).qsize(), 0
         return found
 
+    def remote_queues(self) -> dict[str, tuple[int, int]]:
+        """Return what waits on the way to and from remote actors, by queue, and the bound of each."""
+        return self._remote.queues()
+
+    @property
+    def messages_refused(self) -> int:
+        """Messages of remote actors that were of no type, or not as their type says, since the start."""
+        return self._remote.refused
+
     @property
     def frames_refused(self) -> int:
         """Frames that broke the protocol and cost their sender the link, since the start."""

@@ -379,6 +379,11 @@ class _Link:
         """Whether an actor of the other side was told, asked or watched."""
         return bool(self._watchers)
 
+    def depths(self) -> tuple[int, int, int]:
+        """Return what waits to be sent, in bytes, the asks without an answer, and the bytes of the fullest window."""
+        with self._changed:
+            return self._waiting_size, len(self._asks), max(self._under_way.values(), default=0)
+
     def drain(self, deadline_s: float) -> None:
         """Wait until the other side has read what was sent before: it answers in order. nng's sockets do not linger."""
         with contextlib.suppress(OpenOutcryError):
@@ -703,6 +708,17 @@ class RemoteActors:
         self._closed = False
 
     # Serving.
+
+    def queues(self) -> dict[str, tuple[int, int]]:
+        """Return the fullest of the links' queues by their names, with their bounds: bytes, asks and bytes."""
+        with self._lock:
+            depths = [link.depths() for link in self._links.values()]
+        outbox, asks, window = [max(found) for found in zip(*depths, strict=True)]
+        return {
+            "remote_outbox_bytes": (outbox, OUTBOX_SIZE_MAX),
+            "remote_asks": (asks, ASKS_MAX),
+            "remote_window_bytes": (window, WINDOW_SIZE),
+        }
 
     def register(self, name: str, ref: pykka.ActorRef[Any], accepts: Iterable[type]) -> None:
         """See ``ExchangeNode.register``."""

@@ -26,7 +26,7 @@ from openoutcry.actors.local import Bot, LocalExchange
 
 MARKET: Final = "BTC-USD"
 RULES: Final = f"{MARKET}:tick_size=0.01,lot_size=0.01,dedupe_window=10000"
-"""A window that is full soon: memory that grows while it fills says nothing."""
+"""A window that is full soon, as snapshots are soon taken: memory that grows until then says nothing."""
 SAMPLE_S: Final = 5.0
 MEMORY_GROWTH_MAX: Final = 0.10
 """How much larger than at half time the first node may be in the end: its state grows until its windows are full."""
@@ -63,7 +63,7 @@ def soak(folder: Path, given: argparse.Namespace) -> list[str]:
     chance = random.Random(given.seed)
     terms, kills, in_sync_s = 0, 0, []
     samples: dict[str, list[tuple[float, int, int]]] = {name: [] for name in [*names, "bots"]}
-    with LocalExchange(folder, markets=[RULES]) as exchange:
+    with LocalExchange(folder, markets=[RULES], options=("--snapshot-every", "20000")) as exchange:
         for name in names:
             exchange.start(name)
         exchange.wait_in_sync()

@@ -155,3 +155,20 @@ def test_long_work_says_how_far_it_is_where_there_is_no_terminal(
         advance(1000, 3000)
         advance(1000, 3000)
     assert capsys.readouterr().err.splitlines() == ["reading: 1,000 of 3,000", "reading: 2,000 of 3,000"]
+
+
+def test_node_that_does_not_end_in_time_is_ended_and_says_what_hung(tmp_path: Path) -> None:
+    program = """
+import threading
+from pathlib import Path
+from openoutcry.actors.cli.serve import ends_within
+from openoutcry.actors.logs import LogWriter
+ended = threading.Event()
+with LogWriter(file=Path("node.log")), ends_within(0.1, ended):
+    ended.set()
+    threading.Event().wait()
+"""
+    hung = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, timeout=WITHIN_S, check=False)
+    assert hung.returncode == 1
+    assert "node_stuck" in (tmp_path / "node.log").read_text()
+    assert "MainThread" in (tmp_path / "node.log").read_text()

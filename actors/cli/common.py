@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
@@ -18,6 +18,8 @@ from ...transport.errors import InvalidRequest, OpenOutcryError, Unavailable
 from ..config import ENV_PREFIX, home_folder
 from ..control import ControlClient, read_control_file, running_nodes
 from ..views import as_json
+
+_LOOK_S: Final = 0.2
 
 
 class Failure(click.ClickException):
@@ -44,6 +46,16 @@ class Group(click.Group):
             raise
         except OSError as error:
             raise Failure(str(error), "os_error") from error
+
+
+def wait_for(ended: threading.Event) -> None:
+    """Wait for the event of :func:`until_signalled`.
+
+    The kernel may give a signal to a thread other than the main one, as it does with the second of two at once: then
+    nothing but a look now and then has Python call the handler.
+    """
+    while not ended.wait(_LOOK_S):
+        pass
 
 
 @contextlib.contextmanager

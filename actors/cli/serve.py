@@ -22,7 +22,7 @@ from ..health import healthz, readyz
 from ..logs import FORMATS, LEVELS, LogWriter
 from ..node import ExchangeNode, spare_gc
 from ..service import ServiceManager
-from .common import options, until_signalled
+from .common import options, until_signalled, wait_for
 
 logger = get_logger(__name__)
 
@@ -30,6 +30,11 @@ _LOOK_S: Final = 0.5
 STOP_S_MAX: Final = 30.0
 """How long a node may take to hand over, answer and close after SIGTERM, in seconds."""
 
+log_settings = options(
+    click.option("--log-format", type=click.Choice(FORMATS), help="[default: console]"),
+    click.option("--log-level", type=click.Choice(LEVELS), help="[default: info]"),
+    click.option("--log-file", type=click.Path(path_type=Path), help="Opened anew on SIGHUP.  [default: stderr]"),
+)
 node_settings = options(
     click.option("--config", "file", type=click.Path(path_type=Path), help="The TOML file."),
     click.option("--name", help="What people call the node; also the default account of its orders.  [default: node]"),
@@ -50,10 +55,9 @@ node_settings = options(
     click.option("--ttl-ms", type=int, help="How long the directory remembers a silent node.  [default: 2000]"),
     click.option("--min-in-sync", type=int, help="Replicas that hold a command before it is answered.  [default: 1]"),
     click.option("--timeout", type=float, help="The default bound of a request, in seconds.  [default: 5]"),
+    click.option("--snapshot-every", type=int, help="Commands between snapshots.  [default: 250000]"),
     click.option("--metrics", metavar="HOST:PORT", help="Serve /metrics, /healthz, /readyz there.  [default: no]"),
-    click.option("--log-format", type=click.Choice(FORMATS), help="[default: console]"),
-    click.option("--log-level", type=click.Choice(LEVELS), help="[default: info]"),
-    click.option("--log-file", type=click.Path(path_type=Path), help="Opened anew on SIGHUP.  [default: stderr]"),
+    log_settings,
 )
 
 
@@ -68,11 +72,24 @@ def node_config(*, file: Path | None, markets: tuple[str, ...], join: tuple[str,
 @click.option("--listen", default=DIRECTORY_DEFAULT, show_default=True, help="Where nodes reach it; port 0 = any.")
 @click.option("--advertise", help="Its address as nodes reach it, where that differs.")
 @click.option("--peer", "peers", multiple=True, help="Address of another rendezvous, to tell nodes of. Repeatable.")
-def directory(listen: str, advertise: str | None, peers: tuple[str, ...]) -> None:
+@log_settings
+def directory(
+    *,
+    listen: str,
+    advertise: str | None,
+    peers: tuple[str, ...],
+    log_format: str | None,
+    log_level: str | None,
+    log_file: Path | None,
+) -> None:
     """Run a rendezvous alone: the place where nodes find each other. Ends on SIGTERM or SIGINT."""
-    with until_signalled() as ended, Rendezvous(listen, peers=peers, advertise=advertise) as rendezvous:
+    with (
+        LogWriter(form=log_format or FORMATS[0], level=log_level or "info", file=log_file) as log,
+        until_signalled(on_hangup=log.reopen) as ended,
+        Rendezvous(listen, peers=peers, advertise=advertise) as rendezvous,
+    ):
         click.echo(rendezvous.address)
-        ended.wait()
+        wait_for(ended)
 
 
 @click.command()
@@ -92,7 +109,7 @@ def node(*, parent: int | None, **flags: Any) -> None:
     with (
         LogWriter(form=config.log_format, level=config.log_level, file=config.log_file, node=config.name) as log,
         until_signalled(on_hangup=log.reopen) as ended,
-        _ends_within(STOP_S_MAX, ended),
+        ends_within(STOP_S_MAX, ended),
     ):
         if parent is not None:
             threading.Thread(target=_end_with, args=(parent, ended), name="parent-watch", daemon=True).start()
@@ -100,7 +117,7 @@ def node(*, parent: int | None, **flags: Any) -> None:
 
 
 @contextlib.contextmanager
-def _ends_within(seconds: float, ended: threading.Event) -> Iterator[None]:
+def ends_within(seconds: float, ended: threading.Event) -> Iterator[None]:
     """End the process with exit code 1 if the block has not ended in time after ``ended``."""
     done = threading.Event()
 
@@ -155,6 +172,7 @@ def _run(config: NodeConfig, ended: threading.Event) -> None:
             join_all=config.join_all,
             balance=config.balance,
             metrics=config.metrics,
+            snapshot_every=config.snapshot_every,
         )
         closing.callback(exchange_node.close)
         server = ControlServer(exchange_node)
@@ -172,7 +190,7 @@ def _run(config: NodeConfig, ended: threading.Event) -> None:
             logger.info("node_ready", markets=sorted(exchange_node.markets))
             break
         spare_gc()
-        ended.wait()
+        wait_for(ended)
         manager.tell(STOPPING=1)
         logger.info("node_closing")
     logger.info("node_closed")
