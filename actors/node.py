@@ -629,15 +629,18 @@ class ExchangeNode:
             raise Unavailable(f"market {market} is led by {leader}, not by this node", code="not_leader")
         deadline = time.monotonic() + timeout
         while self._read(market, lambda actor: actor.replica.leader) == self.node_id:
-            if time.monotonic() > deadline or self._ask_message(book, HandOver(to), timeout):
+            nobody, late = self._ask_message(book, HandOver(to), timeout), time.monotonic() > deadline
+            if nobody or late:
                 if self._read(market, lambda actor: actor.replica.leader) != self.node_id:
                     return
+                # It leads on meanwhile: who followed a leader that has just changed is in sync again at once.
                 self._ask_message(book, HandOver(to, give_up=True), timeout)
+            if late:
                 raise Unavailable(
                     f"market {market}: nobody took over; are other nodes in sync? This node leads on",
                     code="not_transferred",
                 )
-            time.sleep(0.005)
+            time.sleep(0.02 if nobody else 0.005)
 
     def force_plan(self, market: str) -> ForcePlan:
         """Return what :meth:`force_leader` would start from, and what is known of what would be lost. Changes nothing.
