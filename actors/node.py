@@ -1118,6 +1118,8 @@ class ExchangeNode:
             "peers": links,
             "frames_refused": self._inbox.frames_refused,
             "failures": list(self._failures),
+            "actors": self._remote.names,
+            "messages_refused": self._remote.refused,
             "markets": self.market_statuses(min(self.timeout, STATUS_S_MAX)),
         }
 

@@ -595,6 +595,8 @@ class _Link:
             self._changed.notify_all()
 
     def _ended(self, actor: int, reason: Any, detail: str) -> None:
+        if reason not in _REASONS:
+            raise ProtocolError(f"an actor has ended for an unknown reason: {reason!r:.40}")
         with self._changed:
             watchers = self._watchers.pop(actor, None)
             if watchers is None:
@@ -614,7 +616,7 @@ class _Link:
     def _find(self, request: int, name: str) -> None:
         served = self._actors.named(name, self)
         if served is None:
-            known = self._actors.names
+            known = ", ".join(self._actors.names[:20]) or "none"
             text = f"no actor {name!r:.80} is registered at node {self._actors.name}; there are: {known}"
             self.refuse(request, UnknownActor.default_code, text)
         else:
@@ -757,10 +759,10 @@ class RemoteActors:
             link.gone(served, reason, detail)
 
     @property
-    def names(self) -> str:
-        """The names under which actors are served, for messages to people."""
+    def names(self) -> list[str]:
+        """The names under which actors are served."""
         with self._lock:
-            return ", ".join(sorted(self._names)[:20]) or "none"
+            return sorted(self._names)
 
     def served(self, actor: int) -> _Served | None:
         """Return the actor of that id if it is served."""

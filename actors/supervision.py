@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import random
 from collections.abc import Callable
 from types import TracebackType
@@ -162,6 +163,7 @@ class Supervisor(Actor):
         self._policy = policy or RestartPolicy()
         self._on_escalation = on_escalation
         self._children: dict[str, _Child] = {}
+        self._numbers = itertools.count(1)
         self._chance = random.Random()  # noqa: S311 (spreads restarts; nothing to guess)
         self.restarts = 0
         """How often any child was started again."""
@@ -217,7 +219,7 @@ class Supervisor(Actor):
         self.on_stop()
 
     def _begin(self, name: str, child: _Child) -> pykka.ActorRef[Any]:
-        child.number += 1
+        child.number = next(self._numbers)  # never that of another: notices of one that was released may still come
         number, supervisor = child.number, self.actor_ref
         ref = child.start()
         if not isinstance(ref.actor_inbox, Mailbox):

@@ -85,6 +85,7 @@ def test_examples_in_the_documentation_of_the_kit_run(module: Any) -> None:
 
 def test_full_mailbox_refuses_tell_and_ask_of_others_and_takes_a_stop_and_its_own(start: Any) -> None:
     ref = start(Narrow)
+    actor = on(ref, lambda actor: actor)
     busy, go = threading.Event(), threading.Event()
 
     def block(actor: Narrow) -> None:
@@ -105,9 +106,8 @@ def test_full_mailbox_refuses_tell_and_ask_of_others_and_takes_a_stop_and_its_ow
     stopped = ref.stop(block=False)
     go.set()
     assert stopped.get(timeout=5)
-    actor = ref._actor_weakref()
-    if actor is not None:  # still on its way out
-        assert "one too many" not in actor.heard
+    assert actor.heard == [0, 1, 2]
+    eventually(lambda: actor.unhandled == [("own", number) for number in range(10)], "its own came after the stop")
 
 
 def test_what_was_taken_before_a_stop_is_handled_and_what_comes_later_is_given_up(start: Any) -> None:
@@ -357,6 +357,25 @@ def test_stopped_and_released_children_stay_stopped_and_all_stop_with_the_superv
     assert [len(nursery.refs) for nursery in nurseries] == [1, 1, 1]
     supervisor.stop()
     assert not nurseries[2].refs[0].is_alive()
+
+
+def test_name_that_was_released_may_be_used_again_before_the_end_of_its_child_is_noticed(
+    fake_clock: FakeClock, start: Any
+) -> None:
+    class Replacing(Supervisor):
+        def on_receive(self, message: Any) -> Any:
+            if message != "replace":
+                return super().on_receive(message)
+            self.release("child")
+            return self.supervise("child", nursery)
+
+    supervisor, nursery = start(Replacing, policy=POLICY), Nursery()
+    supervisor.ask(Supervise("child", nursery), timeout=5)
+    supervisor.ask("replace", timeout=5)
+    assert supervisor.ask(CurrentRef("child"), timeout=5) is nursery.refs[1]
+    nursery.fail(supervisor)
+    fake_clock.advance(1)
+    assert supervisor.ask(CurrentRef("child"), timeout=5) is nursery.refs[2]
 
 
 def test_actor_whose_failure_cannot_be_seen_is_no_child(start: Any, actor_probe: ActorProbe) -> None:

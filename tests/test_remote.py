@@ -15,7 +15,21 @@ import pykka
 import pytest
 from openoutcry.actors import ConfigurationError, ExchangeNode, InvalidRequest, MarketRules
 from openoutcry.actors.kit import Actor
-from openoutcry.actors.messages import ASK, CODEC, GONE, REPLY, TELL, WATCH, Parcel, PeerUp, ResetLink
+from openoutcry.actors.messages import (
+    ASK,
+    CODEC,
+    GONE,
+    REPLY,
+    TELL,
+    WATCH,
+    Parcel,
+    PeerUp,
+    ResetLink,
+    SendFrame,
+    SendNext,
+)
+from openoutcry.actors.meters import LinkMeters
+from openoutcry.actors.peer import Link
 from openoutcry.actors.remote import WINDOW_SIZE, RemoteActors, RemoteRef, Terminated, _Link
 from openoutcry.actors.schema import MESSAGE_SIZE_MAX, message, type_of
 from openoutcry.actors.testing import ActorProbe
@@ -217,6 +231,31 @@ def test_tells_that_queue_up_travel_in_one_frame_and_an_ask_behind_them() -> Non
     link.close(Closed("the end"))
 
 
+def test_frame_does_not_overtake_what_the_link_was_told_to_take_before(actor_probe: ActorProbe) -> None:
+    outlet = Outlet()
+    link = Link(7, 8, outlet, actor_probe.ref, LinkMeters())  # type: ignore[arg-type]
+    link.send(b"first")
+    link.send_next(lambda: b"second")
+    link.send(b"third")
+    actor_probe.expect_sequence(SendNext, SendFrame)
+    assert outlet.frames == [b"first"]
+    link.sent(b"second")
+    link.sent()
+    link.send(b"fourth")
+    assert outlet.frames == [b"first", b"fourth"]
+
+
+class Outlet:
+    """Takes every frame at once."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+
+    def offer(self, frame: bytes) -> bool:
+        self.frames.append(frame)
+        return True
+
+
 def test_future_of_an_ask_is_pykkas_with_a_time_of_its_own(pair: Pair) -> None:
     future = pair.ref.ask(Say("a"), block=False)
     assert future.map(lambda answer: answer.what).get(timeout=5) == "a"
@@ -230,6 +269,7 @@ def test_future_of_an_ask_is_pykkas_with_a_time_of_its_own(pair: Pair) -> None:
 def test_plain_pykka_actor_is_served_too(pair: Pair) -> None:
     plain = pair.start(Plain)
     pair.serve("plain", plain)
+    assert pair.alice.status()["actors"] == ["plain", "speaker"]
     ref = pair.bob.actor("plain@alice")
     assert ref.ask(Say("hello")) == Say("hello")
     with pytest.raises(RemoteFailure, match="ValueError: told to fail"):
