@@ -15,7 +15,7 @@ from typing import Any
 import openoutcry.actors
 import openoutcry.transport
 import pytest
-from openoutcry.actors import ExchangeNode, MarketRules
+from openoutcry.actors import ExchangeNode, MarketRules, OrderRejected
 from openoutcry.actors.logs import LogWriter
 from openoutcry.transport.errors import ConfigurationError, ProtocolError
 from openoutcry.transport.log import EVENTS, get_logger
@@ -147,3 +147,17 @@ def test_log_file_that_was_moved_away_is_opened_anew(tmp_path: Path) -> None:
     ]
     with pytest.raises(ConfigurationError, match="log file"):
         LogWriter(file=tmp_path)
+
+
+def test_rejected_command_can_be_followed_by_its_order_id_at_every_node(
+    exchange: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = exchange(nodes=2, markets={MARKET: MarketRules()})
+    with caplog.at_level(logging.DEBUG, "openoutcry"):
+        with pytest.raises(OrderRejected) as refused:
+            net[1].cancel_order(MARKET, 99, account="me", client_order_id="mine")
+        net.wait_same_sequence(MARKET)
+    told = [vars(record) for record in caplog.records if getattr(record, "event", "") == "command_rejected"]
+    assert {record["node"] for record in told} == {node.node_id for node in net}
+    where = (refused.value.result.sequence, "me", "mine", "unknown_order")
+    assert {(each["sequence"], each["account"], each["client_order_id"], each["code"]) for each in told} == {where}

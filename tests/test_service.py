@@ -172,3 +172,23 @@ with LogWriter(file=Path("node.log")), ends_within(0.1, ended):
     assert hung.returncode == 1
     assert "node_stuck" in (tmp_path / "node.log").read_text()
     assert "MainThread" in (tmp_path / "node.log").read_text()
+
+
+def test_without_the_service_extra_all_works_but_metrics_which_say_what_to_install() -> None:
+    program = """
+import sys
+sys.modules["rich"] = sys.modules["prometheus_client"] = None
+from openoutcry.actors import ConfigurationError, ExchangeNode
+from openoutcry.actors.cli import live, main
+with live.progress("work") as advance:
+    advance(1, 1)
+live._terminal()
+try:
+    ExchangeNode("a", metrics="127.0.0.1:0")
+except ConfigurationError as error:
+    print(error)
+main(["--help"])
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=WITHIN_S, check=True)
+    assert "pip install 'openoutcry[service]'" in done.stdout
+    assert "demo" in done.stdout

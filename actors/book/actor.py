@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import time
 from collections import deque
@@ -868,8 +869,12 @@ class BookActor(NodeActor):
         self._untold = self.replica.role is Role.LEADING
         self.counters["records"] += len(records)
         self.counters["events"] += len(all_events)
-        if codes := [event[4] for event in all_events if event[0] == REJECTED]:
-            self.meters.rejections.update(codes)
+        if rejected := [event for event in all_events if event[0] == REJECTED]:
+            self.meters.rejections.update([event[4] for event in rejected])
+            for _, sequence, account, named, code in rejected if self._log.isEnabledFor(logging.DEBUG) else ():
+                self._log.debug(
+                    "command_rejected", sequence=sequence, account=account, client_order_id=named, code=code
+                )
         state_hash = book.state_hash()
         self._run(self.replica.on_applied(book.sequence, state_hash))
         if answered:
