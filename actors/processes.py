@@ -18,6 +18,9 @@ from typing import Any, Final
 STOP_S: Final = 30.0
 """How long a process has to end in order before it is killed, in seconds."""
 START_S: Final = 60.0
+"""How long a node has to start, in seconds."""
+CALL_S: Final = 120.0
+"""How long a call may take before the process counts as stuck, and is killed, in seconds."""
 
 _spawn = multiprocessing.get_context("spawn")  # nng must not be used after a fork
 
@@ -78,13 +81,18 @@ class NodeProcess:
 
     def resume(self) -> None:
         """Let it go on after :meth:`pause`."""
-        os.kill(self.pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGCONT)
 
     def close(self) -> None:
         """Close the node in order and wait for its process; kill it if that takes too long. Idempotent."""
-        with contextlib.suppress(OSError), self._calls:
-            self._pipe.send(None)
-        self._process.join(STOP_S)
+        if self.is_alive():
+            self.resume()
+        if self._calls.acquire(timeout=STOP_S):
+            with contextlib.suppress(OSError):
+                self._pipe.send(None)
+            self._calls.release()
+            self._process.join(STOP_S)
         if self.is_alive():
             self.kill()
 
@@ -92,13 +100,14 @@ class NodeProcess:
         with self._calls:
             try:
                 self._pipe.send(what)
-                return self._receive(None)
+                return self._receive(CALL_S)
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 raise AssertionError(f"{self!r} ended before it answered") from None
 
-    def _receive(self, timeout_s: float | None) -> Any:
+    def _receive(self, timeout_s: float) -> Any:
         if not self._pipe.poll(timeout_s):
-            raise AssertionError(f"{self.name} did not start within {timeout_s:g} s")
+            self.kill()  # an answer that came later would be taken for that of the next call
+            raise AssertionError(f"{self.name} did not answer within {timeout_s:g} s, and was killed")
         well, value = self._pipe.recv()
         if not well:
             raise value

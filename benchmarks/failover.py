@@ -214,7 +214,7 @@ class Exchange:
         later = time.monotonic()
         wait_for(lambda: all([len(node.ask(later)) > 50 for node in others]), "orders flow on")
         times = sorted([at for node in others for at in node.ask(began)])
-        found = max([b - a for a, b in itertools.pairwise(times) if b >= hurt])
+        found: float = max([b - a for a, b in itertools.pairwise(times) if b >= hurt])
         if fault == "stop":
             leader.signal(signal.SIGCONT)
         elif fault == "transfer":

@@ -23,7 +23,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -181,7 +181,7 @@ def wiped(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the figures, each with its median."""
-    figures = (
+    figures: tuple[Callable[[], dict[str, Any]], ...] = (
         lambda: from_disk(options, folder / "a", snapshots=True),
         lambda: from_disk(options, folder / "b", snapshots=False),
         lambda: wiped(options, folder / "c"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import pykka
 import pytest
-from openoutcry.actors import Actor, ExchangeNode, InvalidRequest, Unreachable, message
+from openoutcry.actors import Actor, ExchangeNode, InvalidRequest, Unreachable, message, processes
 from openoutcry.actors.kit import tell
 from openoutcry.actors.testing import ActorProbe
 from processes import eventually
@@ -201,6 +201,20 @@ def test_nodes_in_processes_take_calls_and_functions_die_and_come_back(
     net.restart(1)
     net[1].cancel_order(MARKET, order.order_id, account="node-0")
     net.assert_same_hash(MARKET)
+
+
+def test_process_that_is_stuck_is_killed_and_one_that_is_paused_can_be_closed(
+    exchange_processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = exchange_processes(nodes=2, markets=[])
+    monkeypatch.setattr(processes, "CALL_S", 0.2)
+    net[0].pause()
+    with pytest.raises(AssertionError, match=r"node-0 did not answer within 0\.2 s, and was killed"):
+        net[0].status()
+    assert not net[0].is_alive()
+    net[1].pause()
+    net[1].close()
+    assert not net[1].is_alive()
 
 
 def test_process_whose_node_cannot_start_says_why(exchange_processes: Callable[..., Any]) -> None:
