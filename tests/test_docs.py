@@ -163,7 +163,9 @@ def test_every_name_that_a_page_gives_is_in_the_source() -> None:
     known = {word for path in SOURCES for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
     made = re.compile(r"test_\w+|invalid_\w+|\w+_off_\w+")  # of tests, and of f-strings
     named = {
-        (name_of(page), name) for page in PAGES for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)\b", page.read_text())
+        (name_of(page), name)
+        for page in PAGES
+        for name in re.findall(r"`([a-z]+(?:_[a-z]+)+)\b(?!\.py)", page.read_text())
     }
     assert {each for each in named if each[1] not in known and not made.fullmatch(each[1])} == set()
 
