@@ -46,25 +46,21 @@ class TickingInbox(Mailbox):
         self._linger_s = 0.0
 
     def linger(self, seconds: float) -> None:
-        """Hand out :data:`QUIET` if nothing comes for so long after the message that is being handled."""
+        """Hand out :data:`QUIET` if nothing comes for so long after the message that is being handled, or a tick."""
         self._linger_s = seconds
 
     def get(self) -> Envelope[Any]:
         """Return the next message or, when due, a tick."""
-        if self._linger_s:
-            linger_s, self._linger_s = self._linger_s, 0.0
-            try:
-                return self._unwrapped(linger_s)
-            except queue.Empty:
-                return Envelope(QUIET)
         if not self._tick_s:
             return self._unwrapped(None)
+        linger_s, self._linger_s = self._linger_s, 0.0
         wait = self._next - time.monotonic()
         if wait > 0:
             try:
-                return self._unwrapped(wait)
+                return self._unwrapped(min(wait, linger_s) if linger_s else wait)
             except queue.Empty:
-                pass
+                if linger_s and linger_s < wait:
+                    return Envelope(QUIET)
         self._next = time.monotonic() + self._tick_s
         return Envelope(TICK)
 

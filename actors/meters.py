@@ -63,6 +63,8 @@ class LinkMeters:
     frames_in: int = 0
     bytes_in: int = 0
     """The inbox' reader's, as ``frames_in``."""
+    heard_s: float = 0.0
+    """When a frame, a hello or another, last came; on the monotonic clock. The inbox' reader's."""
     frames_out: int = 0
     bytes_out: int = 0
     """Under the lock of the link, as ``frames_out``."""

@@ -627,6 +627,13 @@ class ExchangeNode:
         leader = self._read(market, lambda actor: actor.replica.leader)
         if leader != self.node_id:
             raise Unavailable(f"market {market} is led by {leader}, not by this node", code="not_leader")
+        try:
+            self._give_leadership(market, book, to, timeout)
+        except BaseException:
+            tell(book, HandOver(to, give_up=True))  # behind any that is still on its way: the market takes orders again
+            raise
+
+    def _give_leadership(self, market: str, book: pykka.ActorRef[BookActor], to: str | None, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         while self._read(market, lambda actor: actor.replica.leader) == self.node_id:
             nobody, late = self._ask_message(book, HandOver(to), timeout), time.monotonic() > deadline
@@ -1535,6 +1542,8 @@ class ExchangeNode:
         message = CODEC.decode(frame)
         if isinstance(message, Hello):
             self._introduce(pipe_id, message)
+            if (meters := self.meters.links.get(message.node)) is not None:
+                meters.heard_s = time.monotonic()
             peer = self._peers.get(message.node)
             tell(peer if peer is not None and peer.is_alive() else self._supervisor, HelloHeard(message, pipe_id))
             return
@@ -1542,6 +1551,7 @@ class ExchangeNode:
         if sender is None:
             raise ProtocolError("a frame before the hello")
         if (meters := self.meters.links.get(sender)) is not None:
+            meters.heard_s = time.monotonic()
             meters.frames_in += 1
             meters.bytes_in += len(frame)
         if isinstance(message, Parcel):

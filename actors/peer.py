@@ -231,7 +231,8 @@ class PeerActor(NodeActor):
             self._tell_all(PeerUp(self._node, self._name, self._link))
 
     def _tick(self) -> None:
-        if self._state is LinkState.UP and time.monotonic() - self._heard_s > SILENCE_MS_MAX / 1000:
+        heard_s = max(self._heard_s, self._meters.heard_s)  # what is heard may wait here behind what is to be sent
+        if self._state is LinkState.UP and time.monotonic() - heard_s > SILENCE_MS_MAX / 1000:
             self._reset(f"nothing heard for {SILENCE_MS_MAX} ms")
         if self._outlet is None:
             self._open()

@@ -7,7 +7,6 @@ at once they would only queue up for the interpreter (64 callers got twice as ma
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
 from _thread import allocate_lock
@@ -102,8 +101,10 @@ class Request:
 def _wake(request: Request | None) -> None:
     """Wake the next caller that waits, which will wake the one after it. Waking one twice does no harm."""
     while request is not None:
-        with contextlib.suppress(RuntimeError):  # it was woken before
+        try:
             request._lock.release()
+        except RuntimeError:
+            return  # it was woken before: whoever did that has seen, or sees, to those after it
         if request._waiting:
             return
         request = request._next  # it is not waiting, yet or any more

@@ -474,6 +474,6 @@ def as_json(value: Any) -> Any:
         return str(value)
     if isinstance(value, Mapping):
         return {str(key): as_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, (list, tuple, OrderResults)):
         return [as_json(item) for item in value]
     return value

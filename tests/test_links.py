@@ -23,6 +23,7 @@ from openoutcry.actors import node as node_module
 from openoutcry.actors.book.record import EMPTY, Record
 from openoutcry.actors.discovery import Announce
 from openoutcry.actors.messages import CODEC, Forward, Hello, HelloHeard, JournalFailed, Query, Refused
+from openoutcry.actors.submission import Request
 from openoutcry.transport.errors import ProtocolError
 from openoutcry.transport.sockets import Inbox, refuses
 
@@ -392,3 +393,32 @@ def test_link_whose_actor_fails_is_made_again_and_the_followers_go_on(exchange: 
 def test_the_name_of_one_market_is_not_taken_for_a_list_of_letters() -> None:
     with ExchangeNode("alone", markets=MARKET) as node:
         assert node.markets == (MARKET,)
+
+
+def test_followers_learn_what_is_committed_though_the_leader_is_never_idle(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    book, stop = net[0]._books[MARKET], threading.Event()
+
+    def again(actor: Any) -> None:
+        if not stop.is_set():
+            actor.actor_ref.tell(Query(again))
+
+    try:
+        for _ in range(2):
+            book.tell(Query(again))
+        assert net[1].submit_order(MARKET, "buy", "1", "1", timeout=20).status == "resting"
+    finally:
+        stop.set()
+
+
+def test_a_request_that_was_brought_to_one_who_leads_no_more_is_brought_to_the_leader(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    request = Request((net[1].order(MARKET, "buy", "1", "1"),), time.monotonic_ns() + 20_000_000_000)
+    request.sent_to, request.sent_ever = "deposed.00000000", True
+
+    def lose(actor: Any) -> None:
+        actor._next_request += 1
+        actor._outstanding[actor._next_request] = request
+
+    net[1]._ask(net[1]._books[MARKET], lose, 5)
+    assert request.wait().state_sequence == net[1].sequence(MARKET)

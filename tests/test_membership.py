@@ -131,3 +131,10 @@ def test_a_market_is_opened_and_joined_while_nodes_run(exchange: Any) -> None:
     with pytest.raises(ConfigurationError) as caught:
         net[0].open_market("ETH-USD")
     assert caught.value.code == "market_joined"
+
+
+def test_a_leader_that_is_asked_no_more_to_hand_over_takes_orders_again(exchange: Any) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    net[0]._books[MARKET].tell(HandOver())
+    eventually(lambda: net[0]._ask(net[0]._books[MARKET], lambda actor: actor.replica.resigned, 5), "it resigns")
+    assert net[0].submit_order(MARKET, "buy", "100", "1", timeout=30).status == "resting"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import shutil
 import threading
@@ -25,6 +26,7 @@ from openoutcry.actors import (
     Overloaded,
     Trade,
     Unavailable,
+    as_json,
 )
 from processes import eventually
 
@@ -470,3 +472,17 @@ def test_services_are_announced_found_and_withdrawn(exchange: Any) -> None:
     assert (entry.node, entry.address, dict(entry.metadata)) == (net[0].node_id, "tcp://127.0.0.1:9", {"feed": "spot"})
     net[0].unannounce("prices")
     assert net[1].lookup("prices").entries == ()
+
+
+def test_the_results_of_a_batch_are_a_sequence_and_go_into_json(exchange: Any) -> None:
+    net = exchange(nodes=1, markets={MARKET: MarketRules()})
+    node = net[0]
+    results = node.submit_many(MARKET, [node.order(MARKET, "buy", str(price), "1") for price in range(1, 1501)])
+    assert len(results) == 1500
+    assert [result.sequence for result in results] == list(range(results[0].sequence, results[-1].sequence + 1))
+    assert [result.sequence for result in results[700:1100:100]] == [
+        results[at].sequence for at in range(700, 1100, 100)
+    ]
+    with pytest.raises(IndexError):
+        results[1500]
+    assert [found["sequence"] for found in json.loads(json.dumps(as_json(results)))] == [r.sequence for r in results]

@@ -122,6 +122,8 @@ PROGRESS_S: Final = 5.0
 """How often long work says how far it is, in seconds."""
 OFFER_S: Final = 10.0
 """How long a snapshot is held for a follower that does not fetch it, in seconds."""
+HAND_OVER_S: Final = 2.0
+"""How long a leader that was asked to hand over takes no orders, unless it is asked again, in seconds."""
 LINGER_S: Final = 0.0005
 """How long the leader waits for the next record to carry the commit index before it is sent alone, in seconds."""
 WAITING_MAX: Final = 65_536
@@ -272,8 +274,10 @@ class BookActor(NodeActor):
         self._next_request = self._started_as
         self._said_ns = 0
         self._asking_lease = False
+        self._resigned_until_s = 0.0
         self._untold = False
         """Leader: followers do not know yet how far the log is committed; the next record tells them, if it is soon."""
+        self._untold_since_s = 0.0
         self._told_soon = False
         """It has to be told at once: some of them have callers that wait for it."""
         self._forcing: ForceLeader | None = None
@@ -392,20 +396,25 @@ class BookActor(NodeActor):
             answer = self._receive_rare(message)
         if (self._waiting or self._submissions.any) and not self._writing:
             self._propose_waiting()
-        if self._untold and self.idle:
-            if self._told_soon or message is QUIET or message is TICK:
-                self._untold = self._told_soon = False
-                self._run(self.replica.announce_commit())
-            else:
-                self.linger(LINGER_S)
+        if self._untold:
+            self._tell_commit()
         return answer
+
+    def _tell_commit(self) -> None:
+        """Leader: tell the followers how far the log is committed, once no record is about to. Not only when idle."""
+        late_s = time.monotonic() - self._untold_since_s
+        if late_s >= LINGER_S or (self._told_soon and self.idle):
+            self._untold = self._told_soon = False
+            self._run(self.replica.announce_commit())
+        else:
+            self.linger(LINGER_S - late_s)
 
     def _receive_rare(self, message: Any) -> Any:
         now_ns = time.monotonic_ns()
         if isinstance(message, PeerUp):
             self._links[message.node] = message
             self._run(self.replica.on_peer_up(message.node))
-            self._route_again(away_from=None)
+            self._route_again()
         elif isinstance(message, PeerDown):
             self._links.pop(message.node, None)
             self._run(self.replica.on_peer_down(message.node, now_ns))
@@ -432,6 +441,7 @@ class BookActor(NodeActor):
             if message.give_up:
                 self.replica.resigned = False
                 return True
+            self._resigned_until_s = time.monotonic() + HAND_OVER_S
             if message.to is not None and message.to not in self.replica.successors():
                 return True
             self._run(self.replica.resign(message.to))
@@ -449,11 +459,15 @@ class BookActor(NodeActor):
     def _tick(self) -> None:
         now_ns = time.monotonic_ns()
         self._take_submissions()
+        if self.replica.resigned and time.monotonic() > self._resigned_until_s:
+            self.replica.resigned = False  # whoever asked for it asks no more: a node that leads takes orders
+        if self._fetched is not None and self.replica.matched:
+            self._fetched = None  # the log has come instead
         self._run(self.replica.on_tick(now_ns))
         if self._offered is not None and time.monotonic() > self._offer_until_s:
             self._offered = None
         self._expire_requests(now_ns)
-        self._route_again(away_from=None)
+        self._route_again()
         self._watch_leader()
         self._say_progress(now_ns)
         expiry_ns = self.book.next_expiry_ns()
@@ -586,9 +600,15 @@ class BookActor(NodeActor):
         if batch:
             self._send((leader,), Forward(self._market, tuple(batch)))
 
-    def _route_again(self, *, away_from: str | None) -> None:
-        """Route every request that waits for a leader, and those that were brought to ``away_from``."""
-        again = [number for number, r in self._outstanding.items() if r.sent_to is None or r.sent_to == away_from]
+    def _route_again(self, *, away_from: str | None = None) -> None:
+        """Route every request that waits for a leader, or was brought to ``away_from`` or to one that leads no more."""
+        replica = self.replica
+        leader = self._node if replica.role is Role.LEADING else replica.leader
+        again = [
+            number
+            for number, request in self._outstanding.items()
+            if request.sent_to in (None, away_from) or (leader is not None and request.sent_to != leader)
+        ]
         for number in again:
             self._outstanding[number].sent_to = None
         if again:
@@ -660,9 +680,8 @@ class BookActor(NodeActor):
             elif isinstance(message, Join):
                 self._run(replica.on_join(sender, message, now_ns))
             elif isinstance(message, Lead):
-                before = replica.leader
                 self._run(replica.on_lead(sender, message))
-                self._route_again(away_from=before if before != replica.leader else None)
+                self._route_again()
             elif isinstance(message, Rewind):
                 self._run(replica.on_rewind(sender, message))
             elif isinstance(message, Offer):
@@ -739,6 +758,7 @@ class BookActor(NodeActor):
             if lost and answer.record is not None and answer.record.leader != self._node:
                 self._forcing = None  # the forced swap, whose answer was lost, has not happened
             self._run(self.replica.on_record(answer.record, now_ns))
+            self._route_again()
 
     # -- effects ------------------------------------------------------------------------------------------------
 
@@ -797,7 +817,7 @@ class BookActor(NodeActor):
                 with contextlib.suppress(InvalidStateError):  # it has been told that the outcome is unknown
                     self._forcing.future.set_result(self.replica.tail.sequence)
                 self._forcing = None
-            self._route_again(away_from=None)
+            self._route_again()
         elif isinstance(effect, LeadershipLost):
             self._log.warning("not_leading", epoch=self.replica.epoch)
             self._refuse_waiting()
@@ -845,8 +865,11 @@ class BookActor(NodeActor):
         expected = self.replica.expected_hash
         all_events: list[Event] = []
         answered: list[Request] = []
+        earlier: dict[int, tuple[Event, ...]] = {}
         for record in records:
-            all_events += book.apply(record.first_sequence, record.timestamp_ns, record.commands)
+            events = book.apply(record.first_sequence, record.timestamp_ns, record.commands)
+            all_events += events
+            earlier.update({e[2]: tuple(book.events_of(e[2])) for e in events if e[0] == DUPLICATE})
             self.counters["commands"] += len(record.commands)
             if expected is not None and expected[0] == record.last_sequence:
                 state_hash = book.state_hash()
@@ -866,7 +889,9 @@ class BookActor(NodeActor):
                     request.first_sequence = sequence
                     answered.append(request)
                 sequence += count
-        self._untold = self.replica.role is Role.LEADING
+        if not self._untold and self.replica.role is Role.LEADING:
+            self._untold = True
+            self._untold_since_s = time.monotonic()
         self.counters["records"] += len(records)
         self.counters["events"] += len(all_events)
         if rejected := [event for event in all_events if event[0] == REJECTED]:
@@ -878,7 +903,6 @@ class BookActor(NodeActor):
         state_hash = book.state_hash()
         self._run(self.replica.on_applied(book.sequence, state_hash))
         if answered:
-            earlier = {e[2]: tuple(book.events_of(e[2])) for e in all_events if e[0] == DUPLICATE}
             outcome = Outcome(all_events, earlier, book.sequence, state_hash, book.rules)
             for request in answered:
                 request.answer(outcome)
