@@ -16,22 +16,28 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import socket
 import socketserver
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from ..transport.errors import ConfigurationError
+from ..transport.log import get_logger
 from .book.record import COMMANDS_MAX
 
 if TYPE_CHECKING:
     from .node import ExchangeNode
 
-REQUESTS_MAX: Final = 4
-"""Requests served at once; the connection of one more is closed."""
+logger = get_logger(__name__)
+
+REQUESTS_MAX: Final = 32
+"""Connections at once; one more is closed."""
 ANSWER_S_MAX: Final = 5.0
 """How long an actor may take to say how it is before it counts as stuck, in seconds."""
-_CLIENT_S: Final = 5.0
+_CLIENT_S: Final = 2.0
+"""How long a client may be silent, in seconds."""
 
 READY: Final = "ready"
 Condition = tuple[str, str]
@@ -99,6 +105,21 @@ def readyz(node: ExchangeNode) -> tuple[bool, dict[str, Any]]:
     return ready, {"ready": ready, "state": node.phase, "node": node.name, "markets": markets}
 
 
+def endpoint(address: str) -> tuple[str, int]:
+    """Return the host and the port of ``HOST:PORT``; an IPv6 host is in brackets.
+
+    Raises:
+        ConfigurationError: it is not of that form.
+    """
+    host, _, port = address.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not (bare and port.isascii() and port.isdecimal() and int(port) < 65536) or (":" in bare and bare == host):
+        raise ConfigurationError(
+            f"metrics are served at HOST:PORT, as in 127.0.0.1:9464 or [::1]:9464, not at {address!r:.80}"
+        )
+    return bare, int(port)
+
+
 class HealthServer:
     """Serves one node's health from construction until :meth:`close`, while the node starts and ends too."""
 
@@ -108,14 +129,12 @@ class HealthServer:
         Raises:
             ConfigurationError: the address is malformed, or in use.
         """
-        host, colon, port = address.rpartition(":")
-        if not (host and colon and port.isdecimal() and int(port) < 65536):
-            raise ConfigurationError(f"metrics are served at HOST:PORT, as in 127.0.0.1:9464, not at {address!r:.80}")
+        host, port = endpoint(address)
         try:
-            self._server = _Server((host.strip("[]"), int(port)), _handler(node, scrape))
+            self._server = _Server((host, port), _handler(node, scrape))
         except OSError as error:
             raise ConfigurationError(f"metrics cannot be served at {address}: {error}; is the address free?") from error
-        self.address = f"{host}:{self._server.server_address[1]}"
+        self.address = f"{f'[{host}]' if ':' in host else host}:{self._server.server_address[1]}"
         """``HOST:PORT``, with the port filled in."""
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name=f"{node.name}-health", daemon=True
@@ -135,6 +154,7 @@ class _Server(socketserver.ThreadingTCPServer):
 
     def __init__(self, address: tuple[str, int], handler: type[http.server.BaseHTTPRequestHandler]) -> None:
         self._room = threading.BoundedSemaphore(REQUESTS_MAX)
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
@@ -149,8 +169,10 @@ class _Server(socketserver.ThreadingTCPServer):
         finally:
             self._room.release()
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore a client that went away."""
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 (as its base class calls it)
+        """Ignore a client that went away; tell of anything else."""
+        if not isinstance(sys.exception(), OSError):
+            logger.exception("health_failed", client=client_address)
 
 
 def _handler(node: ExchangeNode, scrape: Callable[[], bytes]) -> type[http.server.BaseHTTPRequestHandler]:
@@ -161,13 +183,22 @@ def _handler(node: ExchangeNode, scrape: Callable[[], bytes]) -> type[http.serve
 
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
+            try:
+                answer = self._found(path)
+            except Exception as error:
+                logger.exception("health_failed", path=path)
+                answer = 500, "text/plain", f"{path} failed: {type(error).__name__}; see the node's log\n".encode()
+            self._answer(*answer)
+
+        do_HEAD = do_GET  # noqa: N815 (what its base class calls)
+
+        def _found(self, path: str) -> tuple[int, str, bytes]:
             if path == "/metrics":
-                self._answer(200, "text/plain; version=0.0.4; charset=utf-8", scrape())
-            elif path in ("/healthz", "/readyz"):
+                return 200, "text/plain; version=0.0.4; charset=utf-8", scrape()
+            if path in ("/healthz", "/readyz"):
                 good, found = healthz(node) if path == "/healthz" else readyz(node)
-                self._answer(200 if good else 503, "application/json", json.dumps(found).encode() + b"\n")
-            else:
-                self._answer(404, "text/plain", b"there are /metrics, /healthz and /readyz\n")
+                return 200 if good else 503, "application/json", json.dumps(found).encode() + b"\n"
+            return 404, "text/plain", b"there are /metrics, /healthz and /readyz\n"
 
         def _answer(self, status: int, kind: str, body: bytes) -> None:
             self.send_response(status)
@@ -175,8 +206,9 @@ def _handler(node: ExchangeNode, scrape: Callable[[], bytes]) -> type[http.serve
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Cache-Control", "no-store")
             self.end_headers()
-            with contextlib.suppress(OSError):  # it has gone
-                self.wfile.write(body)
+            if self.command != "HEAD":
+                with contextlib.suppress(OSError):  # it has gone
+                    self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             """Log nothing: they are asked every few seconds."""

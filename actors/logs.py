@@ -17,6 +17,7 @@ from typing import Any, Final, TextIO
 import structlog
 
 from ..transport.errors import ConfigurationError
+from ..transport.log import without_secrets
 
 FORMATS: Final = ("console", "json")
 LEVELS: Final = ("debug", "info", "warning", "error")
@@ -58,6 +59,8 @@ class LogWriter(logging.Handler):
         self._before: tuple[int, list[logging.Handler]] | None = None
         self.lines_dropped = 0
         """Lines that were left out, since the start."""
+        self.lines_failed = 0
+        """Records that no line could be made of, since the start; a line says so of each."""
         self._dropped_said = 0
         self._thread = threading.Thread(target=self._write_all, name="log-writer", daemon=True)
 
@@ -139,7 +142,14 @@ class LogWriter(logging.Handler):
 
     def _write(self, record: logging.LogRecord) -> None:
         try:
-            self._stream.write(self._line(record) + "\n")
+            line = self._line(record)
+        except Exception as error:  # another library's slip in its arguments must not end this thread
+            self.lines_failed += 1
+            where = f"{record.pathname}:{record.lineno}"
+            failed = without_secrets(f"{type(error).__name__}: {error}")
+            line = self._line(_said_here(logging.ERROR, "log_line_failed", said_by=record.name, at=where, error=failed))
+        try:
+            self._stream.write(line + "\n")
             self._stream.flush()
         except (OSError, ValueError):  # a full disk, a closed pipe
             self.lines_dropped += 1

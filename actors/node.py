@@ -1166,10 +1166,14 @@ class ExchangeNode:
             found[market] = {"market": market, "role": role, "ready": False, "error": why}
         return found
 
-    def dead_actors(self) -> list[str]:
-        """Return what has failed and does not run: one line for each actor."""
+    def dead_actors(self, *, books: bool = True) -> list[str]:
+        """Return what has failed and does not run: one line for each; without ``books``, of what all markets share."""
         with self._lock:
-            actors: list[pykka.ActorRef[Any]] = [*self._books.values(), self._keeper, self._supervisor]
+            actors: list[pykka.ActorRef[Any]] = [
+                *(self._books.values() if books else ()),
+                self._keeper,
+                self._supervisor,
+            ]
         why = "; ".join(self._failures) or "see the log"
         return [f"{ref.actor_class.__name__} does not run: {why}" for ref in actors if not ref.is_alive()]
 

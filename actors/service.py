@@ -3,7 +3,7 @@
 =================  ================================================================================================
 READY=1            the node has recovered what is on its disk, is announced, and answers the command line
 STATUS=…           how its markets are, in words, for ``systemctl status``
-WATCHDOG=1         the actors answer and none has failed; what is not said in time has the process ended and restarted
+WATCHDOG=1         the process is at work; what is not said in time has it ended and restarted
 EXTEND_TIMEOUT…    while it recovers: it is at work, however long that takes
 STOPPING=1         it was told to end, hands over and closes
 =================  ================================================================================================
@@ -51,7 +51,7 @@ class ServiceManager:
     def begin(self, condition: Callable[[], tuple[bool, str]] | None) -> None:
         """Tell from now on, on a thread, how the process is.
 
-        ``condition`` returns whether it is sound, and how it is in words; None: it starts, for as long as it takes.
+        ``condition`` returns whether it is at work, and how it is in words; None: it starts, for as long as it takes.
         """
         self.end()
         if not self._address:
@@ -64,8 +64,8 @@ class ServiceManager:
                 if condition is None:
                     self.tell(STATUS="recovering", EXTEND_TIMEOUT_USEC=EXTEND_S * 1_000_000)
                 else:
-                    sound, words = condition()
-                    self.tell(STATUS=words, **({"WATCHDOG": 1} if sound and self.watchdog_s else {}))
+                    at_work, words = condition()
+                    self.tell(STATUS=words, **({"WATCHDOG": 1} if at_work and self.watchdog_s else {}))
                 if ended.wait(every_s):
                     return
 

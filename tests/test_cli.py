@@ -389,7 +389,7 @@ def test_retry_with_the_same_client_order_id_gets_the_first_answer(desk: Exchang
         (("cancel", MARKET, "7"), 1, "(unknown_order)"),
         (("status", "--node", "eve"), 1, "there run: desk (node_not_running)"),
         (("node", "--name", "desk", "--market", "A"), 1, "a data directory of its own (data_dir_in_use)"),
-        (("node", "--name", "other"), 1, "a section [markets.NAME] in the file (configuration)"),
+        (("node", "--name", "other"), 78, "a section [markets.NAME] in the file (configuration)"),
         (("submit", MARKET, "purchase", "1", "1"), 2, "'purchase' is not one of 'buy', 'sell'."),
         (("submit", MARKET, "buy", "1"), 2, "Missing argument 'QUANTITY'."),
         (("cancel", MARKET), 2, "give an ORDER_ID, or --all"),

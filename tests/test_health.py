@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -25,6 +26,7 @@ from openoutcry.actors import (
 )
 from openoutcry.actors.book.actor import BookActor
 from openoutcry.actors.book.journal import Journal
+from openoutcry.actors.cli.serve import _in_words
 from openoutcry.actors.discovery import Announce
 from openoutcry.actors.health import REQUESTS_MAX
 from openoutcry.actors.logs import LogWriter
@@ -161,6 +163,11 @@ def test_node_whose_journal_has_failed_is_not_healthy(monkeypatch: pytest.Monkey
                 node.submit_order(MARKET, "buy", "10", "1")
             eventually(lambda: health(node.metrics_address) == (503, 503, "failed"), "the failure is told")
         assert "input/output error" in get(node.metrics_address, "/healthz")[1]
+        at_work, words = _in_words(node)
+        assert at_work, "the watchdog leaves the process, and its other markets, alone"
+        assert "input/output error" in words
+        node._supervisor.stop()
+        assert not _in_words(node)[0], "nothing would be started again: the process is"
         assert samples(node)["openoutcry_market_ready"][("market", MARKET),] == 0
 
 
@@ -262,6 +269,40 @@ def test_watchers_that_ask_without_end_are_bounded_and_refused_addresses_say_why
         for address in ("9464", "127.0.0.1:x", node.metrics_address):
             with pytest.raises(ConfigurationError, match="127"):
                 ExchangeNode("b", metrics=address)
+
+
+def test_answer_that_fails_is_a_500_that_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: ExchangeNode) -> tuple[bool, dict[str, Any]]:
+        raise KeyError("applied")
+
+    with ExchangeNode("a", metrics=ANY_PORT) as node:
+        monkeypatch.setattr("openoutcry.actors.health.readyz", fail)
+        assert get(node.metrics_address, "/readyz") == (500, "/readyz failed: KeyError; see the node's log\n")
+        assert [vars(each)["path"] for each in caplog.records if vars(each).get("event") == "health_failed"] == [
+            "/readyz"
+        ]
+        assert get(node.metrics_address, "/healthz")[0] == 200
+
+
+def test_probe_may_ask_by_head_and_over_ipv6() -> None:
+    with ExchangeNode("a", metrics=ANY_PORT) as node:
+        asked = urllib.request.Request(f"http://{node.metrics_address}/healthz", method="HEAD")
+        with urllib.request.urlopen(asked, timeout=20) as answer:
+            assert (answer.status, answer.read()) == (200, b"")
+    if not _has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with ExchangeNode("a", metrics="[::1]:0") as node:
+        assert str(node.metrics_address).startswith("[::1]:")
+        assert get(node.metrics_address, "/healthz")[0] == 200
+
+
+def _has_ipv6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as tried:
+        tried.bind(("::1", 0))
+        return True
+    return False
 
 
 def _answers(node: ExchangeNode) -> bool:

@@ -18,7 +18,7 @@ import pytest
 from openoutcry.actors import ExchangeNode, MarketRules, OrderRejected
 from openoutcry.actors.logs import LogWriter
 from openoutcry.transport.errors import ConfigurationError, ProtocolError
-from openoutcry.transport.log import EVENTS, get_logger
+from openoutcry.transport.log import EVENTS, get_logger, without_secrets
 from processes import eventually
 
 MARKET = "BTC-USD"
@@ -62,7 +62,7 @@ def lines(text: str) -> list[dict[str, Any]]:
 
 def test_every_event_is_in_the_list_and_every_listed_event_is_logged() -> None:
     said = dict(logged_events())
-    from_writer = {"log_lines_dropped", "log_reopened", "log_not_reopened"}
+    from_writer = {"log_lines_dropped", "log_line_failed", "log_reopened", "log_not_reopened"}
     assert {event: path for event, path in said.items() if event not in EVENTS} == {}
     assert set(EVENTS) - set(said) - from_writer == set()
     assert all(meaning.endswith(".") for meaning in EVENTS.values())
@@ -129,6 +129,26 @@ def test_reader_that_takes_no_lines_stalls_nobody_and_learns_how_many_it_missed(
     written = lines(stuck.getvalue())
     assert sum([line["count"] for line in written if line["event"] == "log_lines_dropped"]) == missing
     assert len([line for line in written if line["event"] == "link_up"]) == 1000 - missing
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_record_that_no_line_can_be_made_of_is_told_and_ends_no_logging(tmp_path: Path, form: str) -> None:
+    file = tmp_path / "node.log"
+    other = logging.getLogger("another.library")
+    with LogWriter(form=form, file=file) as writer:
+        other.warning("count %d", "x")
+        other.warning("well", extra={"keyed": {(1, 2): 3}})  # JSON has no such key
+        other.warning("the last")
+    written = file.read_text()
+    assert writer.lines_failed == written.count("log_line_failed") == (2 if form == "json" else 1)
+    assert "another.library" in written
+    assert f"{Path(__file__).name}:" in written
+    assert "the last" in written.splitlines()[-1]
+
+
+def test_password_is_hidden_whatever_signs_it_has() -> None:
+    assert without_secrets("etcd://u:p@ss@host:2379/x") == "etcd://u:***@host:2379/x"
+    assert without_secrets("etcd://u:p@h/x, etcd://v:q@i/y") == "etcd://u:***@h/x, etcd://v:***@i/y"
 
 
 def test_log_file_that_was_moved_away_is_opened_anew(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "node_stuck": "The node did not end in time; its process is ended as it is.",
     "log_reopened": "The log file was opened anew, as SIGHUP asks for.",
     "log_not_reopened": "The log file could not be opened anew; the old one is written on.",
+    "log_line_failed": "No line could be made of a record: its arguments do not fit its text, or the form of the log.",
     "log_lines_dropped": "Whoever takes the log was too slow: so many lines were left out.",
     # A market's replica.
     "recovering": "The book is being made from the disk: how far it is, and has to go.",
@@ -88,12 +89,13 @@ EVENTS: Final[Mapping[str, str]] = {
     "subscriber_failed": "A subscriber raised an exception and was cut.",
     "subscriber_blocked": "A subscriber keeps the thread that delivers to it.",
     "control_failed": "A request over the control link could not be served: a fault of this program.",
+    "health_failed": "A request for the node's health or its metrics could not be served: a fault of this program.",
     "control_unread": "A client of the control link did not take its answer.",
 }
 """Every event that is logged, by its name, and what it means."""
 
 _RESERVED: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
-_SECRET: Final = re.compile(r"(://[^/@:\s]*:)[^/@\s]*(?=@)|(\b(?:password|token)=)[^&\s]+")
+_SECRET: Final = re.compile(r"(://[^/@:\s]*:)[^/\s]*(?=@)|(\b(?:password|token)=)[^&\s]+")
 
 
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:

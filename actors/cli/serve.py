@@ -22,7 +22,7 @@ from ..health import healthz, readyz
 from ..logs import FORMATS, LEVELS, LogWriter
 from ..node import ExchangeNode, spare_gc
 from ..service import ServiceManager
-from .common import options, until_signalled, wait_for
+from .common import Failure, options, until_signalled, wait_for
 
 logger = get_logger(__name__)
 
@@ -92,6 +92,12 @@ def directory(
         wait_for(ended)
 
 
+class BadSettings(Failure):
+    """The settings are wrong by themselves: the service manager starts no such node again."""
+
+    exit_code = os.EX_CONFIG
+
+
 @click.command()
 @node_settings
 @click.option("--exit-with", "parent", type=int, hidden=True, help="End, too, when the parent is not this process.")
@@ -99,13 +105,16 @@ def node(*, parent: int | None, **flags: Any) -> None:
     """Run a node until SIGTERM or SIGINT. It logs to stderr, and the other commands reach it by its data directory.
 
     Settings come from flags, OPENOUTCRY_* variables, a TOML file ($OPENOUTCRY_CONFIG, or openoutcry.toml in
-    $OPENOUTCRY_HOME) and defaults, in that order.
+    $OPENOUTCRY_HOME) and defaults, in that order. The exit code is 78 where they are wrong: a restart does not help.
     """
-    config = node_config(**flags)
-    if not config.markets and not config.join_all:
-        raise ConfigurationError(
-            "the node has no market: give --market NAME, --join-all, or a section [markets.NAME] in the file"
-        )
+    try:
+        config = node_config(**flags)
+        if not config.markets and not config.join_all:
+            raise ConfigurationError(
+                "the node has no market: give --market NAME, --join-all, or a section [markets.NAME] in the file"
+            )
+    except ConfigurationError as error:
+        raise BadSettings(error.message, error.code) from error
     with (
         LogWriter(form=config.log_format, level=config.log_level, file=config.log_file, node=config.name) as log,
         until_signalled(on_hangup=log.reopen) as ended,
@@ -137,11 +146,17 @@ def ends_within(seconds: float, ended: threading.Event) -> Iterator[None]:
 
 
 def _in_words(node: ExchangeNode) -> tuple[bool, str]:
-    """Return whether the node is sound, and how it is in one line."""
-    sound, health = healthz(node)
+    """Return whether the process is at work, and how the node is in one line.
+
+    A market that has failed is for ``/healthz`` and whoever reads the line: to end the process would take the other
+    markets with it, without hand-over, and this one would fail again.
+    """
+    _, health = healthz(node)
     _, found = readyz(node)
     markets = [f"{name} {market['state']}" for name, market in sorted(found["markets"].items())]
-    return sound, "; ".join([*health.get("failures", ()), *markets]) or found["state"]
+    stuck = any([market["state"] == "unresponsive" for market in found["markets"].values()])
+    at_work = not (stuck or (node.phase == "running" and node.dead_actors(books=False)))
+    return at_work, "; ".join([*health.get("failures", ()), *markets]) or found["state"]
 
 
 def _end_with(parent: int, ended: threading.Event) -> None:
