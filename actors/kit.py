@@ -237,6 +237,11 @@ class Mailbox:
                 return
         ended(self._error)
 
+    def off_end(self, ended: Ended) -> None:
+        """Take :meth:`on_end` back, of the same function; a call may be under way already."""
+        with self._lock, contextlib.suppress(ValueError):
+            self._watchers.remove(ended)
+
     def end(self, error: BaseException | None, on_unhandled: Callable[[Any], None]) -> None:
         """Give up what waits and what still comes, and tell those who watch. Called by the actor at its end."""
         self._error = error
@@ -248,12 +253,14 @@ class Mailbox:
         with self._lock:
             self._ended = True
             watchers, self._watchers = self._watchers, []
-        self._drain()
-        for ended in watchers:
-            try:
-                ended(error)
-            except Exception:
-                logger.exception("watcher_failed", actor=self._name)
+        try:
+            self._drain()
+        finally:
+            for ended in watchers:
+                try:
+                    ended(error)
+                except Exception:
+                    logger.exception("watcher_failed", actor=self._name)
 
     def _drain(self) -> None:
         with contextlib.suppress(queue.Empty):
@@ -263,7 +270,10 @@ class Mailbox:
                 if isinstance(message, Timer):
                     message.pending = False
                 elif not isinstance(message, _ActorStop):
-                    self._on_unhandled(message)
+                    try:
+                        self._on_unhandled(message)
+                    except Exception:  # it is not to cost the others their answer, nor who watches its notice
+                        logger.exception("unhandled_failed", actor=self._name)
                     if reply_to is not None:
                         dead = pykka.ActorDeadError(f"{self._name} stopped before handling the message")
                         reply_to.set_exception((pykka.ActorDeadError, dead, None))
@@ -300,7 +310,7 @@ class Actor(pykka.ThreadingActor):
         self.clock: Clock = _clocks[-1]
         """The clock of its timers; ``self.clock.now_s()`` tells a time that fits them."""
         self.failed_by: BaseException | None = None
-        """What ended the actor, if it was not stopped; set before ``on_failure``."""
+        """What ended the actor, if it was not stopped; set before ``on_failure``. Not an ``on_stop`` that raises."""
 
     @property
     def mailbox(self) -> Mailbox:
@@ -346,8 +356,10 @@ class Actor(pykka.ThreadingActor):
         try:
             self._actor_loop()
         finally:
-            self.mailbox.end(self.failed_by, self.on_unhandled)
-            _threads.pop(self.actor_urn, None)
+            try:
+                self.mailbox.end(self.failed_by, self.on_unhandled)
+            finally:
+                _threads.pop(self.actor_urn, None)
 
     def _actor_loop_setup(self) -> None:
         # Pykka's own ends the actor too, but tells nobody.
@@ -372,7 +384,7 @@ class Actor(pykka.ThreadingActor):
         exception_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self.failed_by is None:
+        if self.failed_by is None and not self.actor_stopped.is_set():  # else it was stopped, whatever on_stop does
             self.failed_by = exception_value
         super()._handle_failure(exception_type, exception_value, traceback)
 

@@ -282,7 +282,7 @@ class ExchangeNode:
             StorageError: a journal is damaged (code ``corrupt``).
             Unavailable: the coordinator cannot be reached.
         """
-        if not name or len(name) > NAME_LENGTH_MAX:
+        if not isinstance(name, str) or not 1 <= len(name) <= NAME_LENGTH_MAX:
             raise ConfigurationError(f"a node's name has 1 to {NAME_LENGTH_MAX} characters")
         if min_in_sync < 1:
             raise ConfigurationError("min_in_sync is at least 1: the leader itself")
@@ -1342,7 +1342,8 @@ class ExchangeNode:
         The registration ends with the actor, by :meth:`unregister`, or with the node, which does not stop the actor.
 
         Raises:
-            InvalidRequest: the name is malformed (code ``invalid_actor_name``).
+            InvalidRequest: the name is malformed (code ``invalid_actor_name``), ``ref`` is no ``pykka.ActorRef``
+                (code ``invalid_actor_ref``), or ``accepts`` no list.
             MessageRefused: a class of ``accepts`` is not registered as a message.
             ConfigurationError: a living actor has that name (code ``actor_registered``).
         """
@@ -1394,6 +1395,9 @@ class ExchangeNode:
 
         That is when it has stopped or failed, when its process has died, or when the link to its node has ended. Any
         actor of this process can be watched too, registered or not.
+
+        Raises:
+            InvalidRequest: one of the two is no ref of an actor (code ``invalid_actor_ref``).
         """
         self._remote.watch(ref, watcher)
 
@@ -1534,12 +1538,12 @@ class ExchangeNode:
             elif isinstance(message, PeerDown):
                 self._links.pop(message.node, None)
             books = list(self._books.values())
+        for book in books:
+            tell(book, message)
         if isinstance(message, PeerUp):
             self._remote.link_up(message)
         elif isinstance(message, PeerDown):
             self._remote.link_down(message.node)
-        for book in books:
-            tell(book, message)
 
     def _hear(self, pipe_id: int, frame: bytes) -> None:
         """Handle one frame, on the inbox's reader thread."""

@@ -39,7 +39,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Final, Literal, cast, overload
+from typing import Any, ClassVar, Final, Literal, TypeVar, cast, overload
 
 import pykka
 from pykka._envelope import Envelope
@@ -125,7 +125,9 @@ class Terminated:
 
 
 class RemoteRef:
-    """An actor at some node; made by ``ExchangeNode.actor``. Safe to share between threads; equal if the actor is one.
+    """An actor at some node; made by ``ExchangeNode.actor``. Safe to share between threads.
+
+    Two are equal if they stand for one registration: an actor that is served under two names has two.
 
     It stands for one incarnation: once the actor has stopped, all calls raise ActorStopped, also when another serves
     under its name; look that one up anew.
@@ -219,12 +221,19 @@ class RemoteRef:
 class RemoteFuture(pykka.ThreadingFuture[Any]):
     """The answer to a remote ask, as any ``pykka.Future``; it fails by RequestTimeout when the ask's time is over."""
 
-    def __init__(self, forget: Callable[[], object] | None = None, timeout_s: float = math.inf, what: str = "") -> None:
+    def __init__(
+        self,
+        forget: Callable[[], object] | None = None,
+        timeout_s: float = math.inf,
+        what: str = "",
+        *,
+        deadline_s: float | None = None,
+    ) -> None:
         super().__init__()
         self._forget = forget
         self._timeout_s = timeout_s
         self._what = what
-        self.deadline_s = time.monotonic() + timeout_s
+        self.deadline_s = time.monotonic() + timeout_s if deadline_s is None else deadline_s
 
     def get(self, *, timeout: float | None = None) -> Any:
         """Return the answer or raise what came instead of it.
@@ -251,7 +260,7 @@ class RemoteFuture(pykka.ThreadingFuture[Any]):
 class _Served:
     """An actor of this node that others can reach."""
 
-    __slots__ = ("accepts", "actor_id", "name", "ref", "watching")
+    __slots__ = ("accepts", "actor_id", "ended", "name", "ref", "retire", "watching")
 
     def __init__(self, name: str, actor_id: int, ref: pykka.ActorRef[Any], accepts: dict[str, MessageType]) -> None:
         self.name = name
@@ -259,6 +268,10 @@ class _Served:
         self.ref = ref
         self.accepts = accepts
         self.watching: set[_Link] = set()
+        self.ended: tuple[str, str] | None = None
+        """Reason and detail once it is served no more."""
+        self.retire: Callable[[BaseException | None], None] = lambda _: None
+        """What waits for the actor's end."""
 
 
 class _Delivery(Envelope[Any]):
@@ -305,7 +318,7 @@ class _Answer(pykka.Future[Any]):
         elif isinstance(error, OpenOutcryError):
             self._link.refuse(self._request, error.code, error.message)
         else:
-            self._link.refuse(self._request, RemoteFailure.default_code, f"{type(error).__qualname__}: {error}")
+            self._link.refuse(self._request, RemoteFailure.default_code, _text_of(error))
 
 
 # -- one life of a link ---------------------------------------------------------------------------------------------
@@ -337,16 +350,20 @@ class _Link:
 
     def send(self, ref: RemoteRef, item: Item, timeout_s: float) -> None:
         """Add a TELL once the window allows it."""
+        cost = len(item[3]) + MESSAGE_OVERHEAD
         with self._changed:
-            self._enter(ref, len(item[3]) + MESSAGE_OVERHEAD, timeout_s)
+            self._enter(ref, cost, timeout_s)
+            self._under_way[ref.actor_id] += cost
             self._put(item)
 
     def ask(self, ref: RemoteRef, key: str, body: bytes, timeout_s: float) -> RemoteFuture:
         """Add an ASK once the window allows it."""
         deadline_s = time.monotonic() + timeout_s
+        cost = len(body) + MESSAGE_OVERHEAD
         with self._changed:
-            self._enter(ref, len(body) + MESSAGE_OVERHEAD, timeout_s)
-            future, request = self._expect(ref.actor_id, deadline_s - time.monotonic(), repr(ref))
+            self._enter(ref, cost, timeout_s)
+            future, request = self._expect(ref.actor_id, timeout_s, deadline_s, repr(ref))
+            self._under_way[ref.actor_id] += cost  # once nothing can refuse it any more
             self._put((ASK, ref.actor_id, key, body, request), at_once=True)
         return future
 
@@ -354,7 +371,7 @@ class _Link:
         """Ask who is served under ``name``; the answer is a :class:`RemoteRef`."""
         with self._changed:
             self._check_open()
-            future, request = self._expect(0, timeout_s, f"node {self.name}")
+            future, request = self._expect(0, timeout_s, time.monotonic() + timeout_s, f"node {self.name}")
             self._put((FIND, request, name), at_once=True)
         return future
 
@@ -363,10 +380,10 @@ class _Link:
         with self._changed:
             if self._closed is None and ref.actor_id not in self._gone:
                 self._follow(ref.actor_id)
-                self._watchers[ref.actor_id].append((ref, watcher))
+                _add_living(self._watchers[ref.actor_id], (ref, watcher))
                 return
             reason, detail = self._gone.get(ref.actor_id, ("unreachable", str(self._closed)))
-        tell_always(watcher, Terminated(ref, reason, detail))
+        _tell_end(watcher, Terminated(ref, reason, detail))
 
     def unwatch(self, ref: RemoteRef, watcher: pykka.ActorRef[Any]) -> None:
         """Take a :meth:`watch` back."""
@@ -390,6 +407,7 @@ class _Link:
             self.find("-", max(0.0, deadline_s - time.monotonic())).get()
 
     def _enter(self, ref: RemoteRef, cost: int, timeout_s: float) -> None:
+        """Wait until the window has room for ``cost`` bytes."""
         actor = ref.actor_id
 
         def decided() -> bool:
@@ -408,7 +426,6 @@ class _Link:
             reason, detail = self._gone[actor]
             raise ActorStopped(f"{ref!r} is heard no more: {reason}{': ' if detail else ''}{detail}")
         self._follow(actor)
-        self._under_way[actor] += cost
 
     def _follow(self, actor: int) -> None:
         """Be told of the actor's end, in this life of the link."""
@@ -417,15 +434,15 @@ class _Link:
             self._under_way[actor] = 0
             self._put((WATCH, actor))
 
-    def _expect(self, actor: int, timeout_s: float, what: str) -> tuple[RemoteFuture, int]:
+    def _expect(self, actor: int, timeout_s: float, deadline_s: float, what: str) -> tuple[RemoteFuture, int]:
         if len(self._asks) >= self._sweep_at:
             now_s = time.monotonic()
             self._asks = {n: ask for n, ask in self._asks.items() if ask[0].deadline_s > now_s}
-            self._sweep_at = max(1024, 2 * len(self._asks))
+            self._sweep_at = min(max(1024, 2 * len(self._asks)), ASKS_MAX)
             if len(self._asks) >= ASKS_MAX:
                 raise Overloaded(f"{ASKS_MAX} asks to node {self.name} are unanswered; wait for answers")
         request = next(self._requests)
-        future = RemoteFuture(lambda: self._take_ask(request), timeout_s, what)
+        future = RemoteFuture(lambda: self._take_ask(request), timeout_s, what, deadline_s=deadline_s)
         self._asks[request] = (future, actor)
         return future, request
 
@@ -457,13 +474,13 @@ class _Link:
 
     def refuse(self, request: int, code: str, text: str) -> None:
         """Answer an ask with an error."""
-        self.reply((REPLY, request, code[:64], "", text[:_TEXT_MAX].encode(errors="replace")))
+        self.reply((REPLY, request, _sendable(code)[:64], "", _sendable(text).encode()))
 
     def gone(self, served: _Served, reason: str, detail: str) -> None:
         """Tell the other side that an actor is heard no more."""
         with self._changed:
             self._owed.pop(served.actor_id, None)
-            self._put((GONE, served.actor_id, reason, detail[:_TEXT_MAX]))
+            self._put((GONE, served.actor_id, reason, _sendable(detail)))
 
     # Sending.
 
@@ -512,7 +529,19 @@ class _Link:
             self._scheduled = bool(self._waiting)
             if self._waiting:
                 self._link.send_next(self._next_frame)
-        return CODEC.encode(Parcel(self._link.session, items)) if items else None
+        return self._encoded(items) if items else None
+
+    def _encoded(self, items: tuple[Item, ...]) -> bytes | None:
+        """Return the frame of ``items`` without those that cannot be encoded: the link serves others too."""
+        assert self._link is not None
+        try:
+            return CODEC.encode(Parcel(self._link.session, items))
+        except ProtocolError as error:
+            if len(items) > 1:
+                good = [item for item in items if self._encoded((item,))]
+                return self._encoded(tuple(good)) if good else None
+            logger.error("item_not_sent", peer=self.name, item=items[0][0], error=error.message)
+            return None
 
     # Hearing.
 
@@ -611,7 +640,7 @@ class _Link:
         for future in futures:
             future.set_exception(_as_exc_info(_anew(error)))
         for ref, watcher in watchers:
-            tell_always(watcher, Terminated(ref, reason, detail))
+            _tell_end(watcher, Terminated(ref, reason, detail))
 
     def _find(self, request: int, name: str) -> None:
         served = self._actors.named(name, self)
@@ -623,6 +652,8 @@ class _Link:
             accepts = tuple([(key, kind.signature) for key, kind in served.accepts.items()])
             with self._changed:
                 self._put((FOUND, request, served.actor_id, name, accepts), at_once=True)
+            if (ended := served.ended) is not None:
+                self.gone(served, *ended)  # a GONE that came before FOUND meant nothing to the other side
 
     def _found(self, item: Item) -> None:
         _, request, actor, name, accepts = item
@@ -651,10 +682,34 @@ class _Link:
         for future in futures:
             future.set_exception(_as_exc_info(_anew(error)))
         for ref, watcher in watchers:
-            tell_always(watcher, Terminated(ref, "unreachable", error.message))
+            _tell_end(watcher, Terminated(ref, "unreachable", error.message))
 
 
 # -- a node's part --------------------------------------------------------------------------------------------------
+
+
+class _LocalWatch:
+    """An actor of this process that another of it watches."""
+
+    __slots__ = ("_actors", "_watcher", "ref")
+
+    def __init__(self, actors: RemoteActors, ref: pykka.ActorRef[Any], watcher: pykka.ActorRef[Any]) -> None:
+        self._actors = actors
+        self.ref = ref
+        self._watcher = watcher
+
+    def ended(self, error: BaseException | None) -> None:
+        """Tell the watcher, on the thread of the actor that has ended."""
+        if self._actors.take_watch(self):
+            _tell_end(self._watcher, Terminated(self.ref, *_reason_of(error)))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Off:
+    """To the watchman: call ``ended`` no more."""
+
+    urn: str
+    ended: Callable[[BaseException | None], None]
 
 
 class _Watchman(NodeActor):
@@ -671,6 +726,12 @@ class _Watchman(NodeActor):
             for urn in [urn for urn, (ref, _) in self._watched.items() if not ref.is_alive()]:
                 for ended in self._watched.pop(urn)[1]:
                     ended(None)
+        elif isinstance(message, _Off):
+            _, waiting = self._watched.get(message.urn, (None, []))
+            with contextlib.suppress(ValueError):
+                waiting.remove(message.ended)
+            if not waiting:
+                self._watched.pop(message.urn, None)
         else:
             ref, ended = message
             self._watched.setdefault(ref.actor_urn, (ref, []))[1].append(ended)
@@ -704,8 +765,7 @@ class RemoteActors:
         self._own = _Link(self, None, node, name)
         self._links: dict[str, _Link] = {node: self._own}
         self._early: dict[str, tuple[int, list[Parcel]]] = {}
-        self._local_watches: set[tuple[str, str, int]] = set()
-        self._local_number = itertools.count()
+        self._local_watches: dict[str, list[tuple[_LocalWatch, pykka.ActorRef[Any]]]] = {}
         self._watchman: pykka.ActorRef[_Watchman] | None = None
         self._closed = False
 
@@ -725,6 +785,9 @@ class RemoteActors:
     def register(self, name: str, ref: pykka.ActorRef[Any], accepts: Iterable[type]) -> None:
         """See ``ExchangeNode.register``."""
         _checked_name(name)
+        _checked_ref(ref, "an actor to register")
+        if isinstance(accepts, type) or not isinstance(accepts, Iterable):
+            raise InvalidRequest(f"accepts is a list of message classes, not {accepts!r:.80}")
         kinds = {(kind := type_of(accepted)).key: kind for accepted in accepts}
         with self._lock:
             self._check_open()
@@ -736,7 +799,8 @@ class RemoteActors:
             served = _Served(name, next(self._actor_ids), ref, kinds)
             self._names[name] = self._served[served.actor_id] = served
             self._announce(SERVICE_PREFIX + name, True)
-        self._on_end(ref, lambda error: self._retire(served, *_reason_of(error)))
+        served.retire = lambda error: self._retire(served, *_reason_of(error))
+        self._on_end(ref, served.retire)
 
     def unregister(self, name: str) -> bool:
         """See ``ExchangeNode.unregister``."""
@@ -754,7 +818,9 @@ class RemoteActors:
                 del self._names[served.name]
                 if not self._closed:
                     self._announce(SERVICE_PREFIX + served.name, False)
+            served.ended = (reason, detail)
             watching, served.watching = served.watching, set()
+        self._off_end(served.ref, served.retire)
         for link in watching:
             link.gone(served, reason, detail)
 
@@ -790,7 +856,7 @@ class RemoteActors:
 
     def find(self, address: str, timeout_s: float, lookup: Callable[[str, float], Iterable[str]]) -> RemoteRef:
         """Return the actor at ``name@node``, or, for a bare name, one that ``lookup(service, seconds)`` finds."""
-        name, at, node = address.partition("@")
+        name, at, node = address.partition("@") if isinstance(address, str) else (address, "", "")
         _checked_name(name)
         deadline_s = time.monotonic() + timeout_s
         if at:
@@ -843,34 +909,51 @@ class RemoteActors:
 
     def watch(self, ref: RemoteRef | pykka.ActorRef[Any], watcher: pykka.ActorRef[Any]) -> None:
         """See ``ExchangeNode.watch``."""
+        _checked_ref(watcher, "a watcher")
         if isinstance(ref, RemoteRef):
             try:
                 link = self.link_to(ref)
             except OpenOutcryError as error:
-                tell_always(watcher, Terminated(ref, "unreachable", error.message))
+                _tell_end(watcher, Terminated(ref, "unreachable", error.message))
             else:
                 link.watch(ref, watcher)
             return
-        key = (ref.actor_urn, watcher.actor_urn, next(self._local_number))
-        self._local_watches.add(key)
-
-        def ended(error: BaseException | None) -> None:
-            if key in self._local_watches:
-                self._local_watches.discard(key)
-                tell_always(watcher, Terminated(ref, *_reason_of(error)))
-
-        self._on_end(ref, ended)
+        _checked_ref(ref, "an actor to watch")
+        watch = _LocalWatch(self, ref, watcher)
+        with self._lock:
+            entries = self._local_watches.setdefault(ref.actor_urn, [])
+            dropped = _add_living(entries, (watch, watcher))
+        for old, _ in dropped:
+            self._off_end(ref, old.ended)
+        self._on_end(ref, watch.ended)
 
     def unwatch(self, ref: RemoteRef | pykka.ActorRef[Any], watcher: pykka.ActorRef[Any]) -> None:
         """See ``ExchangeNode.unwatch``."""
+        _checked_ref(watcher, "a watcher")
         if isinstance(ref, RemoteRef):
             link = self._links.get(ref.node)
             if link is not None:
                 link.unwatch(ref, watcher)
         else:
-            pair = (ref.actor_urn, watcher.actor_urn)
-            for key in [key for key in list(self._local_watches) if key[:2] == pair]:
-                self._local_watches.discard(key)
+            _checked_ref(ref, "an actor that is watched")
+            with self._lock:
+                entries = self._local_watches.get(ref.actor_urn, [])
+                mine = [watch for watch, told in entries if told.actor_urn == watcher.actor_urn]
+            for watch in mine:
+                if self.take_watch(watch):
+                    self._off_end(ref, watch.ended)
+
+    def take_watch(self, watch: _LocalWatch) -> bool:
+        """Take a local watch out; return whether it was there still, so that it is told once."""
+        with self._lock:
+            urn = watch.ref.actor_urn
+            before = self._local_watches.get(urn, [])
+            after = [entry for entry in before if entry[0] is not watch]
+            if after:
+                self._local_watches[urn] = after
+            else:
+                self._local_watches.pop(urn, None)
+            return len(after) < len(before)
 
     def _on_end(self, ref: pykka.ActorRef[Any], ended: Callable[[BaseException | None], None]) -> None:
         inbox = ref.actor_inbox
@@ -883,6 +966,13 @@ class RemoteActors:
                 self._watchman = cast("Any", _Watchman.start(self._report))
             watchman = self._watchman
         tell_always(watchman, (ref, ended))
+
+    def _off_end(self, ref: pykka.ActorRef[Any], ended: Callable[[BaseException | None], None]) -> None:
+        inbox = ref.actor_inbox
+        if isinstance(inbox, Mailbox):
+            inbox.off_end(ended)
+        elif self._watchman is not None:
+            tell_always(self._watchman, _Off(ref.actor_urn, ended))
 
     # Links.
 
@@ -969,7 +1059,48 @@ def _size(item: Item) -> int:
 
 
 def _reason_of(error: BaseException | None) -> tuple[Reason, str]:
-    return ("stopped", "") if error is None else ("failed", f"{type(error).__qualname__}: {error}"[:_TEXT_MAX])
+    return ("stopped", "") if error is None else ("failed", _text_of(error)[:_TEXT_MAX])
+
+
+def _text_of(error: BaseException | None) -> str:
+    kind = type(error).__qualname__
+    try:
+        return f"{kind}: {error}"
+    except Exception as without:  # an application's ``__str__``
+        return f"{kind} (its text raises {type(without).__qualname__})"
+
+
+def _sendable(text: str) -> str:
+    """Return ``text`` short enough to travel, and without lone surrogates: they have no encoding."""
+    return text[:_TEXT_MAX].encode(errors="replace").decode()
+
+
+_Watching = TypeVar("_Watching")
+
+
+def _add_living(
+    entries: list[tuple[_Watching, pykka.ActorRef[Any]]], entry: tuple[_Watching, pykka.ActorRef[Any]]
+) -> list[tuple[_Watching, pykka.ActorRef[Any]]]:
+    """Add a watcher; drop and return those that have ended, whenever the list would double."""
+    dropped = []
+    if not len(entries) & (len(entries) - 1):
+        dropped = [old for old in entries if not old[1].is_alive()]
+        entries[:] = [old for old in entries if old[1].is_alive()]
+    entries.append(entry)
+    return dropped
+
+
+def _tell_end(watcher: pykka.ActorRef[Any], ended: Terminated) -> None:
+    """Tell one watcher; whatever its inbox raises is not the others' affair, nor that of the link's thread."""
+    try:
+        tell_always(watcher, ended)
+    except Exception:
+        logger.exception("watcher_failed", actor=ended.ref)
+
+
+def _checked_ref(ref: object, what: str) -> None:
+    if not isinstance(ref, pykka.ActorRef):
+        raise InvalidRequest(f"{what} is given by its pykka.ActorRef, not {ref!r:.80}", code="invalid_actor_ref")
 
 
 def _checked_name(name: str) -> None:

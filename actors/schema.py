@@ -25,6 +25,7 @@ import decimal
 import enum
 import hashlib
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -188,7 +189,7 @@ def decode_value(key: str, body: bytes) -> Any:
 
 
 def _float(value: Any, name: str) -> float:
-    if type(value) is int:
+    if type(value) is int and abs(value) <= sys.float_info.max:
         value = float(value)
     if type(value) is not float or not math.isfinite(value):
         raise ProtocolError(f"{name}: expected a finite number, got {value!r:.40}")

@@ -494,8 +494,13 @@ class FakeClock:
 
         Raises:
             AssertionError: an actor did not get as far as to handle a message within 3 s.
+            InvalidRequest: back, or for no number of seconds (code ``invalid_delay``).
         """
+        from ..transport.errors import InvalidRequest  # noqa: PLC0415
+
         __tracebackhide__ = True
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
+            raise InvalidRequest(f"a clock is moved by 0 or more seconds, not {seconds!r:.40}", code="invalid_delay")
         end_s = self._now_s + seconds
         while (timer := self._next(end_s)) is not None:
             self._now_s = max(self._now_s, timer.due_s)

@@ -62,28 +62,50 @@ class MarketMaker(Actor):
         self._refresh_s = refresh_s
         self._report_to = report_to
         self._inventory = Decimal(0)
+        self._sequence: int | None = None
+        """Up to where it has taken the market's events into account."""
         self._subscription: Subscription | None = None
 
     def on_start(self) -> None:
-        ref = self.actor_ref
-        # From the thread that delivers, every update becomes a message; one too many would cut the subscription.
-        self._subscription = self._node.subscribe(self._market, lambda update: tell(ref, update) and None)
+        self._follow()
         self.tell_every(self._refresh_s, Refresh())
         self._quote()
 
     def on_receive(self, message: Any) -> None:
         if isinstance(message, MarketUpdate):
+            if self._sequence is not None and message.sequence <= self._sequence:
+                return  # it waited in the mailbox, and came once more after a new subscription
+            self._sequence = message.sequence
             change = sum((self._change(event) for event in message.events if isinstance(event, Trade)), Decimal(0))
             if change:
                 self._inventory += change
                 self._quote()
-        elif isinstance(message, Refresh) and len(self._node.open_orders(self._market, self._account)) < 2:
-            self._quote()
+        elif isinstance(message, Refresh):
+            if self._subscription is None or self._subscription.ended:
+                self._follow()
+            if len(self._node.open_orders(self._market, self._account)) < 2:
+                self._quote()
 
     def on_stop(self) -> None:
         if self._subscription is not None:
             self._subscription.close()
-        self._node.cancel_all(self._market, account=self._account)
+        try:
+            self._node.cancel_all(self._market, account=self._account)
+        except OpenOutcryError as error:
+            print(f"its quotes are left in the book: {error}")
+
+    def _follow(self) -> None:
+        """Subscribe, or go on where the last subscription was cut: the inventory is right only without a gap.
+
+        If those events are not held any more, the bot fails: quotes from a wrong inventory would be worse.
+        """
+        ref = self.actor_ref
+        # From the thread that delivers, every update becomes a message; one too many would cut the subscription.
+        self._subscription = self._node.subscribe(
+            self._market, lambda update: tell(ref, update) and None, after=self._sequence
+        )
+        if self._sequence is None:
+            self._sequence = self._subscription.last_sequence
 
     def _change(self, trade: Trade) -> Decimal:
         """Return what a trade adds to the inventory; ``trade.side`` is the taker's."""

@@ -49,6 +49,17 @@ def test_bot_quotes_again_when_its_quotes_are_gone(
     assert len(net[0].open_orders(MARKET, "maker-node-0")) == 2
 
 
+def test_bot_whose_subscription_was_cut_counts_what_it_missed(
+    net: Exchange, bot: Any, actor_probe: ActorProbe, fake_clock: FakeClock
+) -> None:
+    bot._actor_weakref()._subscription.close()
+    net[1].submit_order(MARKET, "buy", "20.10", 3, account="customer", time_in_force="ioc")
+    net.wait_same_sequence(MARKET)
+    actor_probe.expect_none(0.05)
+    fake_clock.advance(1)
+    assert actor_probe.expect(Quoted) == Quoted(Decimal("19.93"), Decimal("20.13"), Decimal(-3))
+
+
 def test_bot_leaves_nothing_behind_when_it_stops(net: Exchange, bot: Any) -> None:
     bot.stop()
     net.wait_same_sequence(MARKET)

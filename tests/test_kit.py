@@ -158,6 +158,33 @@ def test_end_is_told_once_with_its_cause_to_early_and_late_watchers(start: Any, 
         assert error is None if end == "stop" else isinstance(error, ValueError)
 
 
+class Clumsy(Runner):
+    def on_stop(self) -> None:
+        raise ValueError("cannot even stop")
+
+    def on_unhandled(self, message: Any) -> None:
+        del message
+        raise ValueError("cannot even give up")
+
+
+def test_on_unhandled_that_raises_costs_nobody_the_answer_or_the_notice(start: Any) -> None:
+    ref = start(Clumsy)
+    told: list[Any] = []
+    mailbox_of(ref).on_end(told.append)
+    busy, go = threading.Event(), threading.Event()
+    ref.tell(lambda _: busy.set() or go.wait(10))
+    assert busy.wait(10)
+    stopped = ref.stop(block=False)
+    asked = [ref.ask(number, block=False) for number in range(2)]
+    go.set()
+    assert stopped.get(timeout=5)
+    for ask in asked:
+        with pytest.raises(pykka.ActorDeadError):
+            ask.get(timeout=5)
+    eventually(lambda: told == [None], "it was stopped, and its watchers are told so")
+    eventually(lambda: ref.actor_urn not in kit._threads, "its thread is forgotten")
+
+
 def test_actor_may_ask_to_be_stopped_and_joined_on_its_own_thread(start: Any) -> None:
     ref = start()
     ref.tell(lambda actor: stop_and_join(actor.actor_ref, timeout_s=0.01))
@@ -177,6 +204,9 @@ def test_timers_tell_once_or_again_and_again_in_the_order_in_which_they_are_due(
     assert on(ref, lambda actor: actor.heard) == ["now"]
     fake_clock.advance(3.5)
     assert on(ref, lambda actor: actor.heard) == ["now", "often", "often", "once", "often", "often"]
+    for seconds in (-5, float("inf")):
+        with pytest.raises(InvalidRequest):
+            fake_clock.advance(seconds)
 
 
 def test_cancelled_timer_is_heard_no_more_even_if_its_message_waited_already(fake_clock: FakeClock, start: Any) -> None:
@@ -357,6 +387,15 @@ def test_stopped_and_released_children_stay_stopped_and_all_stop_with_the_superv
     assert [len(nursery.refs) for nursery in nurseries] == [1, 1, 1]
     supervisor.stop()
     assert not nurseries[2].refs[0].is_alive()
+
+
+def test_stopped_child_whose_on_stop_raises_is_not_started_again(fake_clock: FakeClock, start: Any) -> None:
+    supervisor = start(Supervisor)
+    child = supervisor.ask(Supervise("child", Clumsy.start))
+    child.stop()
+    eventually(lambda: "child" not in supervisor._actor_weakref()._children, "its end is noticed")
+    fake_clock.advance(60)
+    assert supervisor.ask(CurrentRef("child")) is None
 
 
 def test_name_that_was_released_may_be_used_again_before_the_end_of_its_child_is_noticed(

@@ -14,10 +14,12 @@ from typing import Any
 import pykka
 import pytest
 from openoutcry.actors import ConfigurationError, ExchangeNode, InvalidRequest, MarketRules
-from openoutcry.actors.kit import Actor
+from openoutcry.actors.kit import Actor, Mailbox
 from openoutcry.actors.messages import (
     ASK,
     CODEC,
+    FIND,
+    FOUND,
     GONE,
     REPLY,
     TELL,
@@ -45,6 +47,8 @@ from openoutcry.transport.errors import (
     Unreachable,
 )
 from processes import eventually
+from pykka._envelope import Envelope
+from pykka.messages import _ActorStop
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
@@ -82,6 +86,8 @@ class Speaker(Actor):
             self.go.wait(20)
         elif what == "fail":
             raise ValueError("told to fail")
+        elif what == "fail in no encoding":
+            raise ValueError("a lone surrogate: \udc80")
         elif what == "refuse":
             raise Overloaded("not now", code="busy")
         elif what == "answer badly":
@@ -336,6 +342,29 @@ def test_registration_is_checked(pair: Pair) -> None:
         pair.alice.register("other", pair.speaker, accepts=[dict])
 
 
+def test_what_is_no_actor_or_no_list_of_messages_is_refused_with_a_code(pair: Pair, actor_probe: ActorProbe) -> None:
+    wrong: Any = object()
+    calls: list[Callable[[], object]] = [
+        lambda: pair.bob.watch(pair.ref, wrong),
+        lambda: pair.bob.watch(wrong, actor_probe.ref),
+        lambda: pair.bob.unwatch(wrong, actor_probe.ref),
+        lambda: pair.ref.watch(wrong),
+        lambda: pair.serve("other", wrong),
+    ]
+    assert [code_of(call, InvalidRequest) for call in calls] == ["invalid_actor_ref"] * len(calls)
+    for accepts in (Say, 5):
+        assert code_of(lambda a=accepts: pair.alice.register("x", pair.speaker, accepts=a), InvalidRequest)
+    assert code_of(lambda: pair.bob.actor(5), InvalidRequest) == "invalid_actor_name"  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError):
+        ExchangeNode(5)  # type: ignore[arg-type]
+
+
+def test_time_out_names_the_time_that_was_asked_for(pair: Pair) -> None:
+    pair.ref.tell(Say("wait"))
+    with pytest.raises(RequestTimeout, match="within 0 s"):
+        pair.ref.ask(Say("x"), timeout=0)
+
+
 def test_sender_waits_for_a_slow_actor_then_is_refused_and_nothing_that_was_taken_is_lost(pair: Pair) -> None:
     pair.ref.tell(Say("wait"))
     taken = 1 + fill(pair.ref)
@@ -397,6 +426,63 @@ def test_end_of_an_actor_is_told_once_to_its_watchers_and_raised_to_its_senders(
     assert node.actor("mortal@alice").ask(Say("anew")) == Say("anew")
     actor_probe.expect_none()
     other.expect_none(0)
+
+
+def test_failure_whose_text_has_no_encoding_is_told_and_the_link_lives_on(pair: Pair, actor_probe: ActorProbe) -> None:
+    pair.serve("other", pair.start())
+    other = pair.bob.actor("other@alice")
+    pair.bob.watch(pair.ref, actor_probe.ref)
+    pair.speaker.tell(Say("fail in no encoding"))
+    told = actor_probe.expect(Terminated)
+    assert (told.reason, told.detail) == ("failed", "ValueError: a lone surrogate: ?")
+    assert other.ask(Say("still here")) == Say("still here")
+
+
+class Unnotifiable:
+    """An inbox that takes nothing."""
+
+    def put(self, envelope: Any) -> None:
+        del envelope
+        raise RuntimeError("broken inbox")
+
+
+def test_watcher_that_cannot_be_told_keeps_the_end_of_a_link_from_nobody(pair: Pair, actor_probe: ActorProbe) -> None:
+    broken = pair.start(Plain)
+    broken.actor_inbox = Unnotifiable()  # type: ignore[assignment]
+    pair.bob.watch(pair.ref, broken)
+    pair.bob.watch(pair.ref, actor_probe.ref)
+    pair.cut()
+    assert actor_probe.expect(Terminated).reason == "unreachable"
+    assert pair.bob.wait_actor("speaker@alice").ask(Say("again")) == Say("again")
+    pair.started.remove(broken)
+    actor = broken._actor_weakref()
+    assert actor is not None
+    actor.actor_inbox.put(Envelope(_ActorStop()))
+
+
+def test_watchers_that_ended_and_watches_that_were_taken_back_leave_nothing_behind(
+    pair: Pair, actor_probe: ActorProbe
+) -> None:
+    for watched in (pair.ref, pair.speaker, pair.start(Plain)):
+        for _ in range(40):
+            pair.bob.watch(watched, actor_probe.ref)
+            pair.bob.unwatch(watched, actor_probe.ref)
+            gone = Speaker.start()
+            pair.bob.watch(watched, gone)
+            gone.stop()
+    for number in range(40):
+        pair.serve(f"name-{number}", pair.speaker)
+        pair.alice.unregister(f"name-{number}")
+    link = pair.bob._remote._links[pair.alice.node_id]
+    assert len(link._watchers[pair.ref.actor_id]) <= 2
+    mailbox = pair.speaker.actor_inbox
+    assert isinstance(mailbox, Mailbox)
+    assert len(mailbox._watchers) <= 3, "its one registration, and at most two watchers that ended just now"
+    assert all(len(entries) <= 2 for entries in pair.bob._remote._local_watches.values())
+    watchman = pair.bob._remote._watchman
+    assert watchman is not None
+    waiting = watchman._actor_weakref()._watched  # type: ignore[union-attr]
+    eventually(lambda: all(len(told) <= 2 for _, told in list(waiting.values())), "the watchman lets go")
 
 
 def test_local_actor_can_be_watched_without_being_registered(pair: Pair, actor_probe: ActorProbe) -> None:
@@ -591,6 +677,46 @@ def test_answers_credits_and_ends_that_nobody_waits_for_are_passed_over(bench: B
     bench.hear(80, (3, 99, "", "", b"\xc0"), (8, 99, 5), (GONE, 99, "stopped", ""), (5, 99, 1, "probe", ()))
     bench.hear(80, bench.tell("good"))
     assert bench.probe.expect(Say).what == "good"
+
+
+def test_actor_that_ends_while_it_is_found_is_known_to_have_ended(bench: Bench) -> None:
+    bench.up(7, 80)
+    link = bench.remote._links["alice.1"]
+    found = bench.remote.named("probe", link)
+    assert found is not None
+    bench.remote.named = lambda *_: bench.remote.unregister("probe") and found  # type: ignore[method-assign]
+    bench.hear(80, (FIND, 1, "probe"))
+    kinds = [item[0] for item in bench.sent() if item[0] in (FOUND, GONE)]
+    assert kinds.index(FOUND) < len(kinds) - 1
+    assert kinds[-1] == GONE
+
+
+def test_item_that_cannot_be_encoded_costs_neither_the_others_nor_the_link(bench: Bench) -> None:
+    bench.up(7, 80)
+    link = bench.remote._links["alice.1"]
+    with link._changed:
+        for item in ((WATCH, 1), (GONE, 2, "failed", "\udc80"), (WATCH, 3)):
+            link._put(item)
+    assert bench.sent() == [(WATCH, 1), (WATCH, 3)]
+    with link._changed:
+        link._put((GONE, 2, "failed", "\udc80"))
+    assert bench.sent() == []
+
+
+def test_ask_beyond_the_bound_of_asks_takes_no_room_in_the_window(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openoutcry.actors.remote.ASKS_MAX", 1030)
+    bench.up(7, 80)
+    link = bench.remote._links["alice.1"]
+    ref = RemoteRef(bench.remote, "alice.1", "alice", "x", 5, {})
+    asks = [link.ask(ref, "k", b"", 60) for _ in range(1030)]
+    under_way = link._under_way[5]
+    for _ in range(3):
+        with pytest.raises(Overloaded, match="unanswered"):
+            link.ask(ref, "k", b"", 60)
+    assert link._under_way[5] == under_way
+    assert len(asks) == len(link._asks)
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,8 @@ EVENTS: Final[Mapping[str, str]] = {
     "child_failed": "A supervised actor has failed, and is started again after a pause.",
     "child_given_up": "A supervised actor has failed more often than its policy allows, and is not started again.",
     "watcher_failed": "An actor has ended, and telling one of those who watch it failed.",
+    "unhandled_failed": "An actor's ``on_unhandled`` raised an exception; the message is given up all the same.",
+    "item_not_sent": "What an actor sent to another node cannot be encoded, and was left out: a fault of this program.",
     "supervisor_failed": "The actor that restarts others has failed: nothing is restarted any more.",
     "subscriber_cut": "A subscriber fell too far behind and was cut; it may subscribe again.",
     "subscriber_failed": "A subscriber raised an exception and was cut.",
