@@ -99,10 +99,20 @@ class NodeProcess:
     def _call(self, what: tuple[Any, ...]) -> Any:
         with self._calls:
             try:
-                self._pipe.send(what)
+                self._send(what)
                 return self._receive(CALL_S)
             except (EOFError, BrokenPipeError, ConnectionResetError):
                 raise AssertionError(f"{self!r} ended before it answered") from None
+
+    def _send(self, what: tuple[Any, ...]) -> None:
+        """Send; a process that does not read is killed, which ends a send that the pipe has no room for."""
+        unread = threading.Timer(CALL_S, self._process.kill)
+        unread.daemon = True
+        unread.start()
+        try:
+            self._pipe.send(what)
+        finally:
+            unread.cancel()
 
     def _receive(self, timeout_s: float) -> Any:
         if not self._pipe.poll(timeout_s):

@@ -206,7 +206,7 @@ def test_nodes_in_processes_take_calls_and_functions_die_and_come_back(
 def test_process_that_is_stuck_is_killed_and_one_that_is_paused_can_be_closed(
     exchange_processes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    net = exchange_processes(nodes=2, markets=[])
+    net = exchange_processes(nodes=3, markets=[])
     monkeypatch.setattr(processes, "CALL_S", 0.2)
     net[0].pause()
     with pytest.raises(AssertionError, match=r"node-0 did not answer within 0\.2 s, and was killed"):
@@ -215,6 +215,10 @@ def test_process_that_is_stuck_is_killed_and_one_that_is_paused_can_be_closed(
     net[1].pause()
     net[1].close()
     assert not net[1].is_alive()
+    net[2].pause()
+    with pytest.raises(AssertionError, match="ended before it answered"):
+        net[2].actor("more than the pipe takes" * 1_000_000)
+    assert not net[2].is_alive()
 
 
 def test_process_whose_node_cannot_start_says_why(exchange_processes: Callable[..., Any]) -> None:
