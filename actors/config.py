@@ -26,8 +26,11 @@ from typing import Any, Final
 from ..transport.errors import ConfigurationError
 from ..transport.etcd import is_etcd
 from ..transport.log import without_secrets
+from ..transport.sockets import checked_address
 from .book.rules import MarketRules
+from .health import endpoint
 from .logs import FORMATS, LEVELS
+from .messages import checked_node_name
 
 DIRECTORY_DEFAULT: Final = "tcp://127.0.0.1:7400"
 ENV_PREFIX: Final = "OPENOUTCRY_"
@@ -253,6 +256,29 @@ def _text(what: str, value: Any) -> str:
     return value
 
 
+def _name(what: str, value: Any) -> str:
+    return _about(what, checked_node_name, _text(what, value))
+
+
+def _dialled(what: str, value: Any) -> str:
+    return _about(what, checked_address, _text(what, value).strip())
+
+
+def _listened_at(what: str, value: Any) -> str:
+    return _about(what, lambda address: checked_address(address, to_listen=True), _text(what, value).strip())
+
+
+def _endpoint(what: str, value: Any) -> str:
+    return _about(what, lambda address: (endpoint(address), address)[1], _text(what, value))
+
+
+def _about(what: str, check: Callable[[str], str], value: str) -> str:
+    try:
+        return check(value)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{what}: {error}") from error
+
+
 def _path(what: str, value: Any) -> Path:
     return value if isinstance(value, Path) else Path(_text(what, value)).expanduser()
 
@@ -265,7 +291,7 @@ def _addresses(what: str, value: Any) -> tuple[str, ...]:
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, (list, tuple)):
         raise ConfigurationError(f"{what} is an address or a list of addresses, not {value!r:.60}")
-    return tuple([_text(what, address).strip() for address in values])
+    return tuple([_dialled(what, address) for address in values])
 
 
 def _whole(what: str, value: Any) -> int:
@@ -296,18 +322,18 @@ def _flag(what: str, value: Any) -> bool:
 
 
 _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
-    "name": _text,
+    "name": _name,
     "data_dir": _path,
-    "listen": _text,
-    "advertise": _text,
+    "listen": _listened_at,
+    "advertise": _dialled,
     "directory": _addresses,
-    "serve_directory": _text,
+    "serve_directory": _listened_at,
     "coordinator": _store,
     "ttl_ms": _whole,
     "min_in_sync": _whole,
     "timeout": _seconds,
     "snapshot_every": _whole,
-    "metrics": _text,
+    "metrics": _endpoint,
     "log_format": _one_of(FORMATS),
     "log_level": _one_of(LEVELS),
     "log_file": _path,

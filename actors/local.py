@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from ..transport.errors import OpenOutcryError, RequestTimeout, Unavailable
 from ..transport.rendezvous import Rendezvous
+from .config import ENV_PREFIX
 from .control import ControlClient, read_control_file
 from .views import OrderRejected, OrderResult
 
@@ -29,6 +30,7 @@ START_S_MAX: Final = 60.0
 STOP_S_MAX: Final = 40.0
 """How long a node may take to end after SIGTERM before it is killed; longer than it gives itself."""
 _POLL_S: Final = 0.05
+_WORDS_MAX: Final = 500
 
 
 class LocalExchange:
@@ -72,8 +74,27 @@ class LocalExchange:
         with (self.folder / f"{name}.err").open("ab") as errors:
             # In a session of its own: Ctrl-C is for this process, which then ends the nodes in order.
             self.processes[name] = subprocess.Popen(  # noqa: S603
-                command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                start_new_session=True,
+                env=self._environment(),
             )
+
+    def _environment(self) -> dict[str, str]:
+        """Return what a node's process gets: none of the user's own settings of nodes."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
+        return {**kept, f"{ENV_PREFIX}HOME": str(self.folder)}
+
+    def last_words(self, name: str) -> str:
+        """Return the last line that a node's process wrote to stderr, else to its log; empty where there is none."""
+        for file in (self.folder / f"{name}.err", self.folder / f"{name}.log"):
+            with contextlib.suppress(OSError):
+                lines = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+                if lines:
+                    return f"{lines[-1]:.{_WORDS_MAX}}"
+        return ""
 
     def stop(self, name: str) -> int:
         """End a node in order and return its exit code, or -9 if it had to be killed."""
@@ -118,8 +139,11 @@ class LocalExchange:
         while not all([self._in_sync(name) for name in self.processes]):
             ended = set(self.processes) - set(self.alive())
             if ended or time.monotonic() > deadline_s:
-                what = f"{', '.join(sorted(ended))} ended" if ended else f"not all in sync after {within_s:g} s"
-                raise RequestTimeout(f"{what}: see the logs in {self.folder}", code="not_ready")
+                if not ended:
+                    what = f"not all in sync after {within_s:g} s: see the logs in {self.folder}"
+                else:
+                    what = "; ".join([f"{name} ended: {self.last_words(name)}" for name in sorted(ended)])
+                raise RequestTimeout(what, code="not_ready")
             time.sleep(_POLL_S)
 
     def _in_sync(self, name: str) -> bool:
@@ -171,10 +195,22 @@ class Bot:
     It goes to another node when its own is gone, and repeats what may have been lost under the same client order id.
     """
 
-    def __init__(self, exchange: LocalExchange, name: str, market: str, *, orders_per_s: float, seed: int = 0) -> None:
+    def __init__(
+        self,
+        exchange: LocalExchange,
+        name: str,
+        market: str,
+        *,
+        orders_per_s: float,
+        seed: int = 0,
+        remember: bool = False,
+    ) -> None:
         self.name = name
+        self.answered = 0
+        """Submitted orders that were answered."""
         self.acked: list[tuple[int, str]] = []
-        """``(sequence, client order id)`` of every submitted order that was answered."""
+        """``(sequence, client order id)`` of every one of them, with ``remember``: it grows without bound."""
+        self._remember = remember
         self.failures = 0
         """Requests that failed and were repeated."""
         self._exchange = exchange
@@ -222,7 +258,9 @@ class Bot:
             )
         )
         if result is not None:
-            self.acked.append((result.sequence, named))
+            self.answered += 1
+            if self._remember:
+                self.acked.append((result.sequence, named))
             if result.status == "resting" and result.order_id is not None:
                 self._open.append(result.order_id)
 

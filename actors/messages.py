@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from ..transport import codec
-from ..transport.errors import ProtocolError
-from .book.commands import Command, checked_commands
+from ..transport.errors import ConfigurationError, ProtocolError
+from .book.commands import NAME_LENGTH_MAX, Command, checked_commands
 from .book.record import CHAIN_START, COMMANDS_MAX, RECORD_SIZE_MAX
 from .schema import MESSAGE_SIZE_MAX
 
@@ -34,6 +34,22 @@ TAILS_MAX: Final = 1024
 """Most ends of records that one :class:`Rewind` names."""
 SNAPSHOT_SIZE_MAX: Final = 16 * 1024 * 1024 * 1024
 """Largest snapshot, in bytes, that a follower accepts."""
+
+
+def checked_node_name(name: str) -> str:
+    """Return ``name`` if a node may have it: it names a folder, and stands in lines of logs.
+
+    Raises:
+        ConfigurationError: it is too long, not printable, or no part of a path.
+    """
+    sound = isinstance(name, str) and 1 <= len(name) <= NAME_LENGTH_MAX and name.isprintable()
+    if not sound or "/" in name or name in (".", ".."):
+        raise ConfigurationError(
+            f"a node's name has 1 to {NAME_LENGTH_MAX} printable characters, none of them '/', and is not . or ..; "
+            f"not {name!r:.80}"
+        )
+    return name
+
 
 NodeId = Annotated[str, codec.Str(80, 1)]
 MarketName = Annotated[str, codec.Str(64, 1)]

@@ -67,7 +67,7 @@ from .book.commands import (
 )
 from .book.journal import FolderLock
 from .book.record import COMMANDS_MAX, Tail
-from .book.rules import DecimalLike, MarketRules
+from .book.rules import DecimalLike, MarketRules, difference
 from .book.snapshots import sync_folder
 from .coordination import CoordinatorActor
 from .discovery import NODE_SERVICE, Announce, DiscoveryActor, Find, Unannounce
@@ -96,6 +96,7 @@ from .messages import (
     ReadRecords,
     StoreQuery,
     StoreStatus,
+    checked_node_name,
     may_link,
 )
 from .meters import LinkMeters, MarketMeters, NodeMeters
@@ -282,11 +283,9 @@ class ExchangeNode:
             StorageError: a journal is damaged (code ``corrupt``).
             Unavailable: the coordinator cannot be reached.
         """
-        if not isinstance(name, str) or not 1 <= len(name) <= NAME_LENGTH_MAX:
-            raise ConfigurationError(f"a node's name has 1 to {NAME_LENGTH_MAX} characters")
         if min_in_sync < 1:
             raise ConfigurationError("min_in_sync is at least 1: the leader itself")
-        self.name = name
+        self.name = checked_node_name(name)
         self.timeout = _timeout(timeout)
         self._ttl_ms = ttl_ms
         self._closing = threading.Lock()
@@ -569,7 +568,7 @@ class ExchangeNode:
                 self._created.pop(market, None)
                 _write_created(self.data_dir, self._created)
             raise InvalidRequest(
-                f"market {market} exists with other rules: {existing} instead of {rules}", code="market_exists"
+                f"market {market} exists with other rules: {difference(existing, rules)}", code="market_exists"
             )
 
     def all_markets(self) -> tuple[str, ...]:
@@ -792,7 +791,7 @@ class ExchangeNode:
         own = self._proposed.get(market)
         if own is not None and own != rules:
             raise ConfigurationError(
-                f"market {market} exists with other rules than this node was given: {rules} instead of {own}",
+                f"market {market} exists with other rules than this node was given: {difference(rules, own)}",
                 code="rules_mismatch",
             )
         self._rules[market] = rules

@@ -33,6 +33,7 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -110,6 +111,13 @@ def read_flow(path: Path) -> list[FlowRow]:
         InvalidRequest: a line is not as the module's table says (code ``invalid_flow``); the message names it.
         OSError: the file cannot be read.
     """
+    try:
+        return _rows(path)
+    except (UnicodeDecodeError, csv.Error, EOFError, zlib.error) as error:
+        raise InvalidRequest(f"{path} is no CSV in UTF-8, or not whole: {error}", code="invalid_flow") from error
+
+
+def _rows(path: Path) -> list[FlowRow]:
     rows: list[FlowRow] = []
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", newline="", encoding="utf-8") as file:
         lines = csv.reader(file)

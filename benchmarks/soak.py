@@ -68,7 +68,7 @@ def soak(folder: Path, given: argparse.Namespace) -> list[str]:
             exchange.start(name)
         exchange.wait_in_sync()
         bots = [
-            Bot(exchange, f"bot-{at}", MARKET, orders_per_s=given.orders_per_s, seed=given.seed)
+            Bot(exchange, f"bot-{at}", MARKET, orders_per_s=given.orders_per_s, seed=given.seed, remember=True)
             for at in range(given.bots)
         ]
         for bot in bots:
@@ -84,7 +84,7 @@ def soak(folder: Path, given: argparse.Namespace) -> list[str]:
                 samples["bots"].append((now_s - began_s, *_usage(os.getpid())))
             if now_s >= said_s:
                 said_s = now_s + 60
-                count = sum([len(bot.acked) for bot in bots])
+                count = sum([bot.answered for bot in bots])
                 print(
                     f"{now_s - began_s:6.0f} s: {count:,} orders answered, {terms} SIGTERM, {kills} kill -9, "
                     f"{samples[names[0]][-1][1] / 1e6:.1f} MB, {samples[names[0]][-1][2]} fds",

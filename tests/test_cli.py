@@ -40,6 +40,7 @@ from openoutcry.actors.control import (
     Failure,
     GetStatus,
 )
+from openoutcry.actors.local import LocalExchange
 from openoutcry.transport import sockets
 from openoutcry.transport.errors import LinkBroken
 
@@ -608,6 +609,35 @@ def test_demo_trades_ends_equal_and_leaves_nothing_behind(home: Path, start: Sta
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_demo_whose_node_was_killed_ends_well_and_takes_none_of_the_users_settings(
+    home: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "openoutcry.toml").write_text('[node]\nlisten = "tcp://192.0.2.1:1"\n')  # an address of no machine
+    monkeypatch.setenv("OPENOUTCRY_METRICS", "nonsense")
+    demo = start("demo", "--nodes", "2", "--bots", "1")
+    assert demo.stdout is not None
+    pids: list[int] = []
+    for line in demo.stdout:
+        if line.startswith("node-"):
+            pids.append(int(line.split()[1]))
+        if line.startswith("1 bots: ") and not line.startswith("1 bots: 0 "):
+            break
+    os.kill(pids[1], signal.SIGKILL)
+    for line in demo.stdout:
+        if line.startswith("node-2") and "down" in line.split():
+            break
+    demo.send_signal(signal.SIGINT)
+    demo.communicate(timeout=60)
+    assert demo.returncode == 0
+
+
+def test_node_of_a_local_exchange_that_ends_says_why(tmp_path: Path) -> None:
+    with LocalExchange(tmp_path, markets=[MARKET], options=("--listen", "nowhere")) as exchange:
+        exchange.start("a")
+        with pytest.raises(RequestTimeout, match=r"a ended: .*'nowhere' is no address to listen at"):
+            exchange.wait_in_sync()
 
 
 def test_nodes_of_a_demo_that_was_killed_end_by_themselves(home: Path, start: Start) -> None:

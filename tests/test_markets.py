@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 import types
@@ -195,8 +196,9 @@ def test_a_market_is_created_once_whoever_asks_and_however_often(exchange: Any) 
         node.create_market("NEW", RULES)
         assert node.rules("NEW") == RULES
         with pytest.raises(InvalidRequest) as caught:
-            node.create_market("NEW", MarketRules())
+            node.create_market("NEW", dataclasses.replace(RULES, lot_size="7"))
         assert caught.value.code == "market_exists"
+        assert caught.value.message.endswith(f"exists with other rules: lot_size is {RULES.lot_size!r}, not '7'")
     net.wait_same_sequence("NEW")
     net.assert_same_hash("NEW")
 

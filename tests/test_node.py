@@ -486,3 +486,9 @@ def test_the_results_of_a_batch_are_a_sequence_and_go_into_json(exchange: Any) -
     with pytest.raises(IndexError):
         results[1500]
     assert [found["sequence"] for found in json.loads(json.dumps(as_json(results)))] == [r.sequence for r in results]
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "a\nb", "x" * 65])
+def test_name_that_is_no_part_of_a_path_and_no_text_of_a_line_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="a node's name has 1 to 64 printable characters"):
+        ExchangeNode(name)

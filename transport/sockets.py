@@ -40,6 +40,7 @@ _SCHEMES = ("tcp", "ipc", "inproc")
 _SocketT = TypeVar("_SocketT", bound=pynng.Socket)
 
 
+_PORT: Final = re.compile("[0-9]{1,5}")
 _WILDCARD: Final = re.compile(r"[a-z0-9+]+://(0\.0\.0\.0|\[::\]|\*|):")
 
 
@@ -100,15 +101,21 @@ def is_wildcard(address: str) -> bool:
     return _WILDCARD.match(address) is not None
 
 
-def checked_address(address: str) -> str:
-    """Return ``address`` if others can be told to dial it.
+def checked_address(address: str, *, to_listen: bool = False) -> str:
+    """Return ``address`` if others can be told to dial it, or, with ``to_listen``, if it can be listened at.
 
     Raises:
-        ConfigurationError: it names no transport of nng, or port 0.
+        ConfigurationError: it names no transport of nng, or no port; or port 0, to dial.
     """
     scheme, separator, rest = address.partition("://")
-    if not (separator and rest and scheme in _SCHEMES) or (scheme == "tcp" and rest.endswith(":0")):
-        raise ConfigurationError(f"{address!r:.255} is no address to dial; expected tcp://HOST:PORT or ipc:///PATH")
+    good = bool(separator and rest and scheme in _SCHEMES)
+    if good and scheme == "tcp":
+        host, _, port = rest.rpartition(":")
+        good = _PORT.fullmatch(port) is not None and int(port) <= 65535
+        good = good and (to_listen or bool(host and int(port)))
+    if not good:
+        what = "to listen at" if to_listen else "to dial"
+        raise ConfigurationError(f"{address!r:.255} is no address {what}; expected tcp://HOST:PORT or ipc:///PATH")
     return address
 
 

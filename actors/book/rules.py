@@ -167,3 +167,11 @@ def _to_units(value: DecimalLike, unit: str, what: str, unit_name: str) -> int:
             code=f"{what}_off_{unit_name}",
         )
     return int(units)
+
+
+def difference(found: MarketRules, wanted: MarketRules) -> str:
+    """Return in words which rules differ."""
+    fields = [
+        (field.name, getattr(found, field.name), getattr(wanted, field.name)) for field in dataclasses.fields(found)
+    ]
+    return ", ".join([f"{name} is {is_!r}, not {given!r}" for name, is_, given in fields if is_ != given])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +73,15 @@ def flow_of(tmp_path: Path) -> Callable[[str], list[FlowRow]]:
         return read_flow(tmp_path / "flow.csv")
 
     return read
+
+
+@pytest.mark.parametrize("name", ["flow.csv", "flow.csv.gz"])
+def test_recording_that_is_no_text_or_is_cut_short_is_refused(tmp_path: Path, name: str) -> None:
+    whole = HEADER.encode() + "1,10,SNAP,\u00e9,A,100,5,\n".encode("latin-1")
+    packed = gzip.compress(HEADER.encode())
+    (tmp_path / name).write_bytes(packed[:-4] if name.endswith("gz") else whole)
+    with pytest.raises(InvalidRequest, match="is no CSV in UTF-8, or not whole"):
+        read_flow(tmp_path / name)
 
 
 SMALL = """\
