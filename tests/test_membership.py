@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from typing import Any
 
@@ -138,3 +139,16 @@ def test_a_leader_that_is_asked_no_more_to_hand_over_takes_orders_again(exchange
     net[0]._books[MARKET].tell(HandOver())
     eventually(lambda: net[0]._ask(net[0]._books[MARKET], lambda actor: actor.replica.resigned, 5), "it resigns")
     assert net[0].submit_order(MARKET, "buy", "100", "1", timeout=30).status == "resting"
+
+
+def test_the_only_replica_that_has_lost_its_log_does_not_begin_it_anew(exchange: Any) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    net[0].submit_order(MARKET, "buy", "100", "1")
+    folder = net[0].data_dir / "markets" / MARKET
+    net[0].close()
+    shutil.rmtree(folder)
+    net.restart(0, wait=False)
+    eventually(lambda: status(net[0])["repairing"] == "its log was lost", "it says what has happened")
+    with pytest.raises(Unavailable):
+        net[0].submit_order(MARKET, "buy", "100", "1", timeout=1)
+    assert status(net[0])["appended"] == 0

@@ -32,7 +32,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "catching_up": "The replica lacks what is committed: how far it is, and has to go at least.",
     "recovered": "The book is as the disk has it, up to this sequence number.",
     "journal_put_aside": "The journal is damaged: it was put aside, and the replica is repaired from a peer.",
-    "log_lost": "The replica is in sync, but its journal is gone: it is repaired from a peer.",
+    "log_lost": "The replica had a journal, and it is gone: it is repaired from a peer, and leads no more before.",
     "snapshot_damaged": "A snapshot is damaged and was passed over for an older one.",
     "repaired": "What was damaged has been made good from the leader, or given up by an operator.",
     "state_taken_over": "The replica was far behind and has taken over the leader's state as a whole.",

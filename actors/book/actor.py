@@ -254,6 +254,9 @@ class BookActor(NodeActor):
         self.damage: str | None = None
         """What was wrong with the journal that was put aside, while it is being made good."""
         folder.parent.mkdir(parents=True, exist_ok=True)
+        self._logged = folder.with_name(f"{folder.name}=logged")
+        """Its existence says that this replica has had a log: one that is empty later was lost."""
+        self._has_logged = self._logged.exists()
         self._started_as = next_start(folder.with_name(f"{folder.name}=starts"), self._clock_ns())
         try:
             journal, snapshots, self.replica = self._open()
@@ -339,6 +342,9 @@ class BookActor(NodeActor):
                 pending.append(record)
         self.recovered = applied.sequence
         mark = self._folder / REPAIRING
+        if self._has_logged and not applied.sequence and not pending and not mark.exists():
+            self._log.critical("log_lost", epoch=0)
+            self._mark_repairing("its log was lost")
         self.damage = mark.read_text().strip() if mark.exists() else None
         replica = Replica(
             market=self._market,
@@ -385,6 +391,11 @@ class BookActor(NodeActor):
             self._hear(message)
         elif isinstance(message, Persisted):
             self._writing = False
+            if not self._has_logged:
+                with contextlib.suppress(OSError):  # again with the next record, if the disk still takes one
+                    self._logged.touch()
+                    sync_folder(self._logged.parent)
+                    self._has_logged = True
             self._run(self.replica.on_durable(message.generation, message.sequence, time.monotonic_ns()))
         elif isinstance(message, Query):
             answer = message.read(self)
