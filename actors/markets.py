@@ -30,7 +30,9 @@ PERIOD_S: Final = 2.0
 SOON_S: Final = 0.2
 """Least time between two looks, in seconds."""
 HOLD_S: Final = 30.0
-"""How long a market that was handed over to this node stays, in seconds; also one that could not be handed over."""
+"""How long a market that was handed over to this node stays, in seconds."""
+AGAIN_S: Final = 5.0
+"""How long a market that could not be handed over stays before it is tried again, in seconds."""
 
 
 class MarketsActor(NodeActor):
@@ -120,7 +122,7 @@ class MarketsActor(NodeActor):
             self._hand_over(move)
         except OpenOutcryError as error:
             logger.warning("market_not_moved", node=self._node, market=move.market, peer=move.target, error=error)
-            self._held_until_s[move.market] = time.monotonic() + HOLD_S
+            self._held_until_s[move.market] = time.monotonic() + AGAIN_S
             return False
         logger.info("market_moved", node=self._node, market=move.market, peer=move.target)
         return True

@@ -146,7 +146,7 @@ def test_a_market_that_could_not_be_handed_over_is_left_alone_for_a_while(monkey
     looker.failing = Unavailable("nobody took over")
     assert looker.look() == ["m"]
     assert looker.look() == ["n"]
-    looker.now_s += markets_module.HOLD_S + 1
+    looker.now_s += markets_module.AGAIN_S + 1
     looker.failing = None
     assert looker.look() == ["m"]
 
