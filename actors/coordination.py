@@ -4,7 +4,7 @@ It keeps the node's lease, by which the others tell a dead leader from a slow on
 BookActors. A store that cannot be reached is an answer too: markets that need no change go on without it.
 
 Messages: CoordinatorCall; answers CoordinatorAnswer to whom the call names. StoreStatus (ask) answers what is wrong,
-ReadRecords (ask) the records of all markets, StoreQuery (ask) what it is asked to read.
+StoreQuery (ask) what it is asked to read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..transport.coordinator import Coordinator
 from ..transport.errors import OpenOutcryError
 from ..transport.log import get_logger
 from ._base import TICK, NodeActor, tell
-from .messages import ActorFailed, CoordinatorAnswer, CoordinatorCall, ReadRecords, StoreQuery, StoreStatus
+from .messages import ActorFailed, CoordinatorAnswer, CoordinatorCall, StoreQuery, StoreStatus
 from .meters import NodeMeters
 
 logger = get_logger(__name__)
@@ -52,8 +52,6 @@ class CoordinatorActor(NodeActor):
             self._call(message)
         elif isinstance(message, StoreStatus):
             return None if self._error is None else str(self._error)
-        elif isinstance(message, ReadRecords):
-            return self._coordinator.read_all()
         elif isinstance(message, StoreQuery):
             return message.run(self._coordinator)
         else:

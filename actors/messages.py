@@ -517,7 +517,10 @@ class CoordinatorAnswer:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoreQuery:
-    """The API to the CoordinatorActor (ask): answers, or raises, what ``run(coordinator)`` does; it only reads."""
+    """The API or the MarketsActor to the CoordinatorActor (ask): answers, or raises, what ``run(coordinator)`` does.
+
+    It only reads.
+    """
 
     run: Callable[[Any], Any]
 
@@ -525,11 +528,6 @@ class StoreQuery:
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoreStatus:
     """The API to the CoordinatorActor (ask): answers what is wrong with the store, None if nothing."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ReadRecords:
-    """The API or the MarketsActor to the CoordinatorActor (ask): answers the records of all markets."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

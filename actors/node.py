@@ -13,7 +13,6 @@ import functools
 import gc
 import itertools
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -68,7 +67,7 @@ from .book.commands import (
 from .book.journal import FolderLock
 from .book.record import COMMANDS_MAX, Tail
 from .book.rules import DecimalLike, MarketRules, difference
-from .book.snapshots import sync_folder
+from .book.snapshots import write_durably
 from .coordination import CoordinatorActor
 from .discovery import NODE_SERVICE, Announce, DiscoveryActor, Find, Unannounce
 from .kit import SYSTEM_CLOCK
@@ -93,7 +92,6 @@ from .messages import (
     PipeRemoved,
     ProposeRules,
     Query,
-    ReadRecords,
     StoreQuery,
     StoreStatus,
     checked_node_name,
@@ -580,7 +578,8 @@ class ExchangeNode:
         return tuple([record.market for record in self._records()])
 
     def _records(self) -> tuple[MarketRecord, ...]:
-        found = self._ask_message(self._keeper, ReadRecords(), min(self.timeout, RECORDS_S))
+        query = StoreQuery(lambda store: store.read_all())
+        found = self._ask_message(self._keeper, query, min(self.timeout, RECORDS_S))
         return cast("tuple[MarketRecord, ...]", found)
 
     def _join_listed(self, market: str) -> None:
@@ -1674,14 +1673,7 @@ def _write_created(folder: Path, created: Mapping[str, MarketRules]) -> None:
 
 
 def _write_json(path: Path, value: object) -> None:
-    """Put ``value`` in the place of what the file holds, whole or not at all, and durably."""
-    scratch = path.with_suffix(".new")
-    with scratch.open("w") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
-    sync_folder(path.parent)
+    write_durably(path, json.dumps(value).encode())
 
 
 def _with_leases(store: Coordinator, market: str) -> tuple[MarketRecord | None, frozenset[str]]:

@@ -180,11 +180,7 @@ class Submissions:
         self._told = 0
         with self._room:
             self.waiting = 0
-        taken = []
-        queue = self._queue
-        while queue:
-            taken.append(queue.popleft())
-        return taken
+        return self._drain()
 
     def release(self, requests: Iterable[Request]) -> None:
         """Let callers have the answers that were set. BookActor only."""
@@ -219,12 +215,15 @@ class Submissions:
         self._fail_queue(self._closed)
 
     def _fail_queue(self, error: OpenOutcryError) -> None:
-        taken = []
-        while True:  # by one of several threads, of which each may find the queue emptied by another
-            try:
-                taken.append(self._queue.popleft())
-            except IndexError:
-                break
+        taken = self._drain()
         for request in taken:
             request.fail(error)
         self.release(taken)
+
+    def _drain(self) -> list[Request]:
+        taken = []
+        while True:  # by one of several threads, once it is closed: each may find the queue emptied by another
+            try:
+                taken.append(self._queue.popleft())
+            except IndexError:
+                return taken

@@ -212,6 +212,14 @@ def market(folder: Path, **options: Any) -> Iterator[Market]:
         made.close()
 
 
+def flip_a_bit(folder: Path) -> None:
+    """Damage the only segment of the journal in ``folder``, in the midst of a record."""
+    (journal,) = folder.glob("*.log")
+    data = bytearray(journal.read_bytes())
+    data[300] ^= 1
+    journal.write_bytes(data)
+
+
 def eventually(condition: Callable[[], Any], what: str, within: float = 30.0) -> Any:
     """Wait for ``condition`` to hold and return its value."""
     deadline = time.monotonic() + within

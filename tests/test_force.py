@@ -16,7 +16,7 @@ from openoutcry.actors.inspection import command_fields, read_log
 from openoutcry.actors.messages import Ack, Append, Join, Lead, Rewind
 from openoutcry.transport.coordinator import MarketRecord, successor
 from openoutcry.transport.sqlite import SqliteCoordinator
-from processes import eventually
+from processes import eventually, flip_a_bit
 
 MARKET = "BTC-USD"
 RULES = MarketRules()
@@ -120,10 +120,7 @@ def test_a_node_whose_only_log_was_damaged_goes_on_by_force_from_what_it_is_give
     for _ in range(5):
         net[0].submit_order(MARKET, "buy", "100", "1")
     net[0].close()
-    (journal,) = (net[0].data_dir / "markets" / MARKET).glob("*.log")
-    data = bytearray(journal.read_bytes())
-    data[300] ^= 1
-    journal.write_bytes(data)
+    flip_a_bit(net[0].data_dir / "markets" / MARKET)
     node = net.restart(0, wait=False)
     assert node.force_leader(MARKET, reason="a test") == 2, "the market's rules come first"
     node.wait_ready()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from openoutcry.actors import ConfigurationError, MarketRules, Unavailable
 from openoutcry.actors.messages import HandOver
-from processes import eventually
+from processes import eventually, flip_a_bit
 
 MARKET = "BTC-USD"
 RULES = MarketRules()
@@ -93,10 +93,7 @@ def test_a_damaged_journal_is_put_aside_and_made_good_from_a_peer(exchange: Any,
     net[damaged].close()
     survivor = net[2]
     folder = net[damaged].data_dir / "markets" / MARKET
-    (journal,) = folder.glob("*.log")
-    data = bytearray(journal.read_bytes())
-    data[300] ^= 1
-    journal.write_bytes(data)
+    flip_a_bit(folder)
     survivor.submit_order(MARKET, "buy", "90", "1", timeout=10)
     net.restart(damaged)
     assert (folder.parent / f"{MARKET}.damaged-1").exists()
@@ -111,10 +108,7 @@ def test_a_damaged_journal_that_nobody_can_make_good_leads_no_market(exchange: A
     for _ in range(5):
         net[0].submit_order(MARKET, "buy", "100", "1")
     net[0].close()
-    (journal,) = (net[0].data_dir / "markets" / MARKET).glob("*.log")
-    data = bytearray(journal.read_bytes())
-    data[300] ^= 1
-    journal.write_bytes(data)
+    flip_a_bit(net[0].data_dir / "markets" / MARKET)
     node = net.restart(0, wait=False)
     assert "damaged" in status(node)["repairing"]
     with pytest.raises(Unavailable, match="not ready"):

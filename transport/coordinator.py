@@ -10,6 +10,7 @@ rest on them: a leader that was deposed too early finds its next swap refused, a
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterable
 from typing import Final, Protocol
 
@@ -101,6 +102,20 @@ class Coordinator(Protocol):
 
     def close(self) -> None:
         """Give up the connection; the store stays. Idempotent."""
+
+
+class OneThread:
+    """Asserts that what runs ``with`` it is run by one thread at a time: a coordinator has one owner."""
+
+    def __init__(self) -> None:
+        self._in_use = threading.Lock()
+
+    def __enter__(self) -> None:
+        acquired = self._in_use.acquire(blocking=False)
+        assert acquired, "a coordinator is used by one thread at a time"
+
+    def __exit__(self, *_: object) -> None:
+        self._in_use.release()
 
 
 def first_record(market: str, leader: str, in_sync: Iterable[str]) -> MarketRecord:

@@ -35,7 +35,6 @@ import json
 import os
 import socket
 import ssl
-import threading
 import time
 import urllib.parse
 import uuid
@@ -43,7 +42,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from .coordinator import UNAVAILABLE_CODE, MarketRecord, first_record, successor
+from .coordinator import UNAVAILABLE_CODE, MarketRecord, OneThread, first_record, successor
 from .errors import Closed, ConfigurationError, OpenOutcryError, StorageError, Unavailable
 
 SCHEMES: Final = ("etcd://", "etcds://")
@@ -167,7 +166,7 @@ class EtcdCoordinator:
         self._where = f"etcd at {', '.join([f'{host}:{port}' for host, port in hosts])}"
         self._root = f"/{prefix.strip('/')}/"
         self._user, self._password = user, password
-        self._in_use = threading.Lock()
+        self._owned = OneThread()
         self._closed = False
         self._at = 0
         self._away = False
@@ -265,18 +264,9 @@ class EtcdCoordinator:
             return not self._read(until_s, _range(self._key("leases/", node)))
 
     def close(self) -> None:
-        with self._owned():
+        with self._owned:
             self._closed = True
             self._session.close()
-
-    @contextlib.contextmanager
-    def _owned(self) -> Iterator[None]:
-        acquired = self._in_use.acquire(blocking=False)
-        assert acquired, "a coordinator is used by one thread at a time"
-        try:
-            yield
-        finally:
-            self._in_use.release()
 
     @contextlib.contextmanager
     def _operation(self) -> Iterator[float]:
@@ -284,7 +274,7 @@ class EtcdCoordinator:
 
         While etcd is away an operation takes no longer than one answer may: others wait in line for the same thread.
         """
-        with self._owned():
+        with self._owned:
             if self._closed:
                 raise Closed(f"the coordinator, {self._where}, is closed")
             away, self._away = self._away, True

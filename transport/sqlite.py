@@ -24,14 +24,13 @@ import contextlib
 import json
 import os
 import sqlite3
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from .coordinator import UNAVAILABLE_CODE, MarketRecord, first_record, successor
+from .coordinator import UNAVAILABLE_CODE, MarketRecord, OneThread, first_record, successor
 from .errors import Closed, ConfigurationError, OpenOutcryError, StorageError, Unavailable
 
 APPLICATION_ID: Final = int.from_bytes(b"OOut")
@@ -100,7 +99,7 @@ class SqliteCoordinator:
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path).absolute()
-        self._in_use = threading.Lock()
+        self._owned = OneThread()
         self._closed = False
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
@@ -157,23 +156,14 @@ class SqliteCoordinator:
         return bool(time.monotonic_ns() > expires_ns or process != _process(int(process.split()[1])))
 
     def close(self) -> None:
-        with self._owned():
+        with self._owned:
             self._closed = True
             self._disconnect()
 
     @contextlib.contextmanager
-    def _owned(self) -> Iterator[None]:
-        acquired = self._in_use.acquire(blocking=False)
-        assert acquired, "a coordinator is used by one thread at a time"
-        try:
-            yield
-        finally:
-            self._in_use.release()
-
-    @contextlib.contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
         """Run the body in one transaction and commit it; after a failure nothing stays open or locked."""
-        with self._owned():
+        with self._owned:
             if self._closed:
                 raise Closed(f"the coordinator {self._path} is closed")
             try:

@@ -3,9 +3,9 @@
 It is the shell of two pure cores: it turns messages into calls of :class:`~.replica.Replica`, carries out the effects,
 applies committed records to :class:`~.orderbook.OrderBook`, and answers those whose requests they hold.
 
-Messages: Submit, Query (ask), Watch, Unwatch, ProposeRules, HandOver (ask), ForceLeader (from the API); Heard, PeerUp,
-PeerDown, PeerGone (from links); Persisted, LogRead, SnapshotKept, LogPutAside, JournalFailed (from its JournalActor);
-CoordinatorAnswer (from the CoordinatorActor).
+Messages: Submitted, Query (ask), Watch, Unwatch, ProposeRules, HandOver (ask), ForceLeader (from the API); Heard,
+PeerUp, PeerDown, PeerGone (from links); Persisted, LogRead, SnapshotKept, LogPutAside, JournalFailed (from its
+JournalActor); CoordinatorAnswer (from the CoordinatorActor).
 
 Batches form without a timer: what arrives while one record is being written becomes the next record.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -104,7 +103,7 @@ from .replica import (
     SwapRecord,
 )
 from .rules import MarketRules
-from .snapshots import Snapshots, sync_folder
+from .snapshots import Snapshots, sync_folder, write_durably
 from .starts import next_start
 from .writer import JournalActor
 
@@ -308,11 +307,7 @@ class BookActor(NodeActor):
 
     def _mark_repairing(self, why: str) -> None:
         """Leave the mark, durably, that this replica is being repaired: it outlives a restart halfway."""
-        with (self._folder / REPAIRING).open("w") as file:
-            file.write(f"{why}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(self._folder)
+        write_durably(self._folder / REPAIRING, f"{why}\n".encode())
 
     def _recover(self, journal: Journal, snapshots: Snapshots) -> Replica:
         applied = EMPTY

@@ -44,16 +44,10 @@ class Snapshots:
             StorageError: the disk refused.
         """
         path = self._folder / f"{tail.sequence:020d}.snap"
-        scratch = path.with_suffix(".new")
         digest = blake2b(book, digest_size=32).digest()
         try:
-            with scratch.open("wb") as file:
-                file.write(_HEADER.pack(_MAGIC, _VERSION, tail.epoch, tail.sequence, tail.chain, digest))
-                file.write(book)
-                file.flush()
-                os.fsync(file.fileno())
-            scratch.replace(path)
-            sync_folder(self._folder)
+            header = _HEADER.pack(_MAGIC, _VERSION, tail.epoch, tail.sequence, tail.chain, digest)
+            write_durably(path, header, book)
             paths = self._paths()
             for old in paths[:-KEPT]:
                 old.unlink()
@@ -100,6 +94,17 @@ def read_snapshot(path: Path) -> tuple[Tail, bytes]:
     if blake2b(body, digest_size=32).digest() != digest:
         raise StorageError(f"{path} is damaged", code="corrupt")
     return Tail(epoch, sequence, chain), body
+
+
+def write_durably(path: Path, *parts: bytes) -> None:
+    """Put ``parts`` in the place of what the file holds, whole or not at all, and durably."""
+    scratch = path.with_name(f"{path.name}.new")
+    with scratch.open("wb") as file:
+        file.writelines(parts)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
+    sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Final
 
 from ...transport.errors import StorageError
-from .snapshots import sync_folder
+from .snapshots import write_durably
 
 SPAN: Final = 2**40
 """How many numbers one start may use up: those of its requests and of its attempts to join."""
@@ -24,13 +23,7 @@ def next_start(path: Path, now_ns: int) -> int:
     try:
         last = int(path.read_text()) if path.exists() else -SPAN
         number = max(now_ns, last + SPAN)
-        scratch = path.with_name(f"{path.name}.new")
-        with scratch.open("w") as file:
-            file.write(f"{number}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        scratch.replace(path)
-        sync_folder(path.parent)
+        write_durably(path, f"{number}\n".encode())
     except (OSError, ValueError) as error:
         raise StorageError(
             f"cannot count the starts of this replica in {path}: {error}; if the file is damaged, and the clock is "
