@@ -51,12 +51,9 @@ from ._base import TICK, TickingInbox, stop_and_join, tell
 from .balance import Move
 from .book.actor import BookActor, Unwatch, Watch
 from .book.commands import (
-    AMEND,
-    CANCEL,
     CANCEL_ALL,
     NAME_LENGTH_MAX,
     NOTE,
-    SUBMIT,
     Command,
     OrderType,
     SelfTradePrevention,
@@ -68,6 +65,17 @@ from .book.journal import FolderLock
 from .book.record import COMMANDS_MAX, Tail
 from .book.rules import DecimalLike, MarketRules, difference
 from .book.snapshots import write_durably
+from .border import (
+    TIMEOUT_S_MAX,
+    amend_command,
+    cancel_command,
+    checked,
+    checked_account,
+    checked_client_order_id,
+    checked_count,
+    checked_timeout,
+    submit_command,
+)
 from .coordination import CoordinatorActor
 from .discovery import NODE_SERVICE, Announce, DiscoveryActor, Find, Unannounce
 from .kit import SYSTEM_CLOCK
@@ -112,6 +120,7 @@ from .views import (
     OrderResult,
     OrderResults,
     Trade,
+    result_of,
     to_event,
     to_level,
     to_open_order,
@@ -143,8 +152,6 @@ ABSENT_S_MAX: Final = 60.0
 STATUS_S_MAX: Final = 2.0
 """How long :meth:`ExchangeNode.status` waits for a market, in seconds."""
 REASON_LENGTH_MAX: Final = 500
-TIMEOUT_S_MAX: Final = 86_400.0
-"""Longest time-out of a call, in seconds."""
 _FIND_S: Final = 0.5
 _KEPT: Final = RestartPolicy(restarts_max=1_000_000, window_s=60.0, backoff_min_s=0.1, backoff_max_s=30.0)
 """How discovery, and what looks after markets, is started again after a failure: never given up."""
@@ -284,7 +291,7 @@ class ExchangeNode:
         if min_in_sync < 1:
             raise ConfigurationError("min_in_sync is at least 1: the leader itself")
         self.name = checked_node_name(name)
-        self.timeout = _timeout(timeout)
+        self.timeout = checked_timeout(timeout)
         self._ttl_ms = ttl_ms
         self._closing = threading.Lock()
         self._request_prefix = f"{uuid.uuid4().hex[:20]}."
@@ -413,7 +420,7 @@ class ExchangeNode:
         self._remote = RemoteActors(
             self.node_id,
             name=self.name,
-            timeout_s=lambda timeout: self.timeout if timeout is None else _timeout(timeout),
+            timeout_s=lambda timeout: self.timeout if timeout is None else checked_timeout(timeout),
             announce=self._announce_actor,
             report=self._report,
         )
@@ -546,7 +553,7 @@ class ExchangeNode:
             )
         if not isinstance(rules, MarketRules):
             raise InvalidRequest(f"rules are MarketRules, not {type(rules).__name__}", code="invalid_rules")
-        deadline_s = time.monotonic() + _timeout(timeout)
+        deadline_s = time.monotonic() + checked_timeout(timeout)
         with self._opening:
             if self._closed:
                 raise Closed(f"node {self.name} is closed")
@@ -908,7 +915,7 @@ class ExchangeNode:
         Blocks only while ``IN_FLIGHT_MAX`` commands are unanswered.
         """
         deadline_s = self._deadline_s(timeout)
-        every = _checked(tuple(commands))
+        every = checked(tuple(commands))
         requests: list[Request] = []
         for at in range(0, len(every), COMMANDS_MAX):
             try:
@@ -934,32 +941,22 @@ class ExchangeNode:
         client_order_id: str | None = None,
     ) -> Command:
         """Return the command that :meth:`submit_order` would send, for :meth:`submit_many`."""
-        rules = self.rules(market)
-        kind = _member(OrderType, order_type, "order_type")
-        if time_in_force is None:
-            tif = TimeInForce.IOC if kind is OrderType.MARKET else TimeInForce.GTC
-        else:
-            tif = _member(TimeInForce, time_in_force, "time_in_force")
-        if price is None and kind is not OrderType.MARKET:
-            raise InvalidRequest("only a market order goes without a price", code="invalid_price")
-        if type(expire_ns) is not int or not 0 <= expire_ns < 2**63:
-            raise InvalidRequest("expire_ns is a number of nanoseconds since the Unix epoch", code="invalid_expiry")
-        return (
-            SUBMIT,
+        return submit_command(
+            self.rules(market),
             self._account(account),
             self._request_name(client_order_id),
-            int(_member(Side, side, "side")),
-            int(kind),
-            rules.price_to_ticks(price) if price is not None else None,
-            rules.quantity_to_lots(quantity),
-            int(tif),
+            side,
+            price,
+            quantity,
+            order_type,
+            time_in_force,
             expire_ns,
-            int(_member(SelfTradePrevention, self_trade_prevention, "self_trade_prevention")),
+            self_trade_prevention,
         )
 
     def cancel(self, order_id: int, *, account: str | None = None, client_order_id: str | None = None) -> Command:
         """Return the command that :meth:`cancel_order` would send, for :meth:`submit_many`."""
-        return (CANCEL, self._account(account), self._request_name(client_order_id), _order_id(order_id))
+        return cancel_command(self._account(account), self._request_name(client_order_id), order_id)
 
     def amend(
         self,
@@ -972,40 +969,37 @@ class ExchangeNode:
         client_order_id: str | None = None,
     ) -> Command:
         """Return the command that :meth:`amend_order` would send, for :meth:`submit_many`."""
-        rules = self.rules(market)
-        if price is None and quantity is None:
-            raise InvalidRequest("an amend names a new price, a new quantity, or both", code="invalid_amend")
-        return (
-            AMEND,
+        return amend_command(
+            self.rules(market),
             self._account(account),
             self._request_name(client_order_id),
-            _order_id(order_id),
-            rules.price_to_ticks(price) if price is not None else None,
-            rules.quantity_to_lots(quantity) if quantity is not None else None,
+            order_id,
+            price,
+            quantity,
         )
 
     def _one(self, market: str, command: Command, timeout: float | None) -> OrderResult:
         deadline_s = self._deadline_s(timeout)
-        request = self._send(market, _checked((command,)), deadline_s)
-        result = OrderResults(market, [(request.wait(), request.first_sequence, 1)])[0]
+        request = self._send(market, (command,), deadline_s)
+        result = result_of(market, request.wait(), request.first_sequence)
         if result.code is not None:
             raise OrderRejected(result)
         return result
 
     def _deadline_s(self, timeout: float | None) -> float:
-        return time.monotonic() + (self.timeout if timeout is None else _timeout(timeout))
+        return time.monotonic() + (self.timeout if timeout is None else checked_timeout(timeout))
 
     def _send(self, market: str, commands: tuple[Command, ...], deadline_s: float) -> Request:
         self._book(market)
         return self._submissions[market].submit(commands, deadline_s)
 
     def _account(self, account: str | None) -> str:
-        return self.name if account is None else _name(account, "account", "invalid_account")
+        return self.name if account is None else checked_account(account)
 
     def _request_name(self, client_order_id: str | None) -> str:
         if client_order_id is None:
             return f"{self._request_prefix}{next(self._request_numbers):x}"
-        return _name(client_order_id, "client order id", "invalid_client_order_id")
+        return checked_client_order_id(client_order_id)
 
     # -- queries ------------------------------------------------------------------------------------------------
 
@@ -1032,7 +1026,7 @@ class ExchangeNode:
     def get_order_book(self, market: str, depth: int | None = None) -> BookView:
         """Return the best ``depth`` price levels of each side (all, by default), as this node's replica has them."""
         if depth is not None:
-            _count(depth, "depth")
+            checked_count(depth, "depth")
 
         def read(actor: BookActor) -> BookView:
             book, rules = actor.book, actor.book.rules
@@ -1089,7 +1083,7 @@ class ExchangeNode:
 
     def trades(self, market: str, limit: int = 100) -> list[Trade]:
         """Return the last trades, newest first; older ones than ``dedupe_window`` commands are in the journal only."""
-        _count(limit, "limit")
+        checked_count(limit, "limit")
 
         def read(actor: BookActor) -> list[Trade]:
             rules = actor.book.rules
@@ -1366,7 +1360,7 @@ class ExchangeNode:
         def lookup(service: str, seconds: float) -> list[str]:
             return [entry.node for entry in self.lookup(service, min(seconds, TIMEOUT_S_MAX)).entries]
 
-        return self._remote.find(address, self.timeout if timeout is None else _timeout(timeout), lookup)
+        return self._remote.find(address, self.timeout if timeout is None else checked_timeout(timeout), lookup)
 
     def wait_actor(self, address: str, *, timeout: float = 30.0) -> RemoteRef:
         """Return what :meth:`actor` does, waiting for it to be there: for its node to start, link and register it.
@@ -1681,52 +1675,6 @@ def _with_leases(store: Coordinator, market: str) -> tuple[MarketRecord | None, 
     record = store.read(market)
     members = record.in_sync if record is not None else ()
     return record, frozenset([member for member in members if not store.lapsed(member)])
-
-
-def _checked(commands: tuple[Command, ...]) -> tuple[Command, ...]:
-    """Return ``commands`` if a leader can take them: what is malformed must not get as far as a log."""
-    try:
-        return checked_commands(commands)
-    except ProtocolError as error:
-        raise InvalidRequest(error.message, code="invalid_command") from error
-
-
-def _timeout(seconds: float) -> float:
-    if not isinstance(seconds, (int, float)) or not 0 <= seconds <= TIMEOUT_S_MAX:
-        raise InvalidRequest(
-            f"a timeout is 0 to {TIMEOUT_S_MAX:g} seconds, not {seconds!r:.40}", code="invalid_timeout"
-        )
-    return seconds
-
-
-_E = TypeVar("_E", Side, OrderType, TimeInForce, SelfTradePrevention)
-
-
-def _member(kind: type[_E], value: str | _E, what: str) -> _E:
-    if isinstance(value, kind):
-        return value
-    found = kind.__members__.get(value.upper()) if isinstance(value, str) else None
-    if found is None:
-        allowed = ", ".join(member.name.lower() for member in kind)
-        raise InvalidRequest(f"{what} is one of {allowed}, not {value!r:.40}", code=f"invalid_{what}")
-    return found
-
-
-def _name(value: str, what: str, code: str) -> str:
-    if type(value) is not str or not 1 <= len(value) <= NAME_LENGTH_MAX:
-        raise InvalidRequest(f"the {what} is a string of 1 to {NAME_LENGTH_MAX} characters", code=code)
-    return value
-
-
-def _order_id(value: int) -> int:
-    if type(value) is not int or not 1 <= value < 2**63:
-        raise InvalidRequest(f"an order id is a positive integer, not {value!r:.40}", code="invalid_order_id")
-    return value
-
-
-def _count(value: int, what: str) -> None:
-    if type(value) is not int or value < 0:
-        raise InvalidRequest(f"the {what} is a whole number of at least 0, not {value!r:.40}", code=f"invalid_{what}")
 
 
 @atexit.register

@@ -125,7 +125,8 @@ class Submissions:
         self._closed: OpenOutcryError | None = None
         self._in_flight = 0
         self._blocked = 0
-        self._room = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._room = threading.Condition(self._lock)
 
     def open(self, tell: Callable[[Submitted], object]) -> None:
         """``tell`` reaches the BookActor; called before the first request."""
@@ -154,7 +155,7 @@ class Submissions:
         return request
 
     def _enter(self, count: int, deadline_s: float) -> None:
-        with self._room:
+        with self._lock:
             if self._in_flight + count > self._limit:
                 self._blocked += 1
                 try:
@@ -178,7 +179,7 @@ class Submissions:
     def take(self) -> list[Request]:
         """Return the requests that have come in since. BookActor only; it need not come at once, see :data:`MANY`."""
         self._told = 0
-        with self._room:
+        with self._lock:
             self.waiting = 0
         return self._drain()
 
@@ -201,9 +202,10 @@ class Submissions:
             else:
                 last._next = request
             last = request
-        with self._room:
+        with self._lock:
             self._in_flight -= commands
-            self._meters.requests_failed.update(failed)
+            if failed:
+                self._meters.requests_failed.update(failed)
             if self._blocked:
                 self._room.notify_all()
         _wake(first)

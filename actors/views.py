@@ -304,8 +304,7 @@ class OrderResults(Sequence[OrderResult]):
         if position >= 0:
             for outcome, first, count in self._spans:
                 if position < count:
-                    sequence = first + position
-                    return self._result(outcome, sequence, events_between(outcome.events, sequence, sequence))
+                    return result_of(self._market, outcome, first + position)
                 position -= count
         raise IndexError(f"there are {self._length} results")
 
@@ -317,24 +316,30 @@ class OrderResults(Sequence[OrderResult]):
                 end = start
                 while end < len(events) and events[end][1] == sequence:
                     end += 1
-                yield self._result(outcome, sequence, events[start:end])
+                yield _result(self._market, outcome, sequence, events[start:end])
                 start = end
-
-    def _result(self, outcome: Outcome, sequence: int, events: list[Event]) -> OrderResult:
-        duplicate = bool(events) and events[0][0] == DUPLICATE
-        first_sequence = events[0][2] if duplicate else sequence
-        return OrderResult(
-            self._market,
-            first_sequence,
-            outcome.earlier[first_sequence] if duplicate else events,
-            duplicate=duplicate,
-            state_sequence=outcome.state_sequence,
-            state_hash=outcome.state_hash,
-            rules=outcome.rules,
-        )
 
     def __repr__(self) -> str:
         return f"<{self._length} results of {self._market}>"
+
+
+def result_of(market: str, outcome: Outcome, sequence: int) -> OrderResult:
+    """Return the answer to the command at ``sequence``, one of those that ``outcome`` tells of."""
+    return _result(market, outcome, sequence, events_between(outcome.events, sequence, sequence))
+
+
+def _result(market: str, outcome: Outcome, sequence: int, events: list[Event]) -> OrderResult:
+    duplicate = bool(events) and events[0][0] == DUPLICATE
+    first_sequence = events[0][2] if duplicate else sequence
+    return OrderResult(
+        market,
+        first_sequence,
+        outcome.earlier[first_sequence] if duplicate else events,
+        duplicate=duplicate,
+        state_sequence=outcome.state_sequence,
+        state_hash=outcome.state_hash,
+        rules=outcome.rules,
+    )
 
 
 class OrderRejected(OpenOutcryError):

@@ -173,8 +173,8 @@ def checked_commands(commands: Any, *, internal: bool = False) -> tuple[Command,
             and type(client_order_id) is str
             and len(account) <= NAME_LENGTH_MAX
             and len(client_order_id) <= NAME_LENGTH_MAX
-            and (account.isascii() or _is_utf8(account))
-            and (client_order_id.isascii() or _is_utf8(client_order_id))
+            and (account.isascii() or is_utf8(account))
+            and (client_order_id.isascii() or is_utf8(client_order_id))
         ):
             raise ProtocolError(
                 f"command: account and client order id are strings of at most {NAME_LENGTH_MAX} characters"
@@ -219,17 +219,18 @@ def checked_commands(commands: Any, *, internal: bool = False) -> tuple[Command,
             well_formed = True
         elif internal and kind == NOTE and len(command) == 4:
             text = command[3]
-            well_formed = type(text) is str and 1 <= len(text) <= NOTE_LENGTH_MAX and _is_utf8(text)
+            well_formed = type(text) is str and 1 <= len(text) <= NOTE_LENGTH_MAX and is_utf8(text)
         if not well_formed or type(kind) is not int:
             shown = kind if type(kind) is int and SUBMIT <= kind <= NOTE else "that"
             raise ProtocolError(f"command: not a well-formed command of kind {shown}")
     return commands
 
 
-def _is_utf8(name: str) -> bool:
+def is_utf8(name: str) -> bool:
+    """Return whether a journal, a link and a digest can carry ``name``."""
     try:
         name.encode()
-    except UnicodeEncodeError:  # a lone surrogate: no journal, link or digest could carry it
+    except UnicodeEncodeError:  # a lone surrogate
         return False
     return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from decimal import Context, Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any, Final
 
 from ...transport.errors import ConfigurationError, InvalidRequest, ProtocolError
@@ -13,6 +14,9 @@ DEDUPE_WINDOW_MAX: Final = 2**20
 """Largest dedupe window: a book holds, and a snapshot carries, so many commands and what they caused."""
 _EXACT: Final = Context(prec=200)
 """Wide enough that no division of two numbers of forty digits is rounded."""
+
+WRITTEN_MAX: Final = 16_384
+"""How many prices and quantities, as they were written, are known by heart: a market sees the same ones often."""
 
 DecimalLike = str | int | Decimal
 """A price or a quantity as a user writes it; never a float."""
@@ -142,6 +146,8 @@ def _shown(value: object) -> str:
 
 
 def _to_units(value: DecimalLike, unit: str, what: str, unit_name: str) -> int:
+    if type(value) is str or type(value) is int:
+        return _units_of_written(value, unit, what, unit_name)
     if isinstance(value, float):
         raise InvalidRequest(
             f"a {what} is a str, int or Decimal, never a float: {value!r} is not exact in binary; "
@@ -150,6 +156,10 @@ def _to_units(value: DecimalLike, unit: str, what: str, unit_name: str) -> int:
         )
     if type(value) is bool or not isinstance(value, (str, int, Decimal)):
         raise InvalidRequest(f"a {what} is a str, int or Decimal, not {type(value).__name__}", code=f"invalid_{what}")
+    return _units_of(value, unit, what, unit_name)
+
+
+def _units_of(value: DecimalLike, unit: str, what: str, unit_name: str) -> int:
     if (isinstance(value, str) and len(value) > 40) or (isinstance(value, int) and abs(value) >= 10**40):
         raise InvalidRequest(f"a {what} has at most 40 digits", code=f"invalid_{what}")
     try:
@@ -167,6 +177,10 @@ def _to_units(value: DecimalLike, unit: str, what: str, unit_name: str) -> int:
             code=f"{what}_off_{unit_name}",
         )
     return int(units)
+
+
+# Typed, so that 1 does not answer for True; of values of at most 40 digits, since no error is kept.
+_units_of_written = lru_cache(WRITTEN_MAX, typed=True)(_units_of)
 
 
 def difference(found: MarketRules, wanted: MarketRules) -> str:
