@@ -105,7 +105,7 @@ from .replica import (
 from .rules import MarketRules
 from .snapshots import Snapshots, sync_folder, write_durably
 from .starts import next_start
-from .writer import JournalActor
+from .writer import JournalActor, LogWriter
 
 logger = get_logger(__name__)
 
@@ -265,9 +265,8 @@ class BookActor(NodeActor):
             self._put_aside(error)
             journal, snapshots, self.replica = self._open()
         self.meters.snapshot = snapshots.last()
-        self._journal = JournalActor.start(
-            journal=journal, snapshots=snapshots, book=self.actor_ref, meters=self.meters, report=report
-        )
+        self._writer = LogWriter(journal, snapshots, self.meters)
+        self._journal = JournalActor.start(writer=self._writer, book=self.actor_ref, report=report)
         self._links: dict[str, PeerUp] = {}
         self._waiting: deque[_Waiting] = deque()
         self._waiting_commands = 0
@@ -385,13 +384,7 @@ class BookActor(NodeActor):
         elif isinstance(message, Heard):
             self._hear(message)
         elif isinstance(message, Persisted):
-            self._writing = False
-            if not self._has_logged:
-                with contextlib.suppress(OSError):  # again with the next record, if the disk still takes one
-                    self._logged.touch()
-                    sync_folder(self._logged.parent)
-                    self._has_logged = True
-            self._run(self.replica.on_durable(message.generation, message.sequence, time.monotonic_ns()))
+            self._run(self._persisted(message.generation, message.sequence))
         elif isinstance(message, Query):
             answer = message.read(self)
         elif message is TICK:
@@ -581,14 +574,20 @@ class BookActor(NodeActor):
             self._forward(replica.leader, numbers)
 
     def _enqueue_own(self, numbers: Iterable[int]) -> None:
+        node, outstanding, waiting = self._node, self._outstanding, self._waiting
+        refusal = self._refusal(0)
         for number in numbers:
-            request = self._outstanding[number]
-            if error := self._refusal(len(request.commands)):
+            request = outstanding[number]
+            count = len(request.commands)
+            if refusal or self._waiting_commands + count > WAITING_MAX:
+                error = refusal or self._refusal(count)
+                assert error is not None, "what is refused is refused for a reason"
                 self._fail_requests([number], error)
-            else:
-                request.sent_to = self._node
-                request.sent_ever = True
-                self._enqueue((self._node, number, request.commands))
+                continue
+            request.sent_to = node
+            request.sent_ever = True
+            waiting.append((node, number, request.commands))
+            self._waiting_commands += count
 
     def _forward(self, leader: str, numbers: Iterable[int]) -> None:
         """Bring requests to the leader: in one frame, or a few when there are many commands."""
@@ -769,30 +768,66 @@ class BookActor(NodeActor):
     # -- effects ------------------------------------------------------------------------------------------------
 
     def _run(self, effects: list[Effect]) -> None:
-        for effect in effects:
+        for effect in effects:  # more may be added meanwhile
             if isinstance(effect, Send):
                 self._send(effect.nodes, effect.message)
             elif isinstance(effect, PersistRecords):
-                tell(self._journal, Persist(effect.generation, effect.records, self.replica.committed))
+                self._persist(effect, effects)
             elif isinstance(effect, ApplyRecords):
                 self._apply(effect.records)
             else:
                 self._run_rare(effect)
 
+    def _hand(self, message: Any) -> None:
+        """Leave something to the JournalActor; the log is its own until that is done."""
+        self._writer.handed += 1
+        tell(self._journal, message)
+
+    def _persist(self, effect: PersistRecords, effects: list[Effect]) -> None:
+        """Append records to the log, and add what follows from it to ``effects``, or have the JournalActor do so.
+
+        By itself only if there is little else to do until they are durable: nothing to apply, no record to propose, and
+        none, of a follower, that had better be written with these.
+        """
+        alone = len(self.replica.pending) == len(effect.records)
+        if not (alone and (self.idle or self.replica.role is Role.LEADING) and self._writer.at_hand):
+            self._hand(Persist(effect.generation, effect.records, self.replica.committed))
+            return
+        try:
+            self._writer.append(effect.records, self.replica.committed)
+        except StorageError as error:
+            effects += self.replica.stop(error)
+            return
+        for following in self._persisted(effect.generation, effect.records[-1].last_sequence):
+            if isinstance(following, Send):
+                self._send(following.nodes, following.message)  # an ack: no need to wait for the book
+            else:
+                effects.append(following)
+
+    def _persisted(self, generation: int, sequence: int) -> list[Effect]:
+        """The log is durable up to ``sequence``."""
+        self._writing = False
+        if not self._has_logged:
+            with contextlib.suppress(OSError):  # again with the next record, if the disk still takes one
+                self._logged.touch()
+                sync_folder(self._logged.parent)
+                self._has_logged = True
+        return self.replica.on_durable(generation, sequence, time.monotonic_ns())
+
     def _run_rare(self, effect: Effect) -> None:
         market, node = self._market, self._node
         if isinstance(effect, ReadJournal):
-            tell(self._journal, ReadLog(effect.node, effect.after, effect.expected, effect.token))
+            self._hand(ReadLog(effect.node, effect.after, effect.expected, effect.token))
         elif isinstance(effect, CutJournal):
-            tell(self._journal, CutLog(effect.sequence))
+            self._hand(CutLog(effect.sequence))
         elif isinstance(effect, PutAside):
             self._log.critical("log_outlived", reason=effect.reason)
-            tell(self._journal, PutLogAside())
+            self._hand(PutLogAside())
         elif isinstance(effect, OfferSnapshot):
             self._offer_snapshot(effect.node, effect.after)
         elif isinstance(effect, KeepFetched):
             assert self._fetched is not None, "kept before it was fetched"
-            tell(self._journal, KeepSnapshot(effect.tail, bytes(self._fetched.data), reset=True))
+            self._hand(KeepSnapshot(effect.tail, bytes(self._fetched.data), reset=True))
         elif isinstance(effect, ReadRecord):
             self._ask_coordinator(effect, lambda store: store.read(market))
         elif isinstance(effect, CreateRecord):
@@ -949,7 +984,7 @@ class BookActor(NodeActor):
         """Now and then: write the book to disk whole, so that recovery is short and the log can be pruned."""
         if self.book.sequence - self._snapshot_at >= self._snapshot_every:
             self._snapshot_at = self.book.sequence
-            tell(self._journal, KeepSnapshot(self.replica.base, self.book.snapshot(), reset=False))
+            self._hand(KeepSnapshot(self.replica.base, self.book.snapshot(), reset=False))
 
     def _offer_snapshot(self, node: str, after: int) -> None:
         """Leader: offer the state as it is now, or was a little while ago for another follower."""

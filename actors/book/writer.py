@@ -1,14 +1,19 @@
-"""JournalActor: the one thread that writes, syncs and reads a market's journal. Decides nothing.
+"""JournalActor: writes, syncs and reads a market's journal, so that its BookActor need not wait for a disk.
 
 Messages: Persist, CutLog, PutLogAside, ReadLog, KeepSnapshot (from its BookActor); answers Persisted, LogPutAside,
 LogRead, SnapshotKept, JournalFailed. What has queued up while one write was being synced goes into the next write
 together: group commit without a timer.
+
+Where the disk is quick, and the BookActor has nothing else to do, to wait for a sync costs it less than to have another
+thread do so and tell it. Then it writes itself: the :class:`LogWriter` is the JournalActor's only while that has
+something to do.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import pykka
@@ -31,34 +36,90 @@ from ..messages import (
 )
 from ..meters import MarketMeters
 from .journal import Journal, put_aside
+from .record import Record, Tail
 from .snapshots import Snapshots
 
 READ_SIZE_MAX: Final = 512 * 1024
 """Most bytes of record bodies read for a follower at a time."""
 
 
-class JournalActor(NodeActor):
-    """Owns a :class:`~.journal.Journal` and the snapshots beside it; both were opened by its BookActor."""
+QUICK_SYNC_S_MAX: Final = 0.001
+"""A write and sync that took longer, in seconds, is one that a BookActor does not wait for the next time."""
 
-    def __init__(
-        self,
-        *,
-        journal: Journal,
-        snapshots: Snapshots,
-        book: pykka.ActorRef[Any],
-        meters: MarketMeters,
-        report: Callable[[ActorFailed], None],
-    ) -> None:
-        super().__init__(report=report)
-        self._journal = journal
-        self._snapshots = snapshots
-        self._book = book
+
+class LogWriter:
+    """A journal and the snapshots beside it: one thread's at a time.
+
+    The JournalActor's while it has something to do; else, and that is when ``handled == handed``, its BookActor's.
+    """
+
+    def __init__(self, journal: Journal, snapshots: Snapshots, meters: MarketMeters) -> None:
+        self.journal = journal
+        self.snapshots = snapshots
         self._meters = meters
-        self._waiting: list[Any] = []
+        self._sync_s = QUICK_SYNC_S_MAX
+        self.handed = 0
+        """How many messages the BookActor has told the JournalActor."""
+        self.handled = 0
+        """How many of those are done with. The JournalActor's."""
+
+    @property
+    def at_hand(self) -> bool:
+        """BookActor: whether it may, and had better, append by itself."""
+        return self.handled == self.handed and self._sync_s < QUICK_SYNC_S_MAX
+
+    def append(self, records: Sequence[Record], committed: int) -> None:
+        """Write ``records`` and make them durable.
+
+        Raises:
+            StorageError: see :meth:`Journal.append`.
+        """
+        began_s = time.perf_counter()
+        self.journal.append(records, committed=committed)
+        self._sync_s = time.perf_counter() - began_s
+        self._meters.sync_s.observe(self._sync_s)
+
+    def keep(self, tail: Tail, book: bytes) -> int:
+        """Make a snapshot durable; return the sequence number from which on the log is still needed."""
+        oldest = self.snapshots.write(tail, book)
+        self._meters.snapshot = tail.sequence, len(book), time.time()
+        return oldest
+
+    def begin_anew(self) -> Path:
+        """Put the log and its snapshots aside, whole, and open empty ones in their place; return where they are now.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        folder = self.journal.folder
+        self.journal.close()
+        try:
+            aside = put_aside(folder, "diverged")
+        except OSError as error:
+            raise StorageError(f"{folder} could not be put aside: {error}; the replica stops") from error
+        self.journal = Journal(folder)
+        self.snapshots = Snapshots(folder / "snapshots")
+        self._meters.snapshot = self.snapshots.last()
+        return aside
+
+
+class JournalActor(NodeActor):
+    """Has the use of a :class:`LogWriter`, opened by its BookActor, from each message of that one until it is done."""
+
+    def __init__(self, *, writer: LogWriter, book: pykka.ActorRef[Any], report: Callable[[ActorFailed], None]) -> None:
+        super().__init__(report=report)
+        self._writer = writer
+        self._book = book
+        self._waiting: list[Record] = []
         self._generation = 0
         self._committed = 0
 
     def on_receive(self, message: Any) -> None:
+        self._handle(message)
+        self._writer.handled += 1
+
+    def _handle(self, message: Any) -> None:
+        writer = self._writer
         try:
             if isinstance(message, Persist):
                 self._waiting.extend(message.records)
@@ -69,46 +130,30 @@ class JournalActor(NodeActor):
                 return
             self._write()
             if isinstance(message, CutLog):
-                self._journal.cut(message.sequence)
+                writer.journal.cut(message.sequence)
             elif isinstance(message, PutLogAside):
-                self._begin_anew()
+                tell(self._book, LogPutAside(str(writer.begin_anew())))
             elif isinstance(message, ReadLog):
                 tell(self._book, self._read(message))
             elif isinstance(message, KeepSnapshot):
-                oldest = self._snapshots.write(message.tail, message.book)
-                self._meters.snapshot = message.tail.sequence, len(message.book), time.time()
+                oldest = writer.keep(message.tail, message.book)
                 if message.reset:
-                    self._journal.reset(message.tail)
+                    writer.journal.reset(message.tail)
                     tell(self._book, SnapshotKept(message.tail))
                 else:
-                    self._journal.prune(oldest)
+                    writer.journal.prune(oldest)
         except StorageError as error:
             tell(self._book, JournalFailed(error))
-
-    def _begin_anew(self) -> None:
-        """Put the log and its snapshots aside, whole, and open empty ones in their place."""
-        folder = self._journal.folder
-        self._journal.close()
-        try:
-            aside = put_aside(folder, "diverged")
-        except OSError as error:
-            raise StorageError(f"{folder} could not be put aside: {error}; the replica stops") from error
-        self._journal = Journal(folder)
-        self._snapshots = Snapshots(folder / "snapshots")
-        self._meters.snapshot = self._snapshots.last()
-        tell(self._book, LogPutAside(str(aside)))
 
     def _write(self) -> None:
         if self._waiting:
             records, self._waiting = self._waiting, []
-            began_s = time.perf_counter()
-            self._journal.append(records, committed=self._committed)
-            self._meters.sync_s.observe(time.perf_counter() - began_s)
+            self._writer.append(records, self._committed)
             tell(self._book, Persisted(self._generation, records[-1].last_sequence))
 
     def _read(self, message: ReadLog) -> LogRead:
         """Read records for a follower; or, if its tail is not in this log, what it can tell from where they part."""
-        journal, after = self._journal, message.after
+        journal, after = self._writer.journal, message.after
         tail = journal.tail_at(after)
         chain = tail.chain if tail else None
         bodies: list[bytes] = []
@@ -120,6 +165,6 @@ class JournalActor(NodeActor):
         return LogRead(message.node, after, message.token, chain, tuple(bodies), tuple(tails), journal.base.sequence)
 
     def on_stop(self) -> None:
-        self._journal.close()
+        self._writer.journal.close()
         if self.failed_by is not None:
             tell(self._book, JournalFailed(StorageError(f"the journal's thread failed: {self.failed_by!r}")))
