@@ -238,6 +238,7 @@ def eager_housekeeping() -> Iterator[None]:
         patch.setattr(orderbook, "_DEAD_MAX", 1)
         patch.setattr(orderbook, "_DIRTY_MAX", 3)
         patch.setattr(orderbook, "_EMPTY_MAX", 1)
+        patch.setattr(orderbook, "_IDLE_MAX", 1)
         patch.setattr(orderbook, "_SPARE_MAX", 2)
         yield
 
