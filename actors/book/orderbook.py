@@ -28,7 +28,7 @@ from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from itertools import islice
 from operator import itemgetter
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 from zlib import crc32
 
 from ...transport import codec
@@ -159,7 +159,7 @@ class Order:
         "terms",
     )
 
-    id: int
+    id: Any
     account: Account
     client_order_id: str
     level: Level
@@ -272,6 +272,9 @@ class OrderBook:
 
         Everything that most commands need is a local variable or written out here. What the loop does itself is
         what :meth:`_submit` and :meth:`_cancel` do for the same command, less the questions that do not arise.
+
+        Numbers that only go from a command into an event are declared as ``Any``: compiled, an ``int`` is a machine
+        word, of which a new Python object would be made for every event.
         """
         levels, spare, accounts = self._levels, self._spare_levels, self._accounts
         bids, asks = self._keys
@@ -284,14 +287,17 @@ class OrderBook:
         client_order_id: str
         side: int
         order_type: int
-        limit: int | None
+        limit: Any
         price: int
+        lots_asked: Any
         quantity: int
         time_in_force: int
         expire_ns: int
         stp: int
-        order_id: int
+        order_id: Any
+        at: Any
         for sequence, command in enumerate(commands, first_sequence):
+            at = sequence
             kind = command[0]
             account = command[1]
             client_order_id = command[2]
@@ -306,15 +312,15 @@ class OrderBook:
                         continue
                     owner.seen[client_order_id] = sequence
             if kind == SUBMIT:
-                _, _, _, side, order_type, limit, quantity, time_in_force, expire_ns, stp = command
+                _, _, _, side, order_type, limit, lots_asked, time_in_force, expire_ns, stp = command
                 if order_type or time_in_force > _IOC or expire_ns or more_rules:
                     self._submit(sequence, command, events)
                     continue
-                price = limit
+                price, quantity = limit, lots_asked
                 if not quantity_min <= quantity <= quantity_max or not price_min <= price <= price_max:
                     self._submit(sequence, command, events)
                     continue
-                events.append((ACCEPTED, sequence, sequence, account, client_order_id, side, price, quantity))
+                events.append((ACCEPTED, at, at, account, client_order_id, side, limit, lots_asked))
                 open_lots = quantity
                 terms = _TERMS[stp]
                 if side:
@@ -322,15 +328,13 @@ class OrderBook:
                 else:
                     keys, opposite, key = bids, asks, price
                 if opposite and opposite[-1] >= -key:
-                    open_lots, taken = self._match(
-                        sequence, sequence, account, side, price, -key, quantity, stp, events
-                    )
+                    open_lots, taken = self._match(at, at, account, side, limit, -key, quantity, stp, events)
                     if not open_lots:
                         continue
                     if taken:
                         terms = _terms(0, stp, False, taken, 0)
                 if time_in_force:
-                    events.append((CANCELLED, sequence, sequence, account, side, price, open_lots, 0, Reason.UNFILLED))
+                    events.append((CANCELLED, at, at, account, side, limit, open_lots, 0, Reason.UNFILLED))
                     continue
                 level = levels.get(price)
                 if level is None:
@@ -353,19 +357,17 @@ class OrderBook:
                 order.digest = 0
                 order.terms = terms
                 level.orders.append(order)
-                owner.orders[sequence] = order
+                owner.orders[at] = order
                 dirty.append(order)
             elif kind == CANCEL:
                 order_id = command[3]
                 order = owner.orders.pop(order_id, None) if owner is not None else None
                 if order is None:
-                    events.append((REJECTED, sequence, account, client_order_id, Code.UNKNOWN_ORDER))
+                    events.append((REJECTED, at, account, client_order_id, Code.UNKNOWN_ORDER))
                     continue
                 level = order.level
                 lots = order.open
-                events.append(
-                    (CANCELLED, sequence, order_id, account, level.side, level.price, lots, 0, Reason.REQUESTED)
-                )
+                events.append((CANCELLED, at, order_id, account, level.side, level.price, lots, 0, Reason.REQUESTED))
                 order.open = 0
                 if order.digest:
                     dirty.append(order)
@@ -417,11 +419,11 @@ class OrderBook:
 
     def _match(
         self,
-        sequence: int,
-        taker_id: int,
+        sequence: Any,
+        taker_id: Any,
         account: str,
         side: int,
-        limit: int | None,
+        limit: Any,
         floor: int,
         open_lots: int,
         stp: int,
@@ -437,9 +439,12 @@ class OrderBook:
         trade = self.last_trade
         trade_id = self.trade_count
         taken = 0
+        maker_id: Any
+        at_price: Any
         while open_lots and keys and keys[-1] >= floor:
             price = keys[-1] if side else -keys[-1]
             level = levels[price]
+            at_price = price
             queue = level.orders
             head = level.head
             while open_lots and level.lots:
@@ -461,7 +466,7 @@ class OrderBook:
                 level.lots -= lots
                 trade_id += 1
                 maker_id = maker.id
-                trade = (TRADE, sequence, trade_id, price, lots, maker_id, taker_id, owner.name, account, side)
+                trade = (TRADE, sequence, trade_id, at_price, lots, maker_id, taker_id, owner.name, account, side)
                 events.append(trade)
                 if lots == maker_open:
                     maker.open = 0
@@ -1097,14 +1102,15 @@ def _terms(expire_ns: int, stp: int, post_only: bool, cancelled: int, requeued: 
 def _digest_of(order: Order) -> int:
     """Return an order's term of the digest, never 0: its values, summed up with weights, times a salt of its own.
 
-    The salt is random enough that what was wrongly given to some orders is not made up for by others. Few and small
-    numbers: this is done for every order that rests, and again whenever it has traded.
+    What is wrong with some orders is not made up for by others, though all sums be right: the salts are neither linear
+    in the ids nor in the names. Few and small numbers: this is done for every order that rests, and when it has traded.
     """
     level = order.level
-    terms = order.terms
-    salt = order.id << 32 | crc32(order.client_order_id.encode(), order.account.salt ^ order.id & 0xFFFFFFFF)
-    value = level.price * 0xD6E8FEB86659FD93 + order.open * 0x9E3779B97F4A7C15 + (order.quantity << 4 | level.side << 3)
-    if terms is not _TERMS[0]:
+    expire_ns, stp, post_only, cancelled, requeued = terms = order.terms
+    salt: Any = order.id * order.id << 32 | crc32(order.client_order_id.encode(), order.account.salt)
+    value: Any = level.price * 0xD6E8FEB86659FD93 + order.open * 0x9E3779B97F4A7C15
+    value += order.quantity << 4 | level.side << 3
+    if expire_ns or stp or post_only or cancelled or requeued:
         value += crc32(repr(terms).encode()) * 0xC2B2AE3D27D4EB4F
     return salt * value % _HASH_PRIME or 1
 
