@@ -457,6 +457,10 @@ class BookActor(NodeActor):
 
     def _tick(self) -> None:
         now_ns = time.monotonic_ns()
+        try:
+            self._writer.seal()
+        except StorageError as error:
+            self._run(self.replica.stop(error))
         self._take_submissions()
         if self.replica.resigned and time.monotonic() > self._resigned_until_s:
             self.replica.resigned = False  # whoever asked for it asks no more: a node that leads takes orders
@@ -907,10 +911,15 @@ class BookActor(NodeActor):
         all_events: list[Event] = []
         answered: list[Request] = []
         earlier: dict[int, tuple[Event, ...]] = {}
+        rejected: list[Event] = []
         for record in records:
             events = book.apply(record.first_sequence, record.timestamp_ns, record.commands)
             all_events += events
-            earlier.update({e[2]: tuple(book.events_of(e[2])) for e in events if e[0] == DUPLICATE})
+            for event in [e for e in events if e[0] == DUPLICATE or e[0] == REJECTED]:
+                if event[0] == DUPLICATE:
+                    earlier[event[2]] = tuple(book.events_of(event[2]))
+                else:
+                    rejected.append(event)
             self.counters["commands"] += len(record.commands)
             if expected is not None and expected[0] == record.last_sequence:
                 state_hash = book.state_hash()
@@ -935,7 +944,7 @@ class BookActor(NodeActor):
             self._untold_since_s = time.monotonic()
         self.counters["records"] += len(records)
         self.counters["events"] += len(all_events)
-        if rejected := [event for event in all_events if event[0] == REJECTED]:
+        if rejected:
             self.meters.rejections.update([event[4] for event in rejected])
             for _, sequence, account, named, code in rejected if self._log.isEnabledFor(logging.DEBUG) else ():
                 self._log.debug(

@@ -5,7 +5,7 @@ entries ``mark | crc32 | body length | durable | committed | chain | body``; the
 ``durable`` and ``committed`` are the sequence numbers known to be so when the entry was written. They tell a torn tail
 from corruption: one write is synced before the next begins, so a bad entry is torn if no later entry claims that it
 was durable, and corruption if one does. For the last entry a *seal* says it: an entry without a body and with a mark of
-its own, written behind the end once that is synced, and overwritten by the next entry.
+its own, written behind the end when no other entry follows soon, and overwritten by the next.
 
 One thread owns a :class:`Journal`. An error of write or sync is final: nothing is retried, the journal stays failed.
 """
@@ -37,8 +37,9 @@ _SEGMENT_HEADER: Final = struct.Struct("<8sIIQQ32s")  # magic, version, crc32, e
 _SEGMENT_MAGIC: Final = b"OUTCRYJ\0"
 _SEGMENT_VERSION: Final = 1
 _ENTRY_HEADER: Final = struct.Struct("<4sIIQQ32s")  # mark, crc32, body length, durable, committed, chain
-_CHECKED_FROM: Final = 8
-"""Where in an entry the bytes begin that its checksum covers."""
+_CHECKED: Final = struct.Struct("<IQQ32s")
+"""The part of it that the checksum covers, as the body behind it."""
+_CHECKED_FROM: Final = _ENTRY_HEADER.size - _CHECKED.size
 _ENTRY_MARK: Final = b"\xf5rec"
 _SEAL_MARK: Final = b"\xf5end"
 _ANY_MARK: Final = re.compile(b"\xf5(?:rec|end)")
@@ -137,6 +138,7 @@ class Journal:
         self._fd = -1
         self._end = 0
         self._allocated = 0
+        self._sealed = True
         try:
             if read_only:
                 self._failed = "it is open for reading only"
@@ -192,15 +194,30 @@ class Journal:
             self._end = end
             self.tail = tail
             self.committed = max(self.committed, min(committed, durable))
-            self._seal()
+            self._sealed = False
         if at < len(records):
             self._start_segment()
         return at
 
+    def seal(self) -> None:
+        """Say behind the end that all before it is durable, unless that is said. For when nothing follows soon.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        if self._sealed:
+            return
+        self._assert_usable()
+        try:
+            self._seal()
+        except OSError as error:
+            raise self._fail("write", error) from error
+
     def _seal(self) -> None:
-        """Say behind the end that all before it is durable. Not synced: of use once it has reached the disk."""
+        # Not synced: it is of use once it has reached the disk.
         seal = b"".join(_entry_of(_SEAL_MARK, b"", self.tail.sequence, self.committed, self.tail.chain))
         self._write(seal, self._end)
+        self._sealed = True
 
     def _write(self, data: bytes, offset: int) -> None:
         view = memoryview(data)
@@ -282,7 +299,9 @@ class Journal:
         """Close the files. Idempotent."""
         if self._fd >= 0:
             if self._failed is None:
-                with contextlib.suppress(OSError):  # only the seal can still be unsynced
+                with contextlib.suppress(OSError):  # only the seal can still be unwritten, or unsynced
+                    if not self._sealed:
+                        self._seal()
                     os.fdatasync(self._fd)
             os.close(self._fd)
             self._fd = -1
@@ -574,9 +593,8 @@ def _segment_check(epoch: int, sequence: int, chain: bytes) -> int:
 
 def _entry_of(mark: bytes, body: bytes, durable: int, committed: int, chain: bytes) -> tuple[bytes, bytes]:
     """Return header and body of an entry."""
-    known = (len(body), durable, committed, chain)
-    check = crc32(body, crc32(_ENTRY_HEADER.pack(mark, 0, *known)[_CHECKED_FROM:]))
-    return _ENTRY_HEADER.pack(mark, check, *known), body
+    known = _CHECKED.pack(len(body), durable, committed, chain)
+    return mark + crc32(body, crc32(known)).to_bytes(4, "little") + known, body
 
 
 def _is_sound(header: bytes, body: bytes) -> bool:

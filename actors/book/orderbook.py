@@ -734,6 +734,7 @@ class OrderBook:
     def _set_rules(self, rules: MarketRules | None) -> None:
         self._configured = rules is not None
         self._rules = rules = rules or MarketRules()
+        self._rules_packed = codec.pack(rules.to_tuple() if self._configured else None)
         more = bool(not self._configured or rules.price_band_ticks or rules.open_orders_max)
         self._limits_now = (
             rules.dedupe_window,
@@ -972,9 +973,8 @@ class OrderBook:
             self._count,
             self._digest,
             self._remembered_from(),
-            self._rules.to_tuple() if self._configured else None,
         )
-        return blake2b(codec.pack(state), digest_size=16).hexdigest()
+        return blake2b(codec.pack(state) + self._rules_packed, digest_size=16).hexdigest()
 
     def snapshot(self) -> bytes:
         """Return the whole state as bytes; equal states give equal bytes."""

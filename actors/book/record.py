@@ -8,9 +8,8 @@ commands)`` in order, so that whichever node applies the record can answer those
 
 from __future__ import annotations
 
-import dataclasses
 from hashlib import blake2b
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgpack
 
@@ -29,8 +28,7 @@ Origin = tuple[str, int, int]
 """``(node id, request id, number of commands)``."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Tail:
+class Tail(NamedTuple):
     """Where a log ends: the last record's epoch, its last sequence number and its chain."""
 
     epoch: int
@@ -42,8 +40,7 @@ EMPTY: Final = Tail(0, 0, CHAIN_START)
 """The tail of a log without records."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One record of the log. Commands have the sequence numbers ``first_sequence`` to ``last_sequence``."""
 
     epoch: int

@@ -813,13 +813,12 @@ class Replica:
         """Leader: commit and apply what every required replica holds."""
         if len(self.in_sync) < self.min_in_sync:
             return []
-        required = set(self.in_sync)
-        if self._swap is not None:
-            required.update(self._swap.in_sync)
+        required = self.in_sync if self._swap is None else (*self.in_sync, *self._swap.in_sync)
         reached = self.durable
-        for member in required - {self.node}:
-            follower = self._followers.get(member)
-            reached = min(reached, follower.acked if follower is not None and follower.matched else 0)
+        for member in required:
+            if member != self.node:
+                follower = self._followers.get(member)
+                reached = min(reached, follower.acked if follower is not None and follower.matched else 0)
         return self._commit(reached)
 
     def _commit(self, sequence: int) -> list[Effect]:

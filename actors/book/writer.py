@@ -79,6 +79,15 @@ class LogWriter:
         self._sync_s = time.perf_counter() - began_s
         self._meters.sync_s.observe(self._sync_s)
 
+    def seal(self) -> None:
+        """Mark the log's end, if the writer is the BookActor's now; see :meth:`Journal.seal`.
+
+        Raises:
+            StorageError: see there.
+        """
+        if self.handled == self.handed:
+            self.journal.seal()
+
     def keep(self, tail: Tail, book: bytes) -> int:
         """Make a snapshot durable; return the sequence number from which on the log is still needed."""
         oldest = self.snapshots.write(tail, book)
