@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         UnknownActor,
         Unreachable,
     )
+    from .aio import AsyncNode, AsyncSubscription, OrderOptions
     from .book.commands import OrderType, SelfTradePrevention, Side, TimeInForce
     from .book.rules import MarketRules
     from .kit import Actor, stop_and_join
@@ -57,6 +58,8 @@ __all__ = [
     "Actor",
     "ActorStopped",
     "Amended",
+    "AsyncNode",
+    "AsyncSubscription",
     "BookView",
     "Cancelled",
     "Closed",
@@ -72,6 +75,7 @@ __all__ = [
     "Noted",
     "OpenOrder",
     "OpenOutcryError",
+    "OrderOptions",
     "OrderRejected",
     "OrderResult",
     "OrderResults",
@@ -113,6 +117,7 @@ _ROOMS = (
     ".book.rules",
     ".book.commands",
     "..transport.errors",
+    ".aio",
 )
 
 logging.getLogger("openoutcry").addHandler(logging.NullHandler())

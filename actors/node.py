@@ -47,6 +47,7 @@ from ..transport.rendezvous import Rendezvous
 from ..transport.sockets import Inbox, checked_address, is_wildcard
 from ..transport.sqlite import SqliteCoordinator
 from ..transport.survey import Lookup, ServiceEntry
+from . import queries
 from ._base import TICK, TickingInbox, stop_and_join, tell
 from .balance import Move
 from .book.actor import BookActor, Unwatch, Watch
@@ -121,9 +122,6 @@ from .views import (
     OrderResults,
     Trade,
     result_of,
-    to_event,
-    to_level,
-    to_open_order,
 )
 
 if TYPE_CHECKING:
@@ -921,8 +919,7 @@ class ExchangeNode:
             try:
                 requests.append(self._send(market, every[at : at + COMMANDS_MAX], deadline_s))
             except Unavailable as error:
-                sent = f" ({at} of {len(every)} commands were sent before; their outcome is unknown)" if at else ""
-                raise type(error)(f"{error.message}{sent}", code=error.code) from error
+                raise partly_sent(error, at, len(every)) from error
 
         return lambda: OrderResults(market, [(r.wait(), r.first_sequence, len(r.commands)) for r in requests])
 
@@ -1025,71 +1022,27 @@ class ExchangeNode:
 
     def get_order_book(self, market: str, depth: int | None = None) -> BookView:
         """Return the best ``depth`` price levels of each side (all, by default), as this node's replica has them."""
-        if depth is not None:
-            checked_count(depth, "depth")
-
-        def read(actor: BookActor) -> BookView:
-            book, rules = actor.book, actor.book.rules
-            last = cast("Trade", to_event(book.last_trade, rules)) if book.last_trade is not None else None
-            return BookView(
-                market,
-                book.sequence,
-                book.state_hash(),
-                tuple([to_level(level, rules) for level in book.depth(Side.BUY, depth)]),
-                tuple([to_level(level, rules) for level in book.depth(Side.SELL, depth)]),
-                last,
-            )
-
-        return self._read(market, read)
+        return self._read(market, queries.order_book(market, None if depth is None else checked_count(depth, "depth")))
 
     def get_order(self, market: str, order_id: int) -> OpenOrder | None:
         """Return an open order, or None if it is not in the book (filled, cancelled, never there)."""
-
-        def read(actor: BookActor) -> OpenOrder | None:
-            book = actor.book
-            found = book.order(order_id)
-            return to_open_order(market, book.sequence, found, book.rules) if found is not None else None
-
-        return self._read(market, read)
+        return self._read(market, queries.order(market, order_id))
 
     def open_orders(self, market: str, account: str | None = None) -> list[OpenOrder]:
         """Return an account's open orders (default: the node's own), oldest first."""
-        name = self._account(account)
-
-        def read(actor: BookActor) -> list[OpenOrder]:
-            book = actor.book
-            return [to_open_order(market, book.sequence, o, book.rules) for o in book.open_orders(name)]
-
-        return self._read(market, read)
+        return self._read(market, queries.open_orders(market, self._account(account)))
 
     def all_orders(self, market: str) -> list[OpenOrder]:
         """Return every open order: bids best first, then asks best first, each level in queue order."""
-
-        def read(actor: BookActor) -> list[OpenOrder]:
-            book = actor.book
-            return [to_open_order(market, book.sequence, o, book.rules) for side in Side for o in book.orders(side)]
-
-        return self._read(market, read)
+        return self._read(market, queries.all_orders(market))
 
     def orders_at(self, market: str, price: DecimalLike) -> list[OpenOrder]:
         """Return the orders at one price, in queue order."""
-        ticks = self.rules(market).price_to_ticks(price)
-
-        def read(actor: BookActor) -> list[OpenOrder]:
-            book = actor.book
-            return [to_open_order(market, book.sequence, o, book.rules) for o in book.orders_at(ticks)]
-
-        return self._read(market, read)
+        return self._read(market, queries.orders_at(market, self.rules(market).price_to_ticks(price)))
 
     def trades(self, market: str, limit: int = 100) -> list[Trade]:
         """Return the last trades, newest first; older ones than ``dedupe_window`` commands are in the journal only."""
-        checked_count(limit, "limit")
-
-        def read(actor: BookActor) -> list[Trade]:
-            rules = actor.book.rules
-            return [cast("Trade", to_event(event, rules)) for event in actor.book.trades(limit)]
-
-        return self._read(market, read)
+        return self._read(market, queries.trades(checked_count(limit, "limit")))
 
     def sequence(self, market: str) -> int:
         """Return the sequence number up to which this node has applied the market's log."""
@@ -1101,7 +1054,7 @@ class ExchangeNode:
 
     def position(self, market: str) -> tuple[int, str]:
         """Return sequence number and state hash, of one moment."""
-        return self._read(market, lambda actor: (actor.book.sequence, actor.book.state_hash()))
+        return self._read(market, queries.position)
 
     def status(self) -> dict[str, Any]:
         """Return the state of the node, its links and markets, as JSON would carry it."""
@@ -1266,6 +1219,16 @@ class ExchangeNode:
         Raises:
             Unavailable: the events after ``after`` are not held any more (code ``too_far_behind``).
         """
+        return self._subscribe(market, to, after, queue_size_max, None)
+
+    def _subscribe(
+        self,
+        market: str,
+        to: Callable[[MarketUpdate], None] | Any,
+        after: int | None,
+        queue_size_max: int,
+        arrived: Callable[[], None] | None,
+    ) -> Subscription:
         book = self._book(market)
         subscription = Subscription(
             market,
@@ -1273,6 +1236,7 @@ class ExchangeNode:
             queue_size_max=queue_size_max,
             on_end=lambda watcher: tell(book, Unwatch(watcher)),
             meters=self.meters.markets[market],
+            arrived=arrived,
         )
         try:
             started = self._ask_message(book, Watch(subscription.offer, after), self.timeout)
@@ -1668,6 +1632,12 @@ def _write_created(folder: Path, created: Mapping[str, MarketRules]) -> None:
 
 def _write_json(path: Path, value: object) -> None:
     write_durably(path, json.dumps(value).encode())
+
+
+def partly_sent(error: Unavailable, at: int, count: int) -> Unavailable:
+    """Return ``error``, by which ``count`` commands failed when ``at`` had been sent, with word of those."""
+    sent = f" ({at} of {count} commands were sent before; their outcome is unknown)" if at else ""
+    return type(error)(f"{error.message}{sent}", code=error.code)
 
 
 def _with_leases(store: Coordinator, market: str) -> tuple[MarketRecord | None, frozenset[str]]:

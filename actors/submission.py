@@ -2,7 +2,8 @@
 
 Waking threads is what single orders from many callers cost most, so it is done seldom. The BookActor is woken for a
 queue, not for a request. Callers that are answered together are woken in a chain, each by the one before it: woken all
-at once they would only queue up for the interpreter (64 callers got twice as many answers a second this way).
+at once they would only queue up for the interpreter (64 callers got twice as many answers a second this way). A caller
+that waits in an event loop is not woken at all: its loop is, once for all that are answered together (:mod:`.aio`).
 """
 
 from __future__ import annotations
@@ -47,10 +48,18 @@ class Request:
         "sent_ever",
         "sent_to",
         "submitted_s",
+        "tell",
     )
 
-    def __init__(self, commands: tuple[Command, ...], deadline_ns: int) -> None:
-        """``deadline_ns``: on the monotonic clock; after it the request fails by :class:`RequestTimeout`."""
+    def __init__(
+        self, commands: tuple[Command, ...], deadline_ns: int, tell: Callable[[list[Request]], None] | None = None
+    ) -> None:
+        """``deadline_ns``: on the monotonic clock; after it the request fails by :class:`RequestTimeout`.
+
+        ``tell``: called on the BookActor's thread with requests that have been answered, of those that have this
+        ``tell``; it may only hand over. None: a thread waits.
+        """
+        self.tell = tell
         self.submitted_s = time.monotonic()
         self.commands = commands
         self.deadline_ns = deadline_ns
@@ -73,7 +82,7 @@ class Request:
         Raises:
             OpenOutcryError: the request failed; see ``ExchangeNode.submit_order``.
         """
-        left_s = self.deadline_ns / 1e9 - time.monotonic() + _LATE_S
+        left_s = self.given_up_s - time.monotonic()
         self._waiting = True
         try:
             if not self._answered:
@@ -83,11 +92,20 @@ class Request:
             self._waiting = False
             if self._answered:
                 _wake(self._next)
+        return self.result()
+
+    def result(self) -> Outcome:
+        """Return the answer, or raise what it is, without waiting."""
         if self._error is not None:
             raise self._error
         if self._outcome is None:
             raise RequestTimeout("no answer in time: the outcome is unknown; retry with the same client order id")
         return self._outcome
+
+    @property
+    def given_up_s(self) -> float:
+        """When its caller waits no longer, answered or not; on the monotonic clock."""
+        return self.deadline_ns / 1e9 + _LATE_S
 
     def answer(self, outcome: Outcome) -> None:
         """Set the answer; :meth:`Submissions.release` lets the caller have it."""
@@ -143,8 +161,25 @@ class Submissions:
         Raises:
             Overloaded: too many commands were unanswered until the deadline; nothing was sent.
         """
-        self._enter(len(commands), deadline_s)
         request = Request(commands, int(deadline_s * 1e9))
+        self.put(request)
+        return request
+
+    def put(self, request: Request) -> None:
+        """Hand a request to the BookActor; waits, and raises, as :meth:`submit` does."""
+        count = len(request.commands)
+        if not self._enter(count):
+            self._wait_for_room(count, request.deadline_ns / 1e9)
+        self._queue_up(request)
+
+    def offer(self, request: Request) -> bool:
+        """Hand a request to the BookActor, unless too many commands are unanswered; return whether. Never waits."""
+        entered = self._enter(len(request.commands))
+        if entered:
+            self._queue_up(request)
+        return entered
+
+    def _queue_up(self, request: Request) -> None:
         self._queue.append(request)
         if self._closed is not None:
             self._fail_queue(self._closed)
@@ -152,22 +187,28 @@ class Submissions:
             self._told += 1
             assert self._tell is not None, "submitted before the BookActor was there"
             self._tell(SUBMITTED)
-        return request
 
-    def _enter(self, count: int, deadline_s: float) -> None:
+    def _enter(self, count: int) -> bool:
         with self._lock:
             if self._in_flight + count > self._limit:
-                self._blocked += 1
-                try:
-                    timeout_s = max(0.0, deadline_s - time.monotonic())
-                    if not self._room.wait_for(lambda: self._in_flight + count <= self._limit, timeout_s):
-                        self._meters.requests_failed[Overloaded.default_code] += 1
-                        raise Overloaded(
-                            f"{self._in_flight} commands are unanswered already; this request was not sent, "
-                            "wait for answers"
-                        )
-                finally:
-                    self._blocked -= 1
+                return False
+            self._in_flight += count
+            self.waiting += count
+            return True
+
+    def _wait_for_room(self, count: int, deadline_s: float) -> None:
+        with self._room:
+            self._blocked += 1
+            try:
+                timeout_s = max(0.0, deadline_s - time.monotonic())
+                if not self._room.wait_for(lambda: self._in_flight + count <= self._limit, timeout_s):
+                    self._meters.requests_failed[Overloaded.default_code] += 1
+                    raise Overloaded(
+                        f"{self._in_flight} commands are unanswered already; this request was not sent, "
+                        "wait for answers"
+                    )
+            finally:
+                self._blocked -= 1
             self._in_flight += count
             self.waiting += count
 
@@ -189,6 +230,7 @@ class Submissions:
         first: Request | None = None
         commands = 0
         failed: list[str] = []
+        told: dict[Callable[[list[Request]], None], list[Request]] = {}
         now_s, answered = time.monotonic(), self._meters.ack_s.observe
         for request in requests:
             commands += len(request.commands)
@@ -197,6 +239,9 @@ class Submissions:
             else:
                 failed.append(request._error.code)
             request._answered = True
+            if request.tell is not None:
+                told.setdefault(request.tell, []).append(request)
+                continue
             if last is None:
                 first = request
             else:
@@ -209,6 +254,8 @@ class Submissions:
             if self._blocked:
                 self._room.notify_all()
         _wake(first)
+        for tell, those in told.items():
+            tell(those)
 
     def close(self, error: OpenOutcryError) -> None:
         """Fail what waits, and all that comes later, by ``error``. Idempotent: the first error stays."""

@@ -43,13 +43,16 @@ class Subscription:
         queue_size_max: int,
         on_end: Callable[[Watcher], object],
         meters: MarketMeters | None = None,
+        arrived: Callable[[], None] | None = None,
     ) -> None:
+        """``arrived`` is called when there is something to get, on the thread that brings it; it may only hand over."""
         self.market = market
         self.error: OpenOutcryError | None = None
         """Why it has ended, unless it was closed."""
         self.last_sequence = 0
         """The sequence number up to which the subscriber has been given everything."""
         self._on_end = on_end
+        self._arrived = arrived
         self._meters = meters or MarketMeters()
         self._size_max = queue_size_max
         self._queue: queue.SimpleQueue[Applied | _End] = queue.SimpleQueue()
@@ -97,8 +100,13 @@ class Subscription:
             logger.warning("subscriber_cut", market=self.market, after=self.last_sequence, waiting=self._size_max)
             self._end()
             return False
-        self._queue.put(update)
+        self._put(update)
         return True
+
+    def _put(self, update: Applied | _End) -> None:
+        self._queue.put(update)
+        if self._arrived is not None:
+            self._arrived()
 
     def get(self, timeout: float | None = None) -> MarketUpdate | None:
         """Return the next update, or None when the subscription has ended.
@@ -142,7 +150,7 @@ class Subscription:
 
     def _end(self) -> None:
         self._ended.set()
-        self._queue.put(_END)
+        self._put(_END)
 
     def _deliver(self, give: Callable[[MarketUpdate], None]) -> None:
         for update in self:

@@ -1,0 +1,352 @@
+"""AsyncNode: a node's calls for an asyncio event loop: awaited, and answered by the batch. Never blocks the loop.
+
+An order that is awaited costs no thread: the market's BookActor wakes the loop once for all orders that are answered
+together. So thousands may be under way at a time, and many small callers are quicker here than on threads.
+
+A task that is cancelled while it waits takes nothing back: its order may have been executed. Give it a
+``client_order_id``, and a retry gets the same answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from types import TracebackType
+from typing import Final, TypedDict, TypeVar, Unpack, cast
+
+from ..transport.errors import OpenOutcryError, RequestTimeout, Unavailable
+from . import queries
+from ._base import tell
+from .book.actor import BookActor
+from .book.commands import CANCEL_ALL, Command, OrderType, SelfTradePrevention, Side, TimeInForce
+from .book.record import COMMANDS_MAX
+from .book.rules import DecimalLike
+from .border import checked, checked_count
+from .messages import Query
+from .node import ExchangeNode, partly_sent
+from .submission import Request
+from .subscription import Subscription
+from .views import BookView, MarketUpdate, OpenOrder, OrderRejected, OrderResult, OrderResults, Trade, result_of
+
+_LOOK_S: Final = 1.0
+"""How often requests are looked for that nobody answers, in seconds."""
+
+_T = TypeVar("_T")
+
+
+class OrderOptions(TypedDict, total=False):
+    """What else an order may say; see :meth:`ExchangeNode.submit_order`."""
+
+    order_type: str | OrderType
+    time_in_force: str | TimeInForce | None
+    expire_ns: int
+    self_trade_prevention: str | SelfTradePrevention
+    account: str | None
+    client_order_id: str | None
+
+
+class _Awaited(Request):
+    """A request that a task of an event loop waits for."""
+
+    __slots__ = ("future",)
+
+    future: asyncio.Future[None]
+
+
+class AsyncNode:
+    """The calls of ``node``, which the application starts and closes, for the event loop that runs when it is made.
+
+    The calls that orders are made of are here, under the names that :class:`ExchangeNode` has them by, and with the
+    same arguments, results and errors. Whatever else a node does may be called by ``asyncio.to_thread``.
+
+    As a context manager it closes the node, on another thread::
+
+        async with AsyncNode(await asyncio.to_thread(ExchangeNode, "alice", markets={"ACME": rules})) as node:
+            await node.wait_ready()
+            order = await node.submit_order("ACME", "buy", "20.10", 4)
+    """
+
+    def __init__(self, node: ExchangeNode) -> None:
+        """Raises RuntimeError where no event loop runs."""
+        self.node = node
+        self._loop = asyncio.get_running_loop()
+        self._waiting: set[_Awaited] = set()
+        self._looking: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> AsyncNode:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the node; what waits for an answer fails with Closed. Idempotent."""
+        await asyncio.to_thread(self.node.close)
+
+    async def wait_ready(self, timeout: float = 30.0) -> None:
+        """Wait until commands of every market can be sent; see :meth:`ExchangeNode.wait_ready`."""
+        await asyncio.to_thread(self.node.wait_ready, timeout)
+
+    # -- commands -----------------------------------------------------------------------------------------------
+
+    async def submit_order(
+        self,
+        market: str,
+        side: str | Side,
+        price: DecimalLike | None,
+        quantity: DecimalLike,
+        *,
+        timeout: float | None = None,
+        **options: Unpack[OrderOptions],
+    ) -> OrderResult:
+        """Submit an order and wait until it is durable and executed; see :meth:`ExchangeNode.submit_order`."""
+        await self._know(market)
+        return await self._one(market, self.node.order(market, side, price, quantity, **options), timeout)
+
+    async def cancel_order(
+        self,
+        market: str,
+        order_id: int,
+        *,
+        account: str | None = None,
+        client_order_id: str | None = None,
+        timeout: float | None = None,
+    ) -> OrderResult:
+        """Cancel what is left of an order; see :meth:`ExchangeNode.cancel_order`."""
+        command = self.node.cancel(order_id, account=account, client_order_id=client_order_id)
+        return await self._one(market, command, timeout)
+
+    async def cancel_all(
+        self,
+        market: str,
+        *,
+        account: str | None = None,
+        client_order_id: str | None = None,
+        timeout: float | None = None,
+    ) -> OrderResult:
+        """Cancel every open order of an account; see :meth:`ExchangeNode.cancel_all`."""
+        node = self.node
+        command = (CANCEL_ALL, node._account(account), node._request_name(client_order_id))
+        return await self._one(market, command, timeout)
+
+    async def amend_order(
+        self,
+        market: str,
+        order_id: int,
+        *,
+        price: DecimalLike | None = None,
+        quantity: DecimalLike | None = None,
+        account: str | None = None,
+        client_order_id: str | None = None,
+        timeout: float | None = None,
+    ) -> OrderResult:
+        """Give an order a new price, a new open quantity, or both; see :meth:`ExchangeNode.amend_order`."""
+        await self._know(market)
+        command = self.node.amend(
+            market, order_id, price=price, quantity=quantity, account=account, client_order_id=client_order_id
+        )
+        return await self._one(market, command, timeout)
+
+    async def submit_many(
+        self, market: str, commands: Iterable[Command], *, timeout: float | None = None
+    ) -> OrderResults:
+        """Send commands made by ``node.order``, ``node.cancel`` and ``node.amend`` as one batch.
+
+        See :meth:`ExchangeNode.submit_many`.
+        """
+        deadline_s = self.node._deadline_s(timeout)
+        every = checked(tuple(commands))
+        requests: list[_Awaited] = []
+        for at in range(0, len(every), COMMANDS_MAX):
+            try:
+                requests.append(await self._send(market, every[at : at + COMMANDS_MAX], deadline_s))
+            except Unavailable as error:
+                raise partly_sent(error, at, len(every)) from error
+        for request in requests:
+            await request.future
+        return OrderResults(market, [(r.result(), r.first_sequence, len(r.commands)) for r in requests])
+
+    # -- queries ------------------------------------------------------------------------------------------------
+
+    async def get_order_book(self, market: str, depth: int | None = None) -> BookView:
+        """Return the best ``depth`` price levels of each side (all, by default), as this node's replica has them."""
+        depth = None if depth is None else checked_count(depth, "depth")
+        return await self._read(market, queries.order_book(market, depth))
+
+    async def get_order(self, market: str, order_id: int) -> OpenOrder | None:
+        """Return an open order, or None if it is not in the book (filled, cancelled, never there)."""
+        return await self._read(market, queries.order(market, order_id))
+
+    async def open_orders(self, market: str, account: str | None = None) -> list[OpenOrder]:
+        """Return an account's open orders (default: the node's own), oldest first."""
+        return await self._read(market, queries.open_orders(market, self.node._account(account)))
+
+    async def trades(self, market: str, limit: int = 100) -> list[Trade]:
+        """Return the last trades, newest first; older ones than ``dedupe_window`` commands are in the journal only."""
+        return await self._read(market, queries.trades(checked_count(limit, "limit")))
+
+    async def position(self, market: str) -> tuple[int, str]:
+        """Return sequence number and state hash, of one moment."""
+        return await self._read(market, queries.position)
+
+    # -- market data --------------------------------------------------------------------------------------------
+
+    async def subscribe(
+        self, market: str, *, after: int | None = None, queue_size_max: int = 10_000
+    ) -> AsyncSubscription:
+        """Receive every event of a market, in order: iterate over what is returned by ``async for``.
+
+        See :meth:`ExchangeNode.subscribe`.
+        """
+        made = AsyncSubscription(self._loop)
+        made._subscription = await asyncio.to_thread(
+            self.node._subscribe, market, None, after, queue_size_max, made._poke
+        )
+        return made
+
+    # -- inside -------------------------------------------------------------------------------------------------
+
+    async def _know(self, market: str) -> None:
+        """Have the market's rules at hand: they are asked for once, on another thread."""
+        if market not in self.node._rules:
+            await asyncio.to_thread(self.node.rules, market)
+
+    async def _one(self, market: str, command: Command, timeout: float | None) -> OrderResult:
+        request = await self._send(market, (command,), self.node._deadline_s(timeout))
+        await request.future
+        result = result_of(market, request.result(), request.first_sequence)
+        if result.code is not None:
+            raise OrderRejected(result)
+        return result
+
+    async def _send(self, market: str, commands: tuple[Command, ...], deadline_s: float) -> _Awaited:
+        """Hand commands to the BookActor, without waiting but for room; the request's future is done when answered."""
+        node = self.node
+        node._book(market)
+        submissions = node._submissions[market]
+        request = _Awaited(commands, int(deadline_s * 1e9), self._tell)
+        request.future = self._loop.create_future()
+        self._waiting.add(request)
+        try:
+            if not submissions.offer(request):
+                await asyncio.to_thread(submissions.put, request)
+        except BaseException:
+            self._waiting.discard(request)
+            raise
+        if self._looking is None:
+            self._looking = self._loop.call_later(_LOOK_S, self._look)
+        return request
+
+    def _tell(self, requests: list[Request]) -> None:
+        """Take answers in, on the BookActor's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._finish, cast("list[_Awaited]", requests))
+
+    def _finish(self, requests: Iterable[_Awaited]) -> None:
+        waiting = self._waiting
+        for request in requests:
+            waiting.discard(request)
+            if not request.future.done():  # else its task was cancelled
+                request.future.set_result(None)
+
+    def _look(self) -> None:
+        """Give up what a BookActor that is stuck has not answered: it fails requests at their deadlines itself."""
+        now_s = time.monotonic()
+        self._finish([request for request in self._waiting if request.given_up_s <= now_s])
+        self._looking = self._loop.call_later(_LOOK_S, self._look) if self._waiting else None
+
+    async def _read(self, market: str, read: Callable[[BookActor], _T]) -> _T:
+        node, loop = self.node, self._loop
+        answer: asyncio.Future[_T] = loop.create_future()
+
+        def give(value: _T | None, error: BaseException | None) -> None:
+            if not answer.done():
+                if error is not None:
+                    answer.set_exception(error)
+                else:
+                    answer.set_result(value)  # type: ignore[arg-type]
+
+        def ask(actor: BookActor) -> None:
+            value, error = None, None
+            try:
+                value = read(actor)
+            except Exception as caught:
+                error = caught
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
+                loop.call_soon_threadsafe(give, value, error)
+
+        if not tell(node._book(market), Query(ask)):
+            raise node._gone(market)
+        try:
+            async with asyncio.timeout(node.timeout):
+                return await answer
+        except TimeoutError:
+            raise RequestTimeout(
+                f"node {node.name} did not answer within {node.timeout:g} s: it is overloaded"
+            ) from None
+
+
+class AsyncSubscription:
+    """The receiving end of :meth:`AsyncNode.subscribe`; iterate over it by ``async for``.
+
+    It ends, and resumes, as a :class:`~.subscription.Subscription` does, and has no gaps.
+    """
+
+    _subscription: Subscription
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._poked = False
+        self._news = asyncio.Event()
+
+    @property
+    def error(self) -> OpenOutcryError | None:
+        """Why it has ended, unless it was closed."""
+        return self._subscription.error
+
+    @property
+    def last_sequence(self) -> int:
+        """The sequence number up to which the subscriber has been given everything."""
+        return self._subscription.last_sequence
+
+    def close(self) -> None:
+        """End the subscription; what waits can still be read. Idempotent."""
+        self._subscription.close()
+
+    async def get(self) -> MarketUpdate | None:
+        """Return the next update, or None when the subscription has ended. For one task at a time."""
+        while True:
+            try:
+                return self._subscription.get(timeout=0)
+            except queue.Empty:
+                self._news.clear()  # on the loop's thread, as `_wake`: what comes after the look sets it again
+                await self._news.wait()
+
+    async def __aiter__(self) -> AsyncIterator[MarketUpdate]:
+        while (update := await self.get()) is not None:
+            yield update
+
+    async def __aenter__(self) -> AsyncSubscription:
+        return self
+
+    async def __aexit__(self, *_exc_info: object) -> None:
+        self.close()
+
+    def _poke(self) -> None:
+        """Something has come in, on whatever thread: wake the loop, once for all that comes until it is awake."""
+        if not self._poked:
+            self._poked = True
+            with contextlib.suppress(RuntimeError):  # the loop has been closed
+                self._loop.call_soon_threadsafe(self._wake)
+
+    def _wake(self) -> None:
+        self._poked = False
+        self._news.set()
+
+
+__all__ = ["AsyncNode", "AsyncSubscription", "OrderOptions"]
