@@ -18,6 +18,7 @@ from .schema import MESSAGE_SIZE_MAX
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
+    from pathlib import Path
 
     from pykka import ActorRef
 
@@ -442,15 +443,48 @@ class LogPutAside:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class KeepSnapshot:
-    """BookActor to its JournalActor: write ``book``, the state at ``tail``, and prune the log before the one before it.
+class TakeSnapshot:
+    """BookActor to the SnapshotActor: make bytes of ``image``, the state at ``tail``, in the file ``scratch``.
 
-    With ``reset`` the state came from the leader: then the log begins anew after ``tail``.
+    None: in memory. ``number`` says which book of its actor it is; it comes back with the answer.
+    """
+
+    reply_to: ActorRef[Any]
+    number: int
+    tail: Tail
+    image: Any
+    scratch: Path | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SnapshotTaken:
+    """SnapshotActor to a BookActor: answers :class:`TakeSnapshot`. A file holds the ``size`` bytes, or ``data``."""
+
+    number: int
+    tail: Tail
+    scratch: Path | None
+    size: int
+    data: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KeepSnapshot:
+    """BookActor to its JournalActor: keep the state at ``tail``, which ``scratch`` holds in ``size`` bytes.
+
+    The log is pruned up to the snapshot before it.
     """
 
     tail: Tail
+    scratch: Path
+    size: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BeginLogAt:
+    """BookActor to its JournalActor: keep ``book``, the leader's state at ``tail``; the log begins anew after it."""
+
+    tail: Tail
     book: bytes
-    reset: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -66,6 +66,7 @@ from .book.journal import FolderLock
 from .book.record import COMMANDS_MAX, Tail
 from .book.rules import DecimalLike, MarketRules, difference
 from .book.snapshots import write_durably
+from .book.snapshotter import SnapshotActor
 from .border import (
     TIMEOUT_S_MAX,
     amend_command,
@@ -317,6 +318,7 @@ class ExchangeNode:
         """``starting``, ``running``, ``closing`` or ``closed``."""
         self.meters = NodeMeters()
         self._health: HealthServer | None = None
+        self._abandoned = threading.Event()
         if isinstance(markets, str):
             markets = [markets]
         wanted = dict(markets) if isinstance(markets, Mapping) else dict.fromkeys(markets)
@@ -395,6 +397,8 @@ class ExchangeNode:
         self._keeper = keeper
         self._supervisor = _Supervisor.start(self)
         undo.callback(stop_and_join, self._supervisor, timeout_s=10)
+        undo.callback(self._stop_snapshots)
+        self._supervise("SnapshotActor", self._make_snapshotter)
         if serve_directory is not None:
             server = Rendezvous(serve_directory, peers=rendezvous)
             server.start()
@@ -487,6 +491,7 @@ class ExchangeNode:
             submissions=submissions,
             folder=self.data_dir / "markets" / quote(market, safe=""),
             coordinator=self._keeper,
+            take_snapshot=lambda message: tell(self._snapshotter, message),
             min_in_sync=self._min_in_sync,
             snapshot_every=self._snapshot_every,
             observer=observer,
@@ -1547,6 +1552,14 @@ class ExchangeNode:
         peer = self._peers.get(node) if node is not None else None
         if peer is not None:
             tell(peer, PipeRemoved(pipe_id))
+
+    def _make_snapshotter(self) -> pykka.ActorRef[SnapshotActor]:
+        self._snapshotter = SnapshotActor.start(abandon=self._abandoned, report=self._report)
+        return self._snapshotter
+
+    def _stop_snapshots(self) -> None:
+        self._abandoned.set()
+        stop_and_join(self._snapshotter, timeout_s=10)
 
     def _start_markets(self) -> None:
         self._supervise("MarketsActor", self._make_markets)

@@ -133,6 +133,17 @@ def pack(value: object) -> bytes:
     return packed
 
 
+def pack_header(length: int) -> bytes:
+    """Return how msgpack begins an array of ``length`` items, which :func:`pack_items` continues."""
+    header: bytes = msgpack.Packer().pack_array_header(length)
+    return header
+
+
+def pack_items(items: list[Any]) -> bytes:
+    """Return ``items``, at most 65,535, as msgpack has them within an array."""
+    return pack(items)[1 if len(items) < 16 else 3 :]
+
+
 def unpack(data: bytes | memoryview, *, size_max: int = FRAME_SIZE_MAX, str_size_max: int = 4096) -> Any:
     """Return what msgpack ``data`` holds, arrays as tuples, with every limit of msgpack set.
 

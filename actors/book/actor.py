@@ -5,7 +5,7 @@ applies committed records to :class:`~.orderbook.OrderBook`, and answers those w
 
 Messages: Submitted, Query (ask), Watch, Unwatch, ProposeRules, HandOver (ask), ForceLeader (from the API); Heard,
 PeerUp, PeerDown, PeerGone (from links); Persisted, LogRead, SnapshotKept, LogPutAside, JournalFailed (from its
-JournalActor); CoordinatorAnswer (from the CoordinatorActor).
+JournalActor); SnapshotTaken (from the SnapshotActor); CoordinatorAnswer (from the CoordinatorActor).
 
 Batches form without a timer: what arrives while one record is being written becomes the next record.
 """
@@ -43,6 +43,7 @@ from ..messages import (
     Ack,
     ActorFailed,
     Append,
+    BeginLogAt,
     Chunk,
     CoordinatorAnswer,
     CoordinatorCall,
@@ -73,6 +74,8 @@ from ..messages import (
     Resign,
     Rewind,
     SnapshotKept,
+    SnapshotTaken,
+    TakeSnapshot,
 )
 from ..meters import MarketMeters
 from ..submission import MANY, Request, Submissions
@@ -123,6 +126,8 @@ OFFER_S: Final = 10.0
 """How long a snapshot is held for a follower that does not fetch it, in seconds."""
 HAND_OVER_S: Final = 2.0
 """How long a leader that was asked to hand over takes no orders, unless it is asked again, in seconds."""
+SNAPSHOT_S_MAX: Final = 300.0
+"""After so long, in seconds, a snapshot that is being taken is taken for lost, and another may be begun."""
 LINGER_S: Final = 0.0005
 """How long the leader waits for the next record to carry the commit index before it is sent alone, in seconds."""
 WAITING_MAX: Final = 65_536
@@ -211,6 +216,7 @@ class BookActor(NodeActor):
         submissions: Submissions,
         folder: Path,
         coordinator: pykka.ActorRef[Any],
+        take_snapshot: Callable[[TakeSnapshot], object],
         min_in_sync: int,
         snapshot_every: int,
         observer: bool,
@@ -220,7 +226,7 @@ class BookActor(NodeActor):
     ) -> None:
         """Open the journal in ``folder`` and recover the book as far as it is known to be committed.
 
-        ``submissions``: where this node's callers put their requests.
+        ``submissions``: where this node's callers put their requests. ``take_snapshot`` reaches the SnapshotActor.
 
         ``rules`` are proposed as the log's first command if this node is the first to lead; None = take the log's.
         ``snapshot_every``: after how many commands the book is written to disk whole, and the log before it pruned.
@@ -244,7 +250,12 @@ class BookActor(NodeActor):
         self.recovered = 0
         self._snapshot_every = snapshot_every
         self._snapshot_at = 0
+        self._tell_snapshotter = take_snapshot
+        self._book_number = 0
+        self._taken_s: dict[bool, float] = {}
+        """Since when a snapshot is being taken: to keep (True), to offer (False)."""
         self._offered: tuple[Tail, bytes] | None = None
+        self._offer_to: set[str] = set()
         self._offer_until_s = 0.0
         self._fetched: _Fetched | None = None
         self._folder = folder
@@ -426,6 +437,8 @@ class BookActor(NodeActor):
             self._run(self.replica.on_log_read(message, now_ns))
         elif isinstance(message, SnapshotKept):
             self._install()
+        elif isinstance(message, SnapshotTaken):
+            self._use_snapshot(message)
         elif isinstance(message, LogPutAside):
             self._begin_anew(message.folder)
         elif isinstance(message, ForceLeader):
@@ -831,7 +844,7 @@ class BookActor(NodeActor):
             self._offer_snapshot(effect.node, effect.after)
         elif isinstance(effect, KeepFetched):
             assert self._fetched is not None, "kept before it was fetched"
-            self._hand(KeepSnapshot(effect.tail, bytes(self._fetched.data), reset=True))
+            self._hand(BeginLogAt(effect.tail, bytes(self._fetched.data)))
         elif isinstance(effect, ReadRecord):
             self._ask_coordinator(effect, lambda store: store.read(market))
         elif isinstance(effect, CreateRecord):
@@ -991,19 +1004,53 @@ class BookActor(NodeActor):
 
     def _keep_snapshot(self) -> None:
         """Now and then: write the book to disk whole, so that recovery is short and the log can be pruned."""
-        if self.book.sequence - self._snapshot_at >= self._snapshot_every:
+        if self.book.sequence - self._snapshot_at >= self._snapshot_every and self._take_snapshot(keep=True):
             self._snapshot_at = self.book.sequence
-            self._hand(KeepSnapshot(self.replica.base, self.book.snapshot(), reset=False))
+
+    def _take_snapshot(self, *, keep: bool) -> bool:
+        """Have a snapshot taken of the book as it is now, unless one is being taken; return whether."""
+        now_s = time.monotonic()
+        if now_s - self._taken_s.get(keep, -SNAPSHOT_S_MAX) < SNAPSHOT_S_MAX:
+            return False
+        self._taken_s[keep] = now_s
+        tail = self.replica.base
+        scratch = self._writer.snapshots.scratch(tail) if keep else None
+        image = self.book.image()
+        self._tell_snapshotter(TakeSnapshot(self.actor_ref, self._book_number, tail, image, scratch))
+        return True
+
+    def _use_snapshot(self, taken: SnapshotTaken) -> None:
+        """A snapshot has been taken: keep it, or offer it; unless the book is another one by now."""
+        keep = taken.scratch is not None
+        self._taken_s.pop(keep, None)
+        current = taken.number == self._book_number
+        if taken.scratch is not None:
+            if current:
+                self._hand(KeepSnapshot(taken.tail, taken.scratch, taken.size))
+            else:
+                taken.scratch.unlink(missing_ok=True)
+        elif current:
+            self._offered = taken.tail, taken.data
+            waiting, self._offer_to = self._offer_to, set()
+            for node in waiting:
+                self._send_offer(node)
 
     def _offer_snapshot(self, node: str, after: int) -> None:
         """Leader: offer the state as it is now, or was a little while ago for another follower."""
         offered = self._offered
         recent = offered is not None and offered[0].sequence > after
-        if offered is None or not recent or self.book.sequence - offered[0].sequence > SNAPSHOT_BEHIND // 2:
-            offered = self._offered = self.replica.base, self.book.snapshot()
-        self._offer_until_s = time.monotonic() + OFFER_S
-        tail, data = offered
-        self._send((node,), Offer(self._market, self.replica.epoch, tail.sequence, len(data), tail.epoch, tail.chain))
+        if recent and offered is not None and self.book.sequence - offered[0].sequence <= SNAPSHOT_BEHIND // 2:
+            self._send_offer(node)
+        else:
+            self._offer_to.add(node)
+            self._take_snapshot(keep=False)
+
+    def _send_offer(self, node: str) -> None:
+        if self._offered is not None and self.replica.role is Role.LEADING:
+            tail, data = self._offered
+            self._offer_until_s = time.monotonic() + OFFER_S
+            offer = Offer(self._market, self.replica.epoch, tail.sequence, len(data), tail.epoch, tail.chain)
+            self._send((node,), offer)
 
     def _serve_fetch(self, sender: str, message: Fetch) -> None:
         offered = self._offered
@@ -1070,6 +1117,8 @@ class BookActor(NodeActor):
     def _put_in(self, book: OrderBook) -> None:
         """Go on from ``book``; who watches has to take it anew."""
         self.book = book
+        self._book_number += 1
+        self._offered = None
         self._snapshot_at = book.sequence
         self._end_watches(None)
 

@@ -82,6 +82,8 @@ _CHECKSUM_SIZE: Final = 16
 _DEAD_MAX: Final = 32
 """A level is compacted when it holds more dead orders than live ones, and more than this."""
 _DIRTY_MAX: Final = 65_536
+_PIECE_ROWS: Final = 256
+"""Orders, commands or events in a piece of a snapshot."""
 _IDLE_MAX: Final = 1024
 """So many accounts without orders, and expiries of orders that are gone, may be kept, or as many as are in use."""
 _EMPTY_MAX: Final = 64
@@ -199,6 +201,71 @@ class DepthLevel(NamedTuple):
     price_ticks: int
     quantity_lots: int
     orders: int
+
+
+class BookImage:
+    """The state of a book at one moment, to be written while the book goes on.
+
+    It holds what cannot change, and of what can (an order's lots and terms, a level's price) a copy.
+    """
+
+    def __init__(
+        self,
+        head: tuple[Any, ...],
+        count: int,
+        levels: list[tuple[int, int, list[tuple[Order, int, int, Terms]]]],
+        window: list[Command],
+        events: list[Event],
+        state_hash: str,
+    ) -> None:
+        self._head = head
+        self._count = count
+        self._levels = levels
+        self._window = window
+        self._events = events
+        self._state_hash = state_hash
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield what :meth:`OrderBook.snapshot` returns, in pieces that each take some tenth of a millisecond."""
+        check = blake2b(digest_size=_CHECKSUM_SIZE)
+        for piece in self._body():
+            check.update(piece)
+            yield piece
+        yield check.digest()
+
+    def _body(self) -> Iterator[bytes]:
+        yield codec.pack_header(5) + codec.pack(self._head) + codec.pack_header(self._count)
+        rows: list[tuple[Any, ...]] = []
+        for side, price, orders in self._levels:
+            for order, open_lots, quantity, terms in orders:
+                if not open_lots:
+                    continue
+                expire_ns, stp, post_only, cancelled, requeued = terms
+                rows.append(
+                    (
+                        order.id,
+                        order.account.name,
+                        order.client_order_id,
+                        side,
+                        price,
+                        open_lots,
+                        quantity,
+                        cancelled,
+                        requeued or order.id,
+                        expire_ns,
+                        stp,
+                        post_only,
+                    )
+                )
+                if len(rows) >= _PIECE_ROWS:
+                    yield codec.pack_items(rows)
+                    rows = []
+        yield codec.pack_items(rows)
+        for items in (self._window, self._events):
+            yield codec.pack_header(len(items))
+            for at in range(0, len(items), _PIECE_ROWS):
+                yield codec.pack_items(items[at : at + _PIECE_ROWS])
+        yield codec.pack(self._state_hash)
 
 
 class OrderBook:
@@ -978,31 +1045,26 @@ class OrderBook:
 
     def snapshot(self) -> bytes:
         """Return the whole state as bytes; equal states give equal bytes."""
+        return b"".join(self.image().pieces())
+
+    def image(self) -> BookImage:
+        """Return the whole state as it is now, in a fraction of the time that it takes to make bytes of it."""
         first = self._remembered_from()
-        window = self._window[first - self._window_start :]
-        events = self._events[bisect_left(self._events, first, key=_sequence_of) :]
-        orders = [
-            (
-                order.id,
-                order.account.name,
-                order.client_order_id,
-                level.side,
-                level.price,
-                order.open,
-                order.quantity,
-                order.cancelled,
-                order.priority,
-                *order.terms[:3],
-            )
+        rules = self._rules.to_tuple() if self._configured else None
+        state_hash = self.state_hash()
+        levels = [
+            (level.side, level.price, [(order, order.open, order.quantity, order.terms) for order in level.orders])
             for side in (_BUY, _SELL)
             for level in self._levels_of(side)
-            for order in level.orders
-            if order.open
         ]
-        rules = self._rules.to_tuple() if self._configured else None
-        head = (_SNAPSHOT_VERSION, self.sequence, self.timestamp_ns, self.trade_count, self.last_trade, rules, first)
-        body = codec.pack((head, orders, window, events, self.state_hash()))
-        return body + blake2b(body, digest_size=_CHECKSUM_SIZE).digest()
+        return BookImage(
+            (_SNAPSHOT_VERSION, self.sequence, self.timestamp_ns, self.trade_count, self.last_trade, rules, first),
+            self._count,
+            levels,
+            self._window[first - self._window_start :],
+            self._events[bisect_left(self._events, first, key=_sequence_of) :],
+            state_hash,
+        )
 
     @classmethod
     def restore(cls, snapshot: bytes) -> OrderBook:

@@ -281,6 +281,8 @@ class Replica:
         self._followers: dict[str, _Follower] = {}
         self._reading: set[str] = set()
         """For whom the journal has been asked, by this or an earlier join, and has not answered yet: one read each."""
+        self._offered_to: dict[str, int] = {}
+        """Who has been offered our state, and where its log ended then."""
         self._missing_since_ns: dict[str, int] = {}
         self._swap: SwapRecord | None = None
         self._swap_lost = False
@@ -496,6 +498,7 @@ class Replica:
             self.joined = False
             self._inherited = self.tail.sequence
             self._followers.clear()
+            self._offered_to.clear()
             long_ago_ns = now_ns - self._absent_ns_max
             self._missing_since_ns = {
                 member: long_ago_ns if member in self.gone else now_ns
@@ -547,6 +550,7 @@ class Replica:
         """The link to ``node`` ended: a dead follower is removed by a swap, a dead leader is waited for."""
         self._links.discard(node)
         self._followers.pop(node, None)
+        self._offered_to.pop(node, None)
         if node == self.leader:
             self.joined = False
         if self.role is Role.LEADING and self._may_be_member(node):
@@ -765,7 +769,10 @@ class Replica:
             return []
         if follower.token != read.token:  # it has joined anew meanwhile
             return self._read(node, follower) if not follower.matched else []
-        if after < read.base or (not follower.matched and self.committed - after > self._snapshot_behind):
+        far = not follower.matched and self.committed - after > self._snapshot_behind
+        # Once: whoever has taken our state and is far behind again by then comes nearer by the log, or never.
+        if after < read.base or (far and after <= self._offered_to.get(node, after)):
+            self._offered_to[node] = after
             return [OfferSnapshot(node, after)]
         if not follower.matched:
             if read.chain != follower.probe.chain:
@@ -778,6 +785,8 @@ class Replica:
         if read.bodies:
             follower.sent = Record.span_of(read.bodies[-1])[1]
         follower.streaming = follower.sent == self.tail.sequence
+        if follower.streaming:
+            self._offered_to.pop(node, None)
         follower.told = self.committed
         send = Send((node,), self._append(Tail(0, after, read.chain), read.bodies, join=follower.join))
         return [send, *self._advance(), *self._reconsider(now_ns)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
@@ -21,9 +22,13 @@ logger = get_logger(__name__)
 KEPT: Final = 2
 """How many snapshots are kept: the log is pruned only up to the older one."""
 
+_SUFFIX: Final = ".snap"
+_UNFINISHED: Final = ".new"
 _HEADER: Final = struct.Struct("<8sIQQ32s32s")  # magic, version, epoch, sequence, chain, digest of the body
 _MAGIC: Final = b"OUTCRYS\0"
 _VERSION: Final = 1
+_SYNC_SIZE: Final = 1024 * 1024
+"""So many bytes of a snapshot are written before they are synced: the log waits for the same disk."""
 
 
 class Snapshots:
@@ -32,7 +37,7 @@ class Snapshots:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob("*.new"):
+        for leftover in folder.glob(f"*{_UNFINISHED}"):
             leftover.unlink()
 
     def write(self, tail: Tail, book: bytes) -> int:
@@ -43,16 +48,28 @@ class Snapshots:
         Raises:
             StorageError: the disk refused.
         """
-        path = self._folder / f"{tail.sequence:020d}.snap"
-        digest = blake2b(book, digest_size=32).digest()
+        scratch = self.scratch(tail)
+        write_scratch(scratch, tail, [book])
+        return self.adopt(scratch)
+
+    def scratch(self, tail: Tail) -> Path:
+        """Return where :func:`write_scratch` is to write the state at ``tail``, for :meth:`adopt`."""
+        return self._folder / f"{tail.sequence:020d}{_SUFFIX}{_UNFINISHED}"
+
+    def adopt(self, scratch: Path) -> int:
+        """Keep a snapshot that was written aside; drop all but the last ``KEPT``; return what :meth:`write` does.
+
+        Raises:
+            StorageError: the disk refused.
+        """
         try:
-            header = _HEADER.pack(_MAGIC, _VERSION, tail.epoch, tail.sequence, tail.chain, digest)
-            write_durably(path, header, book)
+            scratch.replace(scratch.with_suffix(""))
+            sync_folder(self._folder)
             paths = self._paths()
             for old in paths[:-KEPT]:
                 old.unlink()
         except OSError as error:
-            raise StorageError(f"cannot write the snapshot {path}: {error}") from error
+            raise StorageError(f"cannot keep the snapshot {scratch}: {error}") from error
         return int(paths[-KEPT:][0].stem)
 
     def newest(self) -> tuple[Tail, bytes] | None:
@@ -72,7 +89,37 @@ class Snapshots:
         return None
 
     def _paths(self) -> list[Path]:
-        return sorted(self._folder.glob("*.snap"))
+        return sorted(self._folder.glob(f"*{_SUFFIX}"))
+
+
+def write_scratch(scratch: Path, tail: Tail, book: Iterable[bytes]) -> int:
+    """Write ``book``, in pieces, which is the state at ``tail``, to the file ``scratch``, durably; return its size.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    digest = blake2b(digest_size=32)
+    size = unsynced = 0
+    try:
+        with scratch.open("wb") as file:
+            file.seek(_HEADER.size)
+            for piece in book:
+                digest.update(piece)
+                file.write(piece)
+                size += len(piece)
+                unsynced += len(piece)
+                if unsynced >= _SYNC_SIZE:
+                    file.flush()
+                    os.fdatasync(file.fileno())
+                    unsynced = 0
+            file.seek(0)
+            header = _HEADER.pack(_MAGIC, _VERSION, tail.epoch, tail.sequence, tail.chain, digest.digest())
+            file.write(header)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise StorageError(f"cannot write the snapshot {scratch}: {error}") from error
+    return size
 
 
 def read_snapshot(path: Path) -> tuple[Tail, bytes]:

@@ -1,8 +1,8 @@
 """JournalActor: writes, syncs and reads a market's journal, so that its BookActor need not wait for a disk.
 
-Messages: Persist, CutLog, PutLogAside, ReadLog, KeepSnapshot (from its BookActor); answers Persisted, LogPutAside,
-LogRead, SnapshotKept, JournalFailed. What has queued up while one write was being synced goes into the next write
-together: group commit without a timer.
+Messages: Persist, CutLog, PutLogAside, ReadLog, KeepSnapshot, BeginLogAt (from its BookActor); answers Persisted,
+LogPutAside, LogRead, SnapshotKept, JournalFailed. What has queued up while one write was being synced goes into the
+next write together: group commit without a timer.
 
 Where the disk is quick, and the BookActor has nothing else to do, to wait for a sync costs it less than to have another
 thread do so and tell it. Then it writes itself: the :class:`LogWriter` is the JournalActor's only while that has
@@ -23,6 +23,7 @@ from .._base import NodeActor, tell
 from ..messages import (
     TAILS_MAX,
     ActorFailed,
+    BeginLogAt,
     CutLog,
     JournalFailed,
     KeepSnapshot,
@@ -88,11 +89,24 @@ class LogWriter:
         if self.handled == self.handed:
             self.journal.seal()
 
-    def keep(self, tail: Tail, book: bytes) -> int:
-        """Make a snapshot durable; return the sequence number from which on the log is still needed."""
-        oldest = self.snapshots.write(tail, book)
+    def keep(self, tail: Tail, scratch: Path, size: int) -> None:
+        """Keep a snapshot that was written aside, and drop what no recovery needs any more.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        self.journal.prune(self.snapshots.adopt(scratch))
+        self._meters.snapshot = tail.sequence, size, time.time()
+
+    def begin_at(self, tail: Tail, book: bytes) -> None:
+        """Keep the leader's state at ``tail``, and begin the log anew after it.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        self.snapshots.write(tail, book)
         self._meters.snapshot = tail.sequence, len(book), time.time()
-        return oldest
+        self.journal.reset(tail)
 
     def begin_anew(self) -> Path:
         """Put the log and its snapshots aside, whole, and open empty ones in their place; return where they are now.
@@ -145,12 +159,10 @@ class JournalActor(NodeActor):
             elif isinstance(message, ReadLog):
                 tell(self._book, self._read(message))
             elif isinstance(message, KeepSnapshot):
-                oldest = writer.keep(message.tail, message.book)
-                if message.reset:
-                    writer.journal.reset(message.tail)
-                    tell(self._book, SnapshotKept(message.tail))
-                else:
-                    writer.journal.prune(oldest)
+                writer.keep(message.tail, message.scratch, message.size)
+            elif isinstance(message, BeginLogAt):
+                writer.begin_at(message.tail, message.book)
+                tell(self._book, SnapshotKept(message.tail))
         except StorageError as error:
             tell(self._book, JournalFailed(error))
 

@@ -240,6 +240,7 @@ def eager_housekeeping() -> Iterator[None]:
         patch.setattr(orderbook, "_EMPTY_MAX", 1)
         patch.setattr(orderbook, "_IDLE_MAX", 1)
         patch.setattr(orderbook, "_SPARE_MAX", 2)
+        patch.setattr(orderbook, "_PIECE_ROWS", 2)
         yield
 
 
@@ -323,6 +324,21 @@ def test_restored_book_goes_on_exactly_as_the_original(log: Log, data: st.DataOb
             assert [book.events_of(n) for n in range(1, book.sequence + 1)] == [
                 original.events_of(n) for n in range(1, book.sequence + 1)
             ]
+
+
+@pytest.mark.usefixtures("eager_housekeeping")
+@given(logs(), st.data())
+def test_an_image_stays_as_the_book_was_while_the_book_goes_on(log: Log, data: st.DataObject) -> None:
+    where = data.draw(st.integers(0, max(0, len(log) - 1)))
+    book = OrderBook()
+    snapshot, pieces = b"", iter(())
+    written = bytearray()
+    for at, (now_ns, commands) in enumerate(log):
+        if at == where:
+            snapshot, pieces = book.snapshot(), book.image().pieces()
+        book.apply(book.sequence + 1, now_ns, commands)
+        written += next(pieces, b"")  # some of it while orders come, the rest when there are no more
+    assert bytes(written) + b"".join(pieces) == snapshot
 
 
 @pytest.mark.usefixtures("eager_housekeeping")

@@ -1,0 +1,60 @@
+"""SnapshotActor: makes bytes of books, one after the other, while they go on. One a node; keeps nothing.
+
+Messages: TakeSnapshot (from a BookActor); answers SnapshotTaken, or JournalFailed where the disk refuses. It works in
+pieces and pauses between them: an order waits for a piece, not for a book.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final
+
+from ...transport.errors import StorageError
+from .._base import NodeActor, tell
+from ..messages import ActorFailed, JournalFailed, SnapshotTaken, TakeSnapshot
+from .snapshots import write_scratch
+
+PAUSE_S: Final = 0.0001
+"""How long others have the interpreter to themselves after a piece, in seconds; in fact it is a little more."""
+HURRY: Final = 8
+"""Pieces between two pauses where somebody waits for the snapshot: a replica that has nothing yet."""
+
+
+class _Abandoned(Exception):
+    """The node ends."""
+
+
+class SnapshotActor(NodeActor):
+    """Takes the snapshots of all markets of a node."""
+
+    def __init__(self, *, abandon: threading.Event, report: Callable[[ActorFailed], None]) -> None:
+        """``abandon``: set when the node ends: what is not finished then is dropped."""
+        super().__init__(report=report)
+        self._abandon = abandon
+
+    def on_receive(self, message: Any) -> None:
+        assert isinstance(message, TakeSnapshot), f"SnapshotActor does not understand {type(message).__name__}"
+        tail, scratch = message.tail, message.scratch
+        data = b""
+        try:
+            if scratch is None:
+                data = b"".join(self._paced(message.image.pieces(), HURRY))
+                size = len(data)
+            else:
+                size = write_scratch(scratch, tail, self._paced(message.image.pieces(), 1))
+        except _Abandoned:
+            return
+        except StorageError as error:
+            tell(message.reply_to, JournalFailed(error))
+            return
+        tell(message.reply_to, SnapshotTaken(message.number, tail, scratch, size, data))
+
+    def _paced(self, pieces: Iterable[bytes], at_a_time: int) -> Iterator[bytes]:
+        for number, piece in enumerate(pieces, 1):
+            yield piece
+            if number % at_a_time == 0:
+                time.sleep(PAUSE_S)
+                if self._abandon.is_set():
+                    raise _Abandoned
