@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgpack
 import pynng
-from cluster import RULES
+from cluster import CORES, RULES, on_core
 from openoutcry.actors import spare_gc
 from openoutcry.actors.book.commands import CONFIGURE
 from openoutcry.actors.book.orderbook import OrderBook
@@ -51,9 +51,9 @@ class _Side:
         self.book.apply(self.book.sequence + 1, time.time_ns(), commands)
 
 
-def _follow(folder: Path, pipe: Connection) -> None:
+def _follow(folder: Path, pipe: Connection, core: int | None) -> None:
     side = _Side(folder / "follower")
-    with pynng.Pull0(listen="tcp://127.0.0.1:0") as frames, pynng.Push0() as acks:
+    with on_core(core), pynng.Pull0(listen="tcp://127.0.0.1:0") as frames, pynng.Push0() as acks:
         pipe.send(str(frames.listeners[0].url))
         acks.dial(pipe.recv(), block=True)
         spare_gc()
@@ -67,14 +67,15 @@ def _follow(folder: Path, pipe: Connection) -> None:
 
 
 @contextmanager
-def bare() -> Iterator[BareLoop]:
-    """Run the two processes of the loop."""
+def bare(*, pin: bool = False) -> Iterator[BareLoop]:
+    """Run the two processes of the loop; ``pin``: each on a core of its own."""
+    ours_core, theirs_core = (CORES[0], CORES[-1]) if pin else (None, None)
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="openoutcry-bench-") as folder:
         ours, theirs = spawn.Pipe()
-        process = spawn.Process(target=_follow, args=(Path(folder), theirs), daemon=True)
+        process = spawn.Process(target=_follow, args=(Path(folder), theirs, theirs_core), daemon=True)
         process.start()
-        with pynng.Push0() as frames, pynng.Pull0(listen="tcp://127.0.0.1:0") as acks:
+        with on_core(ours_core), pynng.Push0() as frames, pynng.Pull0(listen="tcp://127.0.0.1:0") as acks:
             frames.dial(ours.recv(), block=True)
             ours.send(str(acks.listeners[0].url))
             spare_gc()

@@ -1,20 +1,22 @@
 """Commands a second through an exchange: ordered, durable on every node, executed and answered, by the public API.
 
     python benchmarks/pipeline.py                 # the figures of the README, a few minutes
-    python benchmarks/pipeline.py --only latency  # a part of them: bare, batches, callers, latency, nodes, markets
+    python benchmarks/pipeline.py --only latency  # a part of them: batches, callers, latency, nodes, markets
+    python benchmarks/pipeline.py --pin           # each process on one core, as `taskset` or `CPUAffinity=` have it
 
 Every node is a process with a data directory of its own and all are in the in-sync set: what counts was synced on all
 of their disks and answered. The bare loop (``bare.py``) runs in turn with the figures that are compared with it.
 
-*batches*: ``submit_many_async`` with a bounded number of commands in flight. *callers*: threads that submit one order
-and wait for its answer, again and again. *latency*: one order at a time, and orders at a fixed rate, where the time
-counts from when an order was due, not from when the program came to send it (no coordinated omission). *nodes*,
-*markets*: batches with more of them; the load of a market is the same for each.
+*batches*: ``submit_many_async`` with a bounded number of commands in flight. *callers*: threads, and tasks of an event
+loop, that submit one order and wait for its answer, again and again. *latency*: one order at a time, and orders at a
+fixed rate, where the time counts from when an order was due, not from when the program came to send it (no coordinated
+omission). *nodes*, *markets*: batches with more of them; the load of a market is the same for each.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import threading
 import time
 from collections import deque
@@ -24,6 +26,7 @@ from typing import Any
 from bare import bare
 from cluster import Cluster, cluster
 from hdrh.histogram import HdrHistogram
+from openoutcry.actors import AsyncNode
 from orders import Orders
 from reporting import ROUNDS, Report, numbers
 
@@ -61,6 +64,21 @@ def callers(net: Cluster, *, threads: int, seconds: float) -> float:
             counts[index] += 1
 
     _run(threads, call)
+    return sum(counts) / seconds
+
+
+async def tasks(net: Cluster, *, count: int, seconds: float) -> float:
+    """Return single orders a second from ``count`` tasks of one event loop, each of which waits for its answer."""
+    node, market = AsyncNode(net.node), net.markets[0]
+    counts = [0] * count
+    end = time.perf_counter() + seconds
+
+    async def call(index: int) -> None:
+        while time.perf_counter() < end:
+            await node.submit_order(market, ("buy", "sell")[index % 2], f"100.{10 + index % 10}", 1, timeout=60)
+            counts[index] += 1
+
+    await asyncio.gather(*[call(index) for index in range(count)])
     return sum(counts) / seconds
 
 
@@ -109,7 +127,7 @@ def _percentiles(histogram: HdrHistogram) -> dict[str, float]:
 
 def measure_batches(report: Report, options: argparse.Namespace) -> None:
     """Two nodes, with the bare loop in turn."""
-    with bare() as loop, cluster(2) as net:
+    with bare(pin=options.pin) as loop, cluster(2, pin=options.pin) as net:
         orders = Orders()
         for in_flight in options.in_flight:
             batch = min(in_flight, options.batch)
@@ -128,16 +146,21 @@ def measure_batches(report: Report, options: argparse.Namespace) -> None:
 
 def measure_callers(report: Report, options: argparse.Namespace) -> None:
     """Two nodes, single orders from several callers at the leading node."""
-    with cluster(2) as net:
+    with cluster(2, pin=options.pin) as net:
         callers(net, threads=16, seconds=0.5)
-        for threads in (1, 16, 64, 256):
-            rates = [callers(net, threads=threads, seconds=options.seconds) for _ in range(options.rounds)]
-            report.add(f"submit_order, {threads} callers", "orders/s", rates, nodes=2, callers=threads)
+        for count in (1, 16, 64, 256):
+            on_threads, in_tasks = [], []
+            for _ in range(options.rounds):
+                on_threads.append(callers(net, threads=count, seconds=options.seconds))
+                in_tasks.append(asyncio.run(tasks(net, count=count, seconds=options.seconds)))
+            details = {"nodes": 2, "callers": count, "pinned": options.pin}
+            report.add(f"submit_order, {count} threads", "orders/s", on_threads, **details)
+            report.add(f"submit_order, {count} tasks of an event loop", "orders/s", in_tasks, **details)
 
 
 def measure_latency(report: Report, options: argparse.Namespace) -> None:
     """Two nodes, one order at a time and at fixed rates."""
-    with cluster(2) as net:
+    with cluster(2, pin=options.pin) as net:
         one_at_a_time(net, count=500)
         runs = [_percentiles(one_at_a_time(net, count=1000)) for _ in range(options.rounds)]
         for name in runs[0]:
@@ -153,19 +176,19 @@ def measure_latency(report: Report, options: argparse.Namespace) -> None:
 
 def measure_nodes(report: Report, options: argparse.Namespace) -> None:
     """One market on 1, 2, 3 and 5 nodes, with two nodes again and again as the yardstick."""
-    with cluster(2) as two:
+    with cluster(2, pin=options.pin) as two:
         batches(two, Orders(), in_flight=1024, batch=options.batch, seconds=0.5)
         for nodes in (1, 3, 5):
-            with cluster(nodes) as net:
+            with cluster(nodes, pin=options.pin) as net:
                 _compare(report, options, net, two, f"{nodes} nodes", nodes=nodes)
 
 
 def measure_markets(report: Report, options: argparse.Namespace) -> None:
     """10 and 100 markets on two nodes, all led by one of them, with one market as the yardstick."""
-    with cluster(2) as one:
+    with cluster(2, pin=options.pin) as one:
         batches(one, Orders(), in_flight=1024, batch=options.batch, seconds=0.5)
         for markets in (10, 100):
-            with cluster(2, markets) as net:
+            with cluster(2, markets, pin=options.pin) as net:
                 _compare(report, options, net, one, f"{markets} markets", nodes=2, markets=markets)
 
 
@@ -191,6 +214,7 @@ def main() -> None:
     parser.add_argument(
         "--in-flight", type=numbers, default=[1, 16, 64, 256, 1024], help="most commands unanswered, a list"
     )
+    parser.add_argument("--pin", action="store_true", help="keep each process on one core")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of a round (default 2)")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"rounds of each figure (default {ROUNDS})")
     options = parser.parse_args()

@@ -283,6 +283,8 @@ class BookActor(NodeActor):
         self._waiting_commands = 0
         self._writing = False
         self._outstanding: dict[int, Request] = {}
+        self._answered: list[Request] = []
+        """Requests whose callers have not been told yet that they have been answered."""
         self._next_request = self._started_as
         self._said_ns = 0
         self._asking_lease = False
@@ -372,6 +374,7 @@ class BookActor(NodeActor):
         self._run(self.replica.start())
 
     def on_stop(self) -> None:
+        self._release()
         self._end_forcing(self._end())
         self._fail_requests(list(self._outstanding), self._end())
         self._end_watches(self._end())
@@ -406,9 +409,16 @@ class BookActor(NodeActor):
             answer = self._receive_rare(message)
         if (self._waiting or self._submissions.any) and not self._writing:
             self._propose_waiting()
+        if self._answered:
+            self._release()
         if self._untold:
             self._tell_commit()
         return answer
+
+    def _release(self) -> None:
+        """Let callers have their answers: once the next record is on its way, which they would else hold up."""
+        answered, self._answered = self._answered, []
+        self._submissions.release(answered)
 
     def _tell_commit(self) -> None:
         """Leader: tell the followers how far the log is committed, once no record is about to. Not only when idle."""
@@ -810,6 +820,8 @@ class BookActor(NodeActor):
         if not (alone and (self.idle or self.replica.role is Role.LEADING) and self._writer.at_hand):
             self._hand(Persist(effect.generation, effect.records, self.replica.committed))
             return
+        if self._answered:
+            self._release()
         try:
             self._writer.append(effect.records, self.replica.committed)
         except StorageError as error:
@@ -969,7 +981,7 @@ class BookActor(NodeActor):
             outcome = Outcome(all_events, earlier, book.sequence, state_hash, book.rules)
             for request in answered:
                 request.answer(outcome)
-            self._submissions.release(answered)
+            self._answered += answered
         self._keep_snapshot()
         if self._watchers:
             first = records[0].first_sequence
