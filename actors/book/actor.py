@@ -813,11 +813,14 @@ class BookActor(NodeActor):
     def _persist(self, effect: PersistRecords, effects: list[Effect]) -> None:
         """Append records to the log, and add what follows from it to ``effects``, or have the JournalActor do so.
 
-        By itself only if there is little else to do until they are durable: nothing to apply, no record to propose, and
-        none, of a follower, that had better be written with these.
+        By itself only if there is little else to do until they are durable: no record to propose, and none, of a
+        follower, that had better be written with these. And only if nothing is committed by that before what is still
+        to be applied: the book and the log never differ in what is committed.
         """
-        alone = len(self.replica.pending) == len(effect.records)
-        if not (alone and (self.idle or self.replica.role is Role.LEADING) and self._writer.at_hand):
+        replica = self.replica
+        alone = len(replica.pending) == len(effect.records)
+        in_turn = effect is effects[-1] or replica.known_committed == replica.committed
+        if not (alone and in_turn and (self.idle or replica.role is Role.LEADING) and self._writer.at_hand):
             self._hand(Persist(effect.generation, effect.records, self.replica.committed))
             return
         if self._answered:
@@ -1026,6 +1029,7 @@ class BookActor(NodeActor):
             return False
         self._taken_s[keep] = now_s
         tail = self.replica.base
+        assert tail.sequence == self.book.sequence, "a snapshot would be of another place in the log than it says"
         scratch = self._writer.snapshots.scratch(tail) if keep else None
         image = self.book.image()
         self._tell_snapshotter(TakeSnapshot(self.actor_ref, self._book_number, tail, image, scratch))
