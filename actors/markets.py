@@ -64,7 +64,7 @@ class MarketsActor(NodeActor):
         self._hand_over = hand_over
         self._looked_s = time.monotonic()
         self._look_at_s = self._looked_s + PERIOD_S / 2
-        self._leaders: dict[str, str] = {}
+        self._records: dict[str, MarketRecord] = {}
         self._held_until_s: dict[str, float] = {}
         self._not_joined: set[str] = set()
 
@@ -107,15 +107,16 @@ class MarketsActor(NodeActor):
             return False
         alive = self._alive()
         now_s = time.monotonic()
-        leaders = {record.market: record.leader for record in records}
-        before, self._leaders = self._leaders, leaders
-        for market, leader in leaders.items():
-            former = before.get(market, leader)
-            if leader == self._node != former and former in alive:
-                self._held_until_s[market] = now_s + HOLD_S  # handed over, by hand or by balance; not taken over
+        before, self._records = self._records, {record.market: record for record in records}
+        for market, record in self._records.items():
+            former = before.get(market, record)
+            # Handed over, by hand or by balance, by one who is there; if others led in between, it was taken over.
+            given = former.leader in alive and record.epoch == former.epoch + 1
+            if record.leader == self._node != former.leader and given:
+                self._held_until_s[market] = now_s + HOLD_S
         self._held_until_s = {market: at_s for market, at_s in self._held_until_s.items() if at_s > now_s}
         moves = plan(records, alive=alive, held=self._held_until_s)
-        move = next((m for m in moves if m.source == self._node == leaders[m.market]), None)
+        move = next((m for m in moves if m.source == self._node == self._records[m.market].leader), None)
         if move is None:
             return False
         try:

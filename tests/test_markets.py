@@ -110,8 +110,8 @@ class Looker:
         return [move.market for move in self.moves]
 
 
-def record(market: str, leader: str) -> MarketRecord:
-    return MarketRecord(market, 1, 1, leader, ("a", "b"))
+def record(market: str, leader: str, epoch: int = 1) -> MarketRecord:
+    return MarketRecord(market, epoch, epoch, leader, ("a", "b"))
 
 
 def test_one_market_is_handed_over_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,9 +126,18 @@ def test_one_market_is_handed_over_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_market_that_was_handed_over_to_this_node_stays_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     looker = Looker(monkeypatch, *(record(market, "b") for market in "mno"))
     assert looker.look() == []
-    looker.records = tuple(record(market, "a") for market in "mno")
+    looker.records = tuple(record(market, "a", 2) for market in "mno")
     assert looker.look() == []
     looker.now_s += markets_module.HOLD_S + 1
+    assert looker.look() == ["m"]
+
+
+def test_a_market_that_was_taken_over_from_a_node_that_led_and_went_between_two_looks_may_move_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looker = Looker(monkeypatch, *(record(market, "b") for market in "mno"))
+    assert looker.look() == []
+    looker.records = tuple(record(market, "a", 3) for market in "mno")  # handed over to c, which died
     assert looker.look() == ["m"]
 
 
@@ -137,7 +146,7 @@ def test_a_market_that_was_taken_over_from_a_node_that_is_gone_may_move_at_once(
 ) -> None:
     looker = Looker(monkeypatch, *(MarketRecord(market, 1, 1, "c", ("a", "b", "c")) for market in "mno"))
     assert looker.look() == []
-    looker.records = tuple(record(market, "a") for market in "mno")
+    looker.records = tuple(record(market, "a", 2) for market in "mno")
     assert looker.look() == ["m"]
 
 
