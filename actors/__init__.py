@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .book.rules import MarketRules
     from .kit import Actor, stop_and_join
     from .node import ExchangeNode, spare_gc
-    from .remote import RemoteFuture, RemoteRef, Terminated
+    from .remote_refs import RemoteFuture, RemoteRef, Terminated
     from .schema import message
     from .subscription import Subscription
     from .supervision import RestartPolicy, Supervise, Supervisor
@@ -110,7 +110,7 @@ _ROOMS = (
     ".kit",
     ".supervision",
     ".node",
-    ".remote",
+    ".remote_refs",
     ".schema",
     ".views",
     ".subscription",

@@ -36,7 +36,6 @@ from ..transport.errors import (
     ConfigurationError,
     InvalidRequest,
     OpenOutcryError,
-    ProtocolError,
     RequestTimeout,
     StorageError,
     Unavailable,
@@ -81,9 +80,9 @@ from .border import (
 from .coordination import CoordinatorActor
 from .discovery import NODE_SERVICE, Announce, DiscoveryActor, Find, Unannounce
 from .kit import SYSTEM_CLOCK
+from .links import LINK_OF, Links
 from .markets import MarketsActor
 from .messages import (
-    CODEC,
     NO_COORDINATOR,
     ActorFailed,
     ForceLeader,
@@ -96,20 +95,16 @@ from .messages import (
     Parcel,
     PeerDown,
     PeerFound,
-    PeerGone,
     PeerLost,
-    PeerUp,
-    PipeRemoved,
     ProposeRules,
     Query,
     StoreQuery,
     StoreStatus,
     checked_node_name,
-    may_link,
 )
-from .meters import LinkMeters, MarketMeters, NodeMeters
-from .peer import PeerActor
-from .remote import RemoteActors, RemoteRef
+from .meters import MarketMeters, NodeMeters
+from .remote import RemoteActors
+from .remote_refs import RemoteRef
 from .submission import Request, Submissions
 from .subscription import Subscription
 from .supervision import Escalation, RestartPolicy, Supervise, Supervisor
@@ -144,20 +139,12 @@ BALANCE_LAG_MAX: Final = 2 * COMMANDS_MAX
 
 RECORDS_S: Final = 5.0
 """Longest that the coordinator is waited for when all records are read, in seconds."""
-PEERS_MAX: Final = 256
-"""Most other nodes that a node keeps links to; the hello of one more costs its sender the link."""
-ABSENT_S_MAX: Final = 60.0
-"""How long a node that is in no directory may be without a link before it is forgotten, in seconds."""
 STATUS_S_MAX: Final = 2.0
 """How long :meth:`ExchangeNode.status` waits for a market, in seconds."""
 REASON_LENGTH_MAX: Final = 500
 _FIND_S: Final = 0.5
 _KEPT: Final = RestartPolicy(restarts_max=1_000_000, window_s=60.0, backoff_min_s=0.1, backoff_max_s=30.0)
 """How discovery, and what looks after markets, is started again after a failure: never given up."""
-_LINKS: Final = RestartPolicy(restarts_max=5, window_s=60.0, backoff_min_s=0.1, backoff_max_s=5.0)
-"""How a link is; one that is given up is made anew when its node is heard of."""
-_LINK_OF: Final = "link to "
-"""Before a node's id, the name of its PeerActor among those that are supervised."""
 _MARKET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/+-]{0,62}[A-Za-z0-9+]|[A-Za-z0-9]")
 
 _T = TypeVar("_T")
@@ -177,8 +164,6 @@ class _Supervisor(Supervisor):
         super().__init__(policy=_KEPT, on_escalation=node._give_up)
         self.clock = SYSTEM_CLOCK
         self._node = node
-        self._announced: set[str] = set()
-        self._absent_since_s: dict[str, float] = {}
 
     def on_start(self) -> None:
         self.tell_every(1.0, TICK)
@@ -194,35 +179,20 @@ class _Supervisor(Supervisor):
         logger.critical("supervisor_failed", error=exception_value)
 
     def on_receive(self, message: Any) -> Any:
-        node = self._node
+        links = self._node._links
         if isinstance(message, PeerFound):
-            self._announced.add(message.node)
-            node._meet(message, self)
+            links.found(message, self)
         elif isinstance(message, PeerLost):
-            self._announced.discard(message.node)
-            node._forget(message.node, self)
+            links.lost(message.node, self)
         elif message is TICK:
-            self._forget_absent()
+            links.forget_absent(self)
         elif isinstance(message, HelloHeard):
-            hello = message.hello
-            peer = node._meet(PeerFound(hello.node, hello.name, hello.address), self)
-            if peer is not None:
-                tell(peer, message)
+            links.greeted(message, self)
         elif isinstance(message, ActorFailed):
-            node._handle_failure(message)
+            self._node._handle_failure(message)
         else:
             return super().on_receive(message)
         return None
-
-    def _forget_absent(self) -> None:
-        """Forget who has neither been announced nor linked for long: nodes come and go, most under new ids."""
-        now_s = time.monotonic()
-        with self._node._lock:
-            absent = set(self._node._peers) - set(self._node._links) - self._announced
-        self._absent_since_s = {node: self._absent_since_s.get(node, now_s) for node in absent}
-        for node, since_s in self._absent_since_s.items():
-            if now_s - since_s > ABSENT_S_MAX:
-                self._node._forget(node, self)
 
 
 class ExchangeNode:
@@ -303,10 +273,6 @@ class ExchangeNode:
         self._submissions: dict[str, Submissions] = {}
         self._rules: dict[str, MarketRules] = {}
         self._subscriptions: list[Subscription] = []
-        self._peers: dict[str, pykka.ActorRef[PeerActor]] = {}
-        self._peer_names: dict[str, str] = {}
-        self._links: dict[str, PeerUp] = {}
-        self._pipes: dict[int, str] = {}
         self._lock = threading.RLock()
         self._failures: list[str] = []
         self._markets: pykka.ActorRef[MarketsActor] | None = None
@@ -395,18 +361,6 @@ class ExchangeNode:
         )
         undo.callback(stop_and_join, keeper, timeout_s=10)
         self._keeper = keeper
-        self._supervisor = _Supervisor.start(self)
-        undo.callback(stop_and_join, self._supervisor, timeout_s=10)
-        undo.callback(self._stop_snapshots)
-        self._supervise("SnapshotActor", self._make_snapshotter)
-        if serve_directory is not None:
-            server = Rendezvous(serve_directory, peers=rendezvous)
-            server.start()
-            undo.callback(server.close)
-            self.directory_address: str | None = server.address
-            rendezvous = [server.address, *rendezvous]
-        else:
-            self.directory_address = None
         if is_wildcard(advertise or listen):
             raise ConfigurationError(
                 f"{advertise or listen} is every address of this machine, and none that others can dial: give with "
@@ -426,6 +380,26 @@ class ExchangeNode:
             announce=self._announce_actor,
             report=self._report,
         )
+        self._links = Links(
+            self._me,
+            meters=self.meters.links,
+            remote=self._remote,
+            hand_on=self._hear_message,
+            again=self._again,
+            report=self._report,
+        )
+        self._supervisor = _Supervisor.start(self)
+        undo.callback(stop_and_join, self._supervisor, timeout_s=10)
+        undo.callback(self._stop_snapshots)
+        self._supervise("SnapshotActor", self._make_snapshotter)
+        if serve_directory is not None:
+            server = Rendezvous(serve_directory, peers=rendezvous)
+            server.start()
+            undo.callback(server.close)
+            self.directory_address: str | None = server.address
+            rendezvous = [server.address, *rendezvous]
+        else:
+            self.directory_address = None
         self._min_in_sync = min_in_sync
         self._snapshot_every = snapshot_every
         undo.callback(self._stop_books)
@@ -434,7 +408,7 @@ class ExchangeNode:
         for market, rules in (dict.fromkeys(listed) | self._created | dict(markets)).items():
             self._open_market(market, rules, observer=market in observe)
         undo.callback(self._close_subscriptions)
-        undo.callback(self._stop_peers)
+        undo.callback(self._links.close)
         self._inbox.start()
         self._rendezvous = tuple(dict.fromkeys(rendezvous))
         undo.callback(self._stop_discovery)
@@ -498,12 +472,11 @@ class ExchangeNode:
             report=self._report,
             meters=meters,
         )
+        submissions.open(functools.partial(tell, book))
         with self._lock:
-            submissions.open(functools.partial(tell, book))
             self._submissions[market] = submissions
             self._books[market] = book
-            for link in self._links.values():
-                tell(book, link)
+        self._links.listen(book)
 
     def _check_room(self) -> None:
         if len(self._books) >= MARKETS_MAX:
@@ -601,8 +574,7 @@ class ExchangeNode:
                 logger.info("market_joined", node=self.node_id, market=market)
 
     def _alive(self) -> set[str]:
-        with self._lock:
-            return {self.node_id, *self._links}
+        return {self.node_id, *self._links.linked()}
 
     def _even_out(self, move: Move) -> None:
         """Hand one market over, if it is well and the node that is to lead it keeps up: then it pauses for ms."""
@@ -631,7 +603,7 @@ class ExchangeNode:
                 ``not_transferred``).
         """
         book = self._book(market)
-        to = None if to is None else self._linked(to)
+        to = None if to is None else self._links.id_of(to)
         leader = self._read(market, lambda actor: actor.replica.leader)
         if leader != self.node_id:
             raise Unavailable(f"market {market} is led by {leader}, not by this node", code="not_leader")
@@ -735,24 +707,6 @@ class ExchangeNode:
             return future.result(max(0.0, deadline_s - time.monotonic()))
         except FutureTimeoutError:
             raise RequestTimeout(f"market {market}: the outcome is unknown; see the status of this node") from None
-
-    def _linked(self, node: str) -> str:
-        """Return the id of the node, linked to this one, that is called ``node`` or has that id."""
-        with self._lock:
-            names = {link.node: link.name for link in self._links.values()}
-        if node in names:
-            return node
-        found = [at for at, name in names.items() if name == node]
-        if len(found) > 1:
-            raise InvalidRequest(
-                f"several nodes are called {node!r:.80}: give the id, {' or '.join(found)}", code="ambiguous_node"
-            )
-        if not found:
-            listed = ", ".join(sorted(names.values())) or "none"
-            raise InvalidRequest(
-                f"no node {node!r:.80} is linked to this one; there are: {listed}", code="unknown_node"
-            )
-        return found[0]
 
     def _hand_over(self) -> None:
         deadline = time.monotonic() + HAND_OVER_S
@@ -1063,8 +1017,6 @@ class ExchangeNode:
 
     def status(self) -> dict[str, Any]:
         """Return the state of the node, its links and markets, as JSON would carry it."""
-        with self._lock:
-            links = {node: {"name": name, "up": node in self._links} for node, name in sorted(self._peer_names.items())}
         return {
             "name": self.name,
             "node_id": self.node_id,
@@ -1072,7 +1024,7 @@ class ExchangeNode:
             "directory": list(self._rendezvous),
             "coordinator": self._coordinator_id,
             "coordinator_error": self._store_error(),
-            "peers": links,
+            "peers": self._links.known(),
             "frames_refused": self._inbox.frames_refused,
             "failures": list(self._failures),
             "actors": self._remote.names,
@@ -1129,8 +1081,7 @@ class ExchangeNode:
 
     def links_up(self) -> set[str]:
         """Return the ids of the nodes that this node has a link to."""
-        with self._lock:
-            return set(self._links)
+        return self._links.linked()
 
     def queues(self, market: str) -> dict[str, tuple[int, int]]:
         """Return what waits in a market's queues, by their names, and the bound, 0 without one."""
@@ -1418,15 +1369,12 @@ class ExchangeNode:
         self._failures = [*self._failures, f"{failed.who}: {failed.error!r}"][-20:]
         if self._closed:
             return
-        with self._lock:
-            dead = [node for node, peer in self._peers.items() if not peer.is_alive()]
-        for node in dead:
-            self._tell_books(PeerDown(node))
+        for node in self._links.dead():
+            self._links.tell_all(PeerDown(node))
 
     def _give_up(self, escalation: Escalation) -> None:
         """A child of the supervisor has failed too often; on the supervisor's thread."""
-        with self._lock:
-            self._peers.pop(escalation.name.removeprefix(_LINK_OF), None)
+        self._links.given_up(escalation.name.removeprefix(LINK_OF))
 
     def _again(self, kind: str, start: Callable[[], pykka.ActorRef[Any]]) -> Callable[[], pykka.ActorRef[Any]]:
         """Return how a supervisor starts an actor: ``start``, and from the second time on it is logged and counted."""
@@ -1448,81 +1396,14 @@ class ExchangeNode:
     def _supervise(self, kind: str, start: Callable[[], pykka.ActorRef[Any]]) -> None:
         self._ask_message(self._supervisor, Supervise(kind, self._again(kind, start)), self.timeout)
 
-    def _meet(self, found: PeerFound, supervisor: _Supervisor) -> pykka.ActorRef[PeerActor] | None:
-        """Return the PeerActor of a node that was found or has said hello, made if there is none.
-
-        None if there may be none, or none now: it has failed, and waits to be started again.
-        """
-        with self._lock:
-            if self._closed or found.node == self.node_id:
-                return None
-            peer = self._peers.get(found.node)
-            if peer is None and len(self._peers) >= PEERS_MAX:
-                logger.error("peer_refused", node=self.node_id, peer=found.node, address=found.address, known=PEERS_MAX)
-                return None
-            if peer is None:
-                start = self._again("PeerActor", lambda: self._make_peer(found))
-                supervisor.supervise(_LINK_OF + found.node, start, _LINKS)
-            peer = self._peers[found.node]
-            return peer if peer.is_alive() else None
-
-    def _make_peer(self, found: PeerFound) -> pykka.ActorRef[PeerActor]:
-        peer = PeerActor.start(
-            me=self._me,
-            node=found.node,
-            name=found.name,
-            address=found.address,
-            tell_all=self._tell_books,
-            report=self._report,
-            meters=self.meters.links.setdefault(found.node, LinkMeters()),
-        )
-        with self._lock:
-            self._peers[found.node] = peer
-            self._peer_names[found.node] = found.name
-        return peer
-
-    def _forget(self, node: str, supervisor: _Supervisor) -> None:
-        """A node has left the directory: end its PeerActor unless the link lives on without the directory."""
-        with self._lock:
-            if node in self._links:
-                return
-            self._peers.pop(node, None)
-            self._peer_names.pop(node, None)
-            self.meters.links.pop(node, None)
-        self._remote.forget(node)
-        supervisor.release(_LINK_OF + node)
-
-    def _tell_books(self, message: PeerUp | PeerDown | PeerGone) -> None:
-        with self._lock:
-            if isinstance(message, PeerUp):
-                self._links[message.node] = message
-            elif isinstance(message, PeerDown):
-                self._links.pop(message.node, None)
-            books = list(self._books.values())
-        for book in books:
-            tell(book, message)
-        if isinstance(message, PeerUp):
-            self._remote.link_up(message)
-        elif isinstance(message, PeerDown):
-            self._remote.link_down(message.node)
-
     def _hear(self, pipe_id: int, frame: bytes) -> None:
-        """Handle one frame, on the inbox's reader thread."""
-        message = CODEC.decode(frame)
-        if isinstance(message, Hello):
-            self._introduce(pipe_id, message)
-            if (meters := self.meters.links.get(message.node)) is not None:
-                meters.heard_s = time.monotonic()
-            peer = self._peers.get(message.node)
-            tell(peer if peer is not None and peer.is_alive() else self._supervisor, HelloHeard(message, pipe_id))
-            return
-        sender = self._pipes.get(pipe_id)
-        if sender is None:
-            raise ProtocolError("a frame before the hello")
-        if (meters := self.meters.links.get(sender)) is not None:
-            meters.heard_s = time.monotonic()
-            meters.frames_in += 1
-            meters.bytes_in += len(frame)
+        self._links.hear(pipe_id, frame, self._supervisor)
+
+    def _pipe_removed(self, pipe_id: int) -> None:
+        self._links.pipe_removed(pipe_id)
+
+    def _hear_message(self, sender: str, message: Any) -> None:
+        """Hand on what a linked node has sent, on the inbox's reader thread."""
         if isinstance(message, Parcel):
             self._remote.hear(sender, message)
             return
@@ -1531,27 +1412,6 @@ class ExchangeNode:
             tell(book, Heard(sender, message))
         elif self._join_all and self._markets is not None and isinstance(message, Lead):
             tell(self._markets, LookSoon())  # perhaps a market that was created a moment ago
-
-    def _introduce(self, pipe_id: int, hello: Hello) -> None:
-        """Note whose frames come over a pipe: one node's, which is another than this, of the same exchange."""
-        if hello.node == self.node_id:
-            raise ProtocolError(
-                f"{hello.name} at {hello.address} has the id of this node: was its data directory copied from here?",
-                code="own_node_id",
-            )
-        if hello.node not in self._peers and len(self._peers) >= PEERS_MAX:
-            raise ProtocolError(f"{hello.name} is one node too many: {PEERS_MAX} are known", code="too_many_peers")
-        if not may_link(hello.coordinator, self._me.coordinator):
-            return  # its PeerActor says so; it has nothing to send here but hellos
-        if self._pipes.setdefault(pipe_id, hello.node) != hello.node:
-            raise ProtocolError(f"{hello.node} speaks over the connection of {self._pipes[pipe_id]}")
-
-    def _pipe_removed(self, pipe_id: int) -> None:
-        """Handle the end of a pipe, on the inbox's reader thread."""
-        node = self._pipes.pop(pipe_id, None)
-        peer = self._peers.get(node) if node is not None else None
-        if peer is not None:
-            tell(peer, PipeRemoved(pipe_id))
 
     def _make_snapshotter(self) -> pykka.ActorRef[SnapshotActor]:
         self._snapshotter = SnapshotActor.start(abandon=self._abandoned, report=self._report)
@@ -1597,12 +1457,6 @@ class ExchangeNode:
     def _stop_discovery(self) -> None:
         if self._discovery is not None:
             stop_and_join(self._discovery, timeout_s=5)
-
-    def _stop_peers(self) -> None:
-        with self._lock:
-            peers = list(self._peers.values())
-        for peer in peers:
-            stop_and_join(peer, timeout_s=5)
 
     def _close_subscriptions(self) -> None:
         for subscription in self._subscriptions:

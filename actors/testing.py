@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from .node import ExchangeNode
     from .processes import NodeProcess
     from .proxy import Proxy
-    from .remote import RemoteRef, Terminated
+    from .remote_refs import RemoteRef, Terminated
 
 TIME_FACTOR_VARIABLE: Final = "OPENOUTCRY_TEST_TIME_FACTOR"
 
@@ -296,7 +296,7 @@ class ActorProbe:
             AssertionError: it is already stopped, so that a later check of its stop would prove nothing.
         """
         __tracebackhide__ = True
-        from .remote import RemoteRef, Terminated  # noqa: PLC0415
+        from .remote_refs import RemoteRef, Terminated  # noqa: PLC0415
 
         if isinstance(ref, RemoteRef):
             with self._arrival:
@@ -328,7 +328,8 @@ class ActorProbe:
             ValueError: :meth:`watch` was not called for it.
         """
         __tracebackhide__ = True
-        from .remote import RemoteRef, ended_by  # noqa: PLC0415
+        from .remote import ended_by  # noqa: PLC0415
+        from .remote_refs import RemoteRef  # noqa: PLC0415
 
         if not isinstance(ref, RemoteRef):
             deadline_s = self._deadline_s(within)

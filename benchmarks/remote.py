@@ -24,7 +24,7 @@ import time
 from typing import Any
 
 from openoutcry.actors import Actor, ExchangeNode
-from openoutcry.actors.remote import Terminated
+from openoutcry.actors.remote_refs import Terminated
 from openoutcry.actors.schema import message
 
 

@@ -19,7 +19,7 @@ from openoutcry.actors import (
     MarketRules,
     StorageError,
 )
-from openoutcry.actors import node as node_module
+from openoutcry.actors import links as links_module
 from openoutcry.actors.book.record import EMPTY, Record
 from openoutcry.actors.discovery import Announce
 from openoutcry.actors.messages import CODEC, Forward, Hello, HelloHeard, JournalFailed, Query, Refused
@@ -109,7 +109,7 @@ def test_connections_that_come_and_go_leave_nothing_behind(exchange: Any) -> Non
         with pynng.Push0(send_timeout=5000) as socket:
             socket.dial(net[0].address, block=True)
             socket.send(frame)
-    until(lambda: not net[0]._pipes, "no connection is remembered")
+    until(lambda: not net[0]._links.pipes, "no connection is remembered")
 
 
 def test_one_connection_speaks_for_one_node_and_never_for_the_node_itself(exchange: Any) -> None:
@@ -126,7 +126,7 @@ def test_one_connection_speaks_for_one_node_and_never_for_the_node_itself(exchan
 
 
 def test_the_number_of_peers_is_bounded(exchange: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node_module, "PEERS_MAX", 3)
+    monkeypatch.setattr(links_module, "PEERS_MAX", 3)
     net = exchange(nodes=1, markets={MARKET: RULES})
     for number in range(3):
         with Stranger(net[0], f"other.{number}") as other:
@@ -140,7 +140,7 @@ def test_the_number_of_peers_is_bounded(exchange: Any, monkeypatch: pytest.Monke
 def test_a_node_that_is_neither_announced_nor_linked_is_forgotten(
     exchange: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(node_module, "ABSENT_S_MAX", 0.5)
+    monkeypatch.setattr(links_module, "ABSENT_S_MAX", 0.5)
     net = exchange(nodes=2, markets={MARKET: RULES})
     before = threads_of_peers()
     with Stranger(net[0]) as stranger:
@@ -382,9 +382,9 @@ def test_discovery_that_fails_is_started_anew_with_all_services_and_ever_longer_
 def test_link_whose_actor_fails_is_made_again_and_the_followers_go_on(exchange: Any) -> None:
     net = exchange(nodes=2, markets={MARKET: RULES})
     other = net[1].node_id
-    failing = net[0]._peers[other]
+    failing = net[0]._links.peers[other]
     failing.tell(HelloHeard(None, 1))  # type: ignore[arg-type]
-    until(lambda: net[0]._peers[other] is not failing and other in net[0]._links, "the link is up again")
+    until(lambda: net[0]._links.peers[other] is not failing and other in net[0]._links.up, "the link is up again")
     assert net[0].meters.restarts["PeerActor"] == 1
     net[1].submit_order(MARKET, "buy", "1", "1")
     net.assert_same_hash(MARKET)

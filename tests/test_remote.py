@@ -32,7 +32,9 @@ from openoutcry.actors.messages import (
 )
 from openoutcry.actors.meters import LinkMeters
 from openoutcry.actors.peer import Link
-from openoutcry.actors.remote import WINDOW_SIZE, RemoteActors, RemoteRef, Terminated, _Link
+from openoutcry.actors.remote import RemoteActors
+from openoutcry.actors.remote_link import WINDOW_SIZE, RemoteLink
+from openoutcry.actors.remote_refs import RemoteRef, Terminated
 from openoutcry.actors.schema import MESSAGE_SIZE_MAX, message, type_of
 from openoutcry.actors.testing import ActorProbe
 from openoutcry.transport.errors import (
@@ -131,7 +133,7 @@ class Pair:
 
     def cut(self) -> None:
         """End the link; it comes back by itself."""
-        self.bob._peers[self.alice.node_id].tell(ResetLink("for the test"))
+        self.bob._links.peers[self.alice.node_id].tell(ResetLink("for the test"))
 
     def close(self) -> None:
         self.actor_may_go()
@@ -219,7 +221,7 @@ class Wire:
 
 def test_tells_that_queue_up_travel_in_one_frame_and_an_ask_behind_them() -> None:
     wire = Wire(7, 8)
-    link = _Link(None, wire.up(), "alice.1", "alice")  # type: ignore[arg-type]
+    link = RemoteLink(None, wire.up(), "alice.1", "alice")  # type: ignore[arg-type]
     ref = RemoteRef(None, "alice.1", "alice", "speaker", 5, {})  # type: ignore[arg-type]
     for number in range(100):
         link.send(ref, (TELL, 5, "test.say/1", bytes(number)), 0)
@@ -706,7 +708,7 @@ def test_item_that_cannot_be_encoded_costs_neither_the_others_nor_the_link(bench
 def test_ask_beyond_the_bound_of_asks_takes_no_room_in_the_window(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("openoutcry.actors.remote.ASKS_MAX", 1030)
+    monkeypatch.setattr("openoutcry.actors.remote_link.ASKS_MAX", 1030)
     bench.up(7, 80)
     link = bench.remote._links["alice.1"]
     ref = RemoteRef(bench.remote, "alice.1", "alice", "x", 5, {})

@@ -1,0 +1,282 @@
+"""Links: whom a node knows, whom it is linked to, and whose frames come over which connection.
+
+Touched by the inbox's reader, by PeerActors, by the node's supervisor and by its callers: the state is under one lock.
+What a message means to a market, or to remote actors, is not decided here: it is handed on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import pykka
+
+from ..transport.errors import InvalidRequest, ProtocolError
+from ..transport.log import get_logger
+from ._base import stop_and_join, tell
+from .messages import (
+    CODEC,
+    ActorFailed,
+    Hello,
+    HelloHeard,
+    PeerDown,
+    PeerFound,
+    PeerGone,
+    PeerUp,
+    PipeRemoved,
+    may_link,
+)
+from .meters import LinkMeters
+from .peer import PeerActor
+from .remote import RemoteActors
+from .supervision import RestartPolicy, Supervisor
+
+logger = get_logger(__name__)
+
+PEERS_MAX: Final = 256
+"""Most other nodes that a node keeps links to; the hello of one more costs its sender the link."""
+ABSENT_S_MAX: Final = 60.0
+"""How long a node that is in no directory may be without a link before it is forgotten, in seconds."""
+LINK_OF: Final = "link to "
+"""Before a node's id, the name of its PeerActor among those that are supervised."""
+_POLICY: Final = RestartPolicy(restarts_max=5, window_s=60.0, backoff_min_s=0.1, backoff_max_s=5.0)
+"""How a link is started again; one that is given up is made anew when its node is heard of."""
+
+Start = Callable[[], pykka.ActorRef[Any]]
+
+
+class Links:
+    """The links of one node. Any thread, but for what says otherwise."""
+
+    def __init__(
+        self,
+        me: Hello,
+        *,
+        meters: dict[str, LinkMeters],
+        remote: RemoteActors,
+        hand_on: Callable[[str, Any], None],
+        again: Callable[[str, Start], Start],
+        report: Callable[[ActorFailed], None],
+    ) -> None:
+        """Know nobody yet.
+
+        ``remote`` is told of links besides those that :meth:`listen`. ``hand_on(node, message)`` takes what ``node``
+        has sent that is no hello, on the reader's thread. ``again(kind, start)`` counts how often ``start`` is called.
+        """
+        self._me = me
+        self._meters = meters
+        self._remote = remote
+        self._hand_on = hand_on
+        self._again = again
+        self._report = report
+        self._lock = threading.RLock()
+        self._closed = False
+        self._names: dict[str, str] = {}
+        self._listeners: list[pykka.ActorRef[Any]] = []
+        self._announced: set[str] = set()
+        self._absent_since_s: dict[str, float] = {}
+        self.peers: dict[str, pykka.ActorRef[PeerActor]] = {}
+        """The PeerActor of each node that is known, by its id."""
+        self.up: dict[str, PeerUp] = {}
+        """The links that are up, by the node's id."""
+        self.pipes: dict[int, str] = {}
+        """Whose frames come over a connection to the inbox, by nng's number of it. The reader's."""
+
+    # -- questions ----------------------------------------------------------------------------------------------
+
+    def known(self) -> dict[str, dict[str, Any]]:
+        """Return name and state of each node that is known, by its id, as JSON would carry it."""
+        with self._lock:
+            return {node: {"name": name, "up": node in self.up} for node, name in sorted(self._names.items())}
+
+    def linked(self) -> set[str]:
+        """Return the ids of the nodes that this one is linked to."""
+        with self._lock:
+            return set(self.up)
+
+    def id_of(self, node: str) -> str:
+        """Return the id of the node, linked to this one, that is called ``node`` or has that id.
+
+        Raises:
+            InvalidRequest: there is none (code ``unknown_node``), or several have that name (``ambiguous_node``).
+        """
+        with self._lock:
+            names = {link.node: link.name for link in self.up.values()}
+        if node in names:
+            return node
+        found = [at for at, name in names.items() if name == node]
+        if len(found) > 1:
+            raise InvalidRequest(
+                f"several nodes are called {node!r:.80}: give the id, {' or '.join(found)}", code="ambiguous_node"
+            )
+        if not found:
+            listed = ", ".join(sorted(names.values())) or "none"
+            raise InvalidRequest(
+                f"no node {node!r:.80} is linked to this one; there are: {listed}", code="unknown_node"
+            )
+        return found[0]
+
+    def dead(self) -> list[str]:
+        """Return the ids of the nodes whose PeerActor has failed and does not run."""
+        with self._lock:
+            return [node for node, peer in self.peers.items() if not peer.is_alive()]
+
+    # -- telling ------------------------------------------------------------------------------------------------
+
+    def listen(self, ref: pykka.ActorRef[Any]) -> None:
+        """Tell an actor PeerUp, PeerDown and PeerGone from now on; and now PeerUp for each link that is up."""
+        with self._lock:
+            self._listeners.append(ref)
+            for link in self.up.values():
+                tell(ref, link)
+
+    def tell_all(self, message: PeerUp | PeerDown | PeerGone) -> None:
+        """Note what has become of a link, and tell who listens."""
+        with self._lock:
+            if isinstance(message, PeerUp):
+                self.up[message.node] = message
+            elif isinstance(message, PeerDown):
+                self.up.pop(message.node, None)
+            listeners = list(self._listeners)
+        for ref in listeners:
+            tell(ref, message)
+        if isinstance(message, PeerUp):
+            self._remote.link_up(message)
+        elif isinstance(message, PeerDown):
+            self._remote.link_down(message.node)
+
+    # -- frames, on the reader's thread ---------------------------------------------------------------------------
+
+    def hear(self, pipe_id: int, frame: bytes, supervisor: pykka.ActorRef[Any]) -> None:
+        """Take one frame in.
+
+        Raises:
+            ProtocolError: it is not one that may come over this connection.
+        """
+        message = CODEC.decode(frame)
+        if isinstance(message, Hello):
+            self._introduce(pipe_id, message)
+            if (meters := self._meters.get(message.node)) is not None:
+                meters.heard_s = time.monotonic()
+            peer = self.peers.get(message.node)
+            tell(peer if peer is not None and peer.is_alive() else supervisor, HelloHeard(message, pipe_id))
+            return
+        sender = self.pipes.get(pipe_id)
+        if sender is None:
+            raise ProtocolError("a frame before the hello")
+        if (meters := self._meters.get(sender)) is not None:
+            meters.heard_s = time.monotonic()
+            meters.frames_in += 1
+            meters.bytes_in += len(frame)
+        self._hand_on(sender, message)
+
+    def _introduce(self, pipe_id: int, hello: Hello) -> None:
+        """Note whose frames come over a pipe: one node's, which is another than this, of the same exchange."""
+        if hello.node == self._me.node:
+            raise ProtocolError(
+                f"{hello.name} at {hello.address} has the id of this node: was its data directory copied from here?",
+                code="own_node_id",
+            )
+        if hello.node not in self.peers and len(self.peers) >= PEERS_MAX:
+            raise ProtocolError(f"{hello.name} is one node too many: {PEERS_MAX} are known", code="too_many_peers")
+        if not may_link(hello.coordinator, self._me.coordinator):
+            return  # its PeerActor says so; it has nothing to send here but hellos
+        if self.pipes.setdefault(pipe_id, hello.node) != hello.node:
+            raise ProtocolError(f"{hello.node} speaks over the connection of {self.pipes[pipe_id]}")
+
+    def pipe_removed(self, pipe_id: int) -> None:
+        """A connection to the inbox has ended."""
+        node = self.pipes.pop(pipe_id, None)
+        peer = self.peers.get(node) if node is not None else None
+        if peer is not None:
+            tell(peer, PipeRemoved(pipe_id))
+
+    # -- who comes and goes, on the supervisor's thread -------------------------------------------------------------
+
+    def found(self, found: PeerFound, supervisor: Supervisor) -> None:
+        """A node is in the directory."""
+        self._announced.add(found.node)
+        self._meet(found, supervisor)
+
+    def lost(self, node: str, supervisor: Supervisor) -> None:
+        """A node is in the directory no more."""
+        self._announced.discard(node)
+        self._forget(node, supervisor)
+
+    def greeted(self, message: HelloHeard, supervisor: Supervisor) -> None:
+        """A node has said hello that has no PeerActor, or had none."""
+        hello = message.hello
+        peer = self._meet(PeerFound(hello.node, hello.name, hello.address), supervisor)
+        if peer is not None:
+            tell(peer, message)
+
+    def given_up(self, node: str) -> None:
+        """A PeerActor has failed too often."""
+        with self._lock:
+            self.peers.pop(node, None)
+
+    def forget_absent(self, supervisor: Supervisor) -> None:
+        """Forget who has neither been announced nor linked for long: nodes come and go, most under new ids."""
+        now_s = time.monotonic()
+        with self._lock:
+            absent = set(self.peers) - set(self.up) - self._announced
+        self._absent_since_s = {node: self._absent_since_s.get(node, now_s) for node in absent}
+        for node, since_s in self._absent_since_s.items():
+            if now_s - since_s > ABSENT_S_MAX:
+                self._forget(node, supervisor)
+
+    def _meet(self, found: PeerFound, supervisor: Supervisor) -> pykka.ActorRef[PeerActor] | None:
+        """Return the PeerActor of a node that was found or has said hello, made if there is none.
+
+        None if there may be none, or none now: it has failed, and waits to be started again.
+        """
+        with self._lock:
+            if self._closed or found.node == self._me.node:
+                return None
+            peer = self.peers.get(found.node)
+            if peer is None and len(self.peers) >= PEERS_MAX:
+                logger.error(
+                    "peer_refused", node=self._me.node, peer=found.node, address=found.address, known=PEERS_MAX
+                )
+                return None
+            if peer is None:
+                start = self._again("PeerActor", lambda: self._make_peer(found))
+                supervisor.supervise(LINK_OF + found.node, start, _POLICY)
+            peer = self.peers[found.node]
+            return peer if peer.is_alive() else None
+
+    def _make_peer(self, found: PeerFound) -> pykka.ActorRef[PeerActor]:
+        peer = PeerActor.start(
+            me=self._me,
+            node=found.node,
+            name=found.name,
+            address=found.address,
+            tell_all=self.tell_all,
+            report=self._report,
+            meters=self._meters.setdefault(found.node, LinkMeters()),
+        )
+        with self._lock:
+            self.peers[found.node] = peer
+            self._names[found.node] = found.name
+        return peer
+
+    def _forget(self, node: str, supervisor: Supervisor) -> None:
+        """End a PeerActor unless the link lives on without the directory."""
+        with self._lock:
+            if node in self.up:
+                return
+            self.peers.pop(node, None)
+            self._names.pop(node, None)
+            self._meters.pop(node, None)
+        self._remote.forget(node)
+        supervisor.release(LINK_OF + node)
+
+    def close(self) -> None:
+        """Make no more links, and end those that there are."""
+        with self._lock:
+            self._closed = True
+            peers = list(self.peers.values())
+        for peer in peers:
+            stop_and_join(peer, timeout_s=5)
