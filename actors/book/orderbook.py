@@ -59,6 +59,7 @@ from .commands import (
     Side,
     TimeInForce,
 )
+from .record import COMMANDS_MAX
 from .rules import MarketRules
 
 _BUY: Final = int(Side.BUY)
@@ -77,7 +78,7 @@ _STP_CANCEL_BOTH: Final = int(SelfTradePrevention.CANCEL_BOTH)
 _ANY_PRICE: Final = -(2**64)
 _HASH_PRIME: Final = 2**60 - 93
 """A prime whose remainders take two digits of a Python int, not three."""
-_SNAPSHOT_VERSION: Final = 1
+_SNAPSHOT_VERSION: Final = 2
 _CHECKSUM_SIZE: Final = 16
 _DEAD_MAX: Final = 32
 """A level is compacted when it holds more dead orders than live ones, and more than this."""
@@ -321,8 +322,8 @@ class OrderBook:
         bids, asks = self._keys
         assert not bids or not asks or bids[-1] < -asks[-1], f"crossed book at {self.sequence}"
         self._events += events
-        window = self._rules.dedupe_window
-        if len(self._window) > window + (window >> 4) + 64:
+        window = self._rules.dedupe_window + COMMANDS_MAX  # what this batch repeats is held yet: see `answer_of`
+        if len(self._window) > window + (window >> 4):
             self._forget(self.sequence - window)
         if len(self._dirty) > _DIRTY_MAX:
             self._absorb()
@@ -957,11 +958,14 @@ class OrderBook:
 
     def events_of(self, sequence: int) -> list[Event]:
         """Return the events that ``sequence`` caused; empty once it has left the dedupe window."""
-        events = self._events
-        if sequence < self._remembered_from():
-            return []
-        first = bisect_left(events, sequence, key=_sequence_of)
-        return events[first : bisect_left(events, sequence + 1, lo=first, key=_sequence_of)]
+        return self.answer_of(sequence) if sequence >= self._remembered_from() else []
+
+    def answer_of(self, sequence: int) -> list[Event]:
+        """Return the events that ``sequence`` caused, which a command of the batch applied last has repeated.
+
+        It was in the dedupe window then, and may have been pushed out of it by later commands of the same batch.
+        """
+        return events_between(self._events, sequence, sequence)
 
     def events_after(self, sequence: int) -> list[Event] | None:
         """Return all events after ``sequence``, or None if the oldest of them have been forgotten."""
@@ -999,9 +1003,9 @@ class OrderBook:
         for sequence, command in enumerate(self._window[:excess], start):
             client_order_id = command[2]
             if client_order_id:
-                seen = accounts[command[1]].seen
-                if seen.get(client_order_id) == sequence:
-                    del seen[client_order_id]
+                owner = accounts.get(command[1])  # None: it has only repeated what is long forgotten, with itself
+                if owner is not None and owner.seen.get(client_order_id) == sequence:
+                    del owner.seen[client_order_id]
         del self._window[:excess]
         self._window_start = start + excess
         del self._events[: bisect_left(self._events, self._window_start, key=_sequence_of)]
@@ -1081,7 +1085,10 @@ class OrderBook:
             head, orders, window, events, expected = values
             version, sequence, timestamp_ns, trade_count, last_trade, rules, window_start = head
             if version != _SNAPSHOT_VERSION:
-                raise ProtocolError(f"snapshot version {version} is not supported")
+                raise ProtocolError(
+                    f"the snapshot is of version {version}, from another release; this one reads {_SNAPSHOT_VERSION}",
+                    code="snapshot_version",
+                )
             book = cls(MarketRules.from_tuple(rules) if rules is not None else None)
             book.sequence = sequence
             book.timestamp_ns = timestamp_ns

@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from naive import NaiveBook, NaiveOrder, bought_and_sold
 from openoutcry.actors.book import orderbook
 from openoutcry.actors.book.commands import (
+    ACCEPTED,
     AMEND,
     CANCEL,
     CANCEL_ALL,
     CLOCK,
     CONFIGURE,
+    DUPLICATE,
     NOTE,
     SUBMIT,
     TRADE,
@@ -112,6 +114,9 @@ class Retry(Step):
 class Configure(Step):
     rules: MarketRules
 
+
+STEPS_MAX = 20
+"""Most commands in a batch."""
 
 RULES = st.builds(
     MarketRules,
@@ -220,7 +225,7 @@ def logs(draw: st.DrawFn) -> Log:
     for command in written:
         naive.execute(now_ns, command)
     for passed_ns, steps in draw(
-        st.lists(st.tuples(st.integers(0, 2), st.lists(STEPS, min_size=2, max_size=20)), min_size=2, max_size=24)
+        st.lists(st.tuples(st.integers(0, 2), st.lists(STEPS, min_size=2, max_size=STEPS_MAX)), min_size=2, max_size=24)
     ):
         now_ns += passed_ns
         start = len(written)
@@ -233,8 +238,9 @@ def logs(draw: st.DrawFn) -> Log:
 
 @pytest.fixture(scope="class")  # Hypothesis runs many examples in a function: what is scoped to one is refused
 def eager_housekeeping() -> Iterator[None]:
-    """Let the book compact and drop its levels, and absorb its digest, after a few orders, not only after thousands."""
+    """Let the book compact, drop levels, absorb its digest and forget after a few orders, not only after thousands."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(orderbook, "COMMANDS_MAX", STEPS_MAX)
         patch.setattr(orderbook, "_DEAD_MAX", 1)
         patch.setattr(orderbook, "_DIRTY_MAX", 3)
         patch.setattr(orderbook, "_EMPTY_MAX", 1)
@@ -291,6 +297,8 @@ def run_beside_the_naive_book(log: Iterable[Batch]) -> None:
     for now_ns, commands in log:
         expected = [event for command in commands for event in naive.execute(now_ns, command)]
         assert book.apply(book.sequence + 1, now_ns, commands) == expected
+        for first in [event[2] for event in expected if event[0] == DUPLICATE]:
+            assert book.answer_of(first) == [event for event in naive.events if event[1] == first]
         book.check()
         assert_same_to_see(book, naive)
         assert_adds_up(naive)
@@ -355,6 +363,29 @@ def test_how_the_log_is_cut_into_batches_changes_nothing(log: Log) -> None:
         events = [event for now_ns, commands in cut for event in book.apply(book.sequence + 1, now_ns, commands)]
         outcomes.append((book.state_hash(), book.snapshot(), events))
     assert outcomes[0] == outcomes[1] == outcomes[2]
+
+
+@pytest.mark.parametrize("restored", [False, True])
+def test_an_account_whose_retry_outlives_what_it_repeats_is_forgotten_like_any_other(*, restored: bool) -> None:
+    book, others = OrderBook(MarketRules(dedupe_window=64)), itertools.count()
+
+    def submit(account: str, name: str) -> Event:
+        order = (SUBMIT, account, name, 0, 0, 100, 1, int(IOC), 0, 0)
+        return book.apply(book.sequence + 1, 0, (order,))[0]
+
+    submit("ann", "x")
+    while book.sequence < 60:
+        submit("bob", f"{next(others)}")
+    assert submit("ann", "x")[0] == DUPLICATE
+    while book.sequence < 80:
+        submit("bob", f"{next(others)}")
+    if restored:
+        book = OrderBook.restore(book.snapshot())
+    for _ in range(8000):  # more accounts than are kept without orders
+        submit(f"account {next(others)}", "y")
+    book.check()
+    assert "ann" not in book._accounts
+    assert submit("ann", "x")[0] == ACCEPTED
 
 
 def test_cancel_all_goes_by_order_id_on_a_restored_book_too() -> None:
