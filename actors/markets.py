@@ -94,7 +94,7 @@ class MarketsActor(NodeActor):
         for record in records:
             try:
                 self._join(record.market)
-            except (OpenOutcryError, OSError) as error:
+            except Exception as error:  # whatever is wrong with one market is none of the others' business
                 if record.market not in self._not_joined:
                     logger.error("market_not_joined", node=self._node, market=record.market, error=error)
                 self._not_joined.add(record.market)

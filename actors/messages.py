@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from ..transport import codec
-from ..transport.errors import ConfigurationError, ProtocolError
+from ..transport.errors import ConfigurationError, ProtocolError, StorageError
 from .book.commands import NAME_LENGTH_MAX, Command, checked_commands
 from .book.record import CHAIN_START, COMMANDS_MAX, RECORD_SIZE_MAX
 from .schema import MESSAGE_SIZE_MAX
@@ -465,6 +465,15 @@ class SnapshotTaken:
     scratch: Path | None
     size: int
     data: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SnapshotFailed:
+    """SnapshotActor to a BookActor: the disk cannot be trusted any more; answers :class:`TakeSnapshot`."""
+
+    number: int
+    keep: bool
+    error: StorageError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

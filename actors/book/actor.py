@@ -5,7 +5,7 @@ applies committed records to :class:`~.orderbook.OrderBook`, and answers those w
 
 Messages: Submitted, Query (ask), Watch, Unwatch, ProposeRules, HandOver (ask), ForceLeader (from the API); Heard,
 PeerUp, PeerDown, PeerGone (from links); Persisted, LogRead, SnapshotKept, LogPutAside, JournalFailed (from its
-JournalActor); SnapshotTaken (from the SnapshotActor); CoordinatorAnswer (from the CoordinatorActor).
+JournalActor); SnapshotTaken, SnapshotFailed (from the SnapshotActor); CoordinatorAnswer (from the CoordinatorActor).
 
 Batches form without a timer: what arrives while one record is being written becomes the next record.
 """
@@ -73,6 +73,7 @@ from ..messages import (
     Refused,
     Resign,
     Rewind,
+    SnapshotFailed,
     SnapshotKept,
     SnapshotTaken,
     TakeSnapshot,
@@ -326,7 +327,11 @@ class BookActor(NodeActor):
         kept = snapshots.newest()
         if kept is not None:
             applied, data = kept
-            self.book = OrderBook.restore(data)
+            try:
+                self.book = OrderBook.restore(data)
+            except ProtocolError as error:
+                code = error.code if error.code == "snapshot_version" else "corrupt"
+                raise StorageError(f"market {self._market}: {error.message}", code=code) from error
             self._snapshot_at = applied.sequence
             if applied.sequence > journal.tail.sequence:
                 journal.reset(applied)  # the node died between keeping a fetched snapshot and beginning the log anew
@@ -449,6 +454,10 @@ class BookActor(NodeActor):
             self._install()
         elif isinstance(message, SnapshotTaken):
             self._use_snapshot(message)
+        elif isinstance(message, SnapshotFailed):
+            self._taken_s.pop(message.keep, None)
+            if message.number == self._book_number:
+                self._run(self.replica.stop(message.error))
         elif isinstance(message, LogPutAside):
             self._begin_anew(message.folder)
         elif isinstance(message, ForceLeader):
@@ -488,7 +497,7 @@ class BookActor(NodeActor):
         if self.replica.resigned and time.monotonic() > self._resigned_until_s:
             self.replica.resigned = False  # whoever asked for it asks no more: a node that leads takes orders
         if self._fetched is not None and self.replica.matched:
-            self._fetched = None  # the log has come instead
+            self._fetched = None  # the log has come instead, or again
         self._run(self.replica.on_tick(now_ns))
         if self._offered is not None and time.monotonic() > self._offer_until_s:
             self._offered = None
@@ -854,11 +863,13 @@ class BookActor(NodeActor):
             self._hand(CutLog(effect.sequence))
         elif isinstance(effect, PutAside):
             self._log.critical("log_outlived", reason=effect.reason)
+            self._book_number += 1  # a snapshot that is being taken has nowhere to go
             self._hand(PutLogAside())
         elif isinstance(effect, OfferSnapshot):
             self._offer_snapshot(effect.node, effect.after)
         elif isinstance(effect, KeepFetched):
             assert self._fetched is not None, "kept before it was fetched"
+            self._book_number += 1
             self._hand(BeginLogAt(effect.tail, bytes(self._fetched.data)))
         elif isinstance(effect, ReadRecord):
             self._ask_coordinator(effect, lambda store: store.read(market))
@@ -937,7 +948,7 @@ class BookActor(NodeActor):
         book = self.book
         expected = self.replica.expected_hash
         all_events: list[Event] = []
-        answered: list[Request] = []
+        answered: dict[int, Request] = {}
         earlier: dict[int, tuple[Event, ...]] = {}
         rejected: list[Event] = []
         for record in records:
@@ -945,7 +956,7 @@ class BookActor(NodeActor):
             all_events += events
             for event in [e for e in events if e[0] == DUPLICATE or e[0] == REJECTED]:
                 if event[0] == DUPLICATE:
-                    earlier[event[2]] = tuple(book.events_of(event[2]))
+                    earlier[event[2]] = tuple(book.answer_of(event[2]))
                 else:
                     rejected.append(event)
             self.counters["commands"] += len(record.commands)
@@ -963,9 +974,9 @@ class BookActor(NodeActor):
             for origin, number, count in record.origins:
                 if origin != self._node:
                     self._told_soon = True
-                elif (request := self._outstanding.pop(number, None)) is not None:
+                elif (request := self._outstanding.get(number)) is not None and number not in answered:
                     request.first_sequence = sequence
-                    answered.append(request)
+                    answered[number] = request
                 sequence += count
         if not self._untold and self.replica.role is Role.LEADING:
             self._untold = True
@@ -982,9 +993,10 @@ class BookActor(NodeActor):
         self._run(self.replica.on_applied(book.sequence, state_hash))
         if answered:
             outcome = Outcome(all_events, earlier, book.sequence, state_hash, book.rules)
-            for request in answered:
+            for number, request in answered.items():
+                del self._outstanding[number]
                 request.answer(outcome)
-            self._answered += answered
+            self._answered += answered.values()
         self._keep_snapshot()
         if self._watchers:
             first = records[0].first_sequence
@@ -1084,6 +1096,7 @@ class BookActor(NodeActor):
         if self.replica.wants_snapshot(sender, message.epoch, tail):
             if self._fetched is None or self._fetched.tail != tail or self._fetched.sender != sender:
                 self._fetched = _Fetched(sender, message.epoch, tail, message.size)
+            self.replica.on_fetching(message.sequence, time.monotonic_ns())
             self._send((sender,), Fetch(self._market, message.epoch, message.sequence, len(self._fetched.data)))
         else:
             self._run(self.replica.on_snapshot_declined(sender, message.epoch))
@@ -1101,13 +1114,15 @@ class BookActor(NodeActor):
         if message.offset + len(message.data) > fetched.size:
             raise ProtocolError(f"a chunk at {message.offset} goes beyond the {fetched.size} bytes that were offered")
         fetched.data += message.data
-        self.replica.on_fetching(time.monotonic_ns())
+        self.replica.on_fetching(message.sequence, time.monotonic_ns())
         if len(fetched.data) < fetched.size:
             self._send((sender,), Fetch(self._market, message.epoch, message.sequence, len(fetched.data)))
         elif self.replica.wants_snapshot(sender, message.epoch, fetched.tail):
+            self._fetched = None  # what is no state is asked for anew
             fetched.book = OrderBook.restore(bytes(fetched.data))
             if fetched.book.sequence != fetched.tail.sequence:
                 raise ProtocolError("the snapshot is not of the sequence that was offered")
+            self._fetched = fetched
             self._run(self.replica.on_snapshot_fetched(fetched.tail))
         else:
             self._run(self.replica.on_snapshot_declined(sender, message.epoch))

@@ -298,6 +298,8 @@ class Replica:
         self._fitted = False
         self._mismatched = False
         self._fitted_at_ns = 0
+        self._fetching = 0
+        """Follower: of which sequence the leader's state is that is being fetched; what is held is not, any more."""
         self._asked_ns = 0
 
     # -- the coordinator ----------------------------------------------------------------------------------------
@@ -577,7 +579,7 @@ class Replica:
         if self.role is not Role.FOLLOWING:
             return []
         if self.joined and not self._must_read:
-            if self._fitted and not self._mismatched:
+            if self.matched and not self._mismatched:
                 self._fitted_at_ns = now_ns
             elif now_ns - self._fitted_at_ns > _REJOIN_NS:
                 self._fitted_at_ns = now_ns
@@ -642,8 +644,8 @@ class Replica:
 
     @property
     def matched(self) -> bool:
-        """Follower: whether the leader's log has been received from our tail on since we joined."""
-        return self.joined and self._fitted
+        """Follower: whether the leader's log has been received from our tail on since we joined, and goes on there."""
+        return self.joined and self._fitted and self._fetching <= self.tail.sequence
 
     def followers(self, now_ns: int) -> dict[str, dict[str, object]]:
         """Leader: how far each replica that follows is, as JSON would carry it.
@@ -773,6 +775,7 @@ class Replica:
         # Once: whoever has taken our state and is far behind again by then comes nearer by the log, or never.
         if after < read.base or (far and after <= self._offered_to.get(node, after)):
             self._offered_to[node] = after
+            follower.matched = follower.streaming = False  # no log goes to it until it joins again
             return [OfferSnapshot(node, after)]
         if not follower.matched:
             if read.chain != follower.probe.chain:
@@ -885,6 +888,7 @@ class Replica:
         self.joined = True
         tail = self.tail
         self._fitted = self._mismatched = False
+        self._fetching = 0
         self._join_number += 1
         number = self._join_number
         join = Join(self.market, self.epoch, number, tail.epoch, tail.sequence, tail.chain, self.durable, self.observer)
@@ -1005,8 +1009,12 @@ class Replica:
         ours = self.role is Role.FOLLOWING and sender == self.leader and epoch == self.epoch
         return ours and not self._loading and tail.sequence > self.tail.sequence and tail.epoch <= epoch
 
-    def on_fetching(self, now_ns: int) -> None:
-        """Follower: a piece of the leader's state has come in; there is no need to join again."""
+    def on_fetching(self, sequence: int, now_ns: int) -> None:
+        """Follower: the leader's state at ``sequence`` is to be fetched, or a piece of it has come in.
+
+        No log comes meanwhile. Unless one does, or the next piece, it joins again in a while.
+        """
+        self._fetching = sequence
         self._fitted_at_ns = now_ns
 
     def on_snapshot_declined(self, sender: str, epoch: int) -> list[Effect]:

@@ -1,6 +1,6 @@
 """SnapshotActor: makes bytes of books, one after the other, while they go on. One a node; keeps nothing.
 
-Messages: TakeSnapshot (from a BookActor); answers SnapshotTaken, or JournalFailed where the disk refuses. It works in
+Messages: TakeSnapshot (from a BookActor); answers SnapshotTaken, or SnapshotFailed where the disk refuses. It works in
 pieces and pauses between them: an order waits for a piece, not for a book.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from ...transport.errors import StorageError
 from .._base import NodeActor, tell
-from ..messages import ActorFailed, JournalFailed, SnapshotTaken, TakeSnapshot
+from ..messages import ActorFailed, SnapshotFailed, SnapshotTaken, TakeSnapshot
 from .snapshots import write_scratch
 
 PAUSE_S: Final = 0.0001
@@ -47,7 +47,7 @@ class SnapshotActor(NodeActor):
         except _Abandoned:
             return
         except StorageError as error:
-            tell(message.reply_to, JournalFailed(error))
+            tell(message.reply_to, SnapshotFailed(message.number, scratch is not None, error))
             return
         tell(message.reply_to, SnapshotTaken(message.number, tail, scratch, size, data))
 

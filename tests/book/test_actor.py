@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from openoutcry.actors import MarketRules
+from openoutcry.actors._base import TICK
 from openoutcry.actors.book.actor import BookActor
 from openoutcry.actors.book.commands import CONFIGURE, SUBMIT
 from openoutcry.actors.book.orderbook import OrderBook
 from openoutcry.actors.book.record import EMPTY, Record
+from openoutcry.actors.book.replica import ReadRecord, Role
+from openoutcry.actors.book.snapshots import write_scratch
 from openoutcry.actors.messages import (
+    CHUNK_SIZE,
     CODEC,
     Ack,
     Append,
+    Chunk,
     CoordinatorAnswer,
+    CutLog,
+    Fetch,
     Heard,
     Join,
+    Offer,
     PeerUp,
+    Rewind,
+    SnapshotFailed,
     SnapshotTaken,
     TakeSnapshot,
 )
 from openoutcry.actors.submission import Submissions
 from openoutcry.transport.coordinator import MarketRecord
+from openoutcry.transport.errors import OpenOutcryError, StorageError
 
 MARKET, HERE, LEADER = "M", "here.1", "leader.1"
 RULES = MarketRules()
@@ -91,6 +103,14 @@ def hear(actor: BookActor, records: list[Record], first: int, last: int, committ
     actor.on_receive(Heard(LEADER, append))
 
 
+def handle(actor: BookActor, until: Callable[[], bool], within_s: float = 10.0) -> None:
+    """Let the actor handle what it is told, until something holds."""
+    deadline_s = time.monotonic() + within_s
+    while not until():
+        assert time.monotonic() < deadline_s, "it never holds"
+        actor.on_receive(actor.actor_inbox.get().message)
+
+
 @pytest.mark.parametrize("sync_s", [0.0, 1.0], ids=["quick disk", "slow disk"])
 def test_what_was_committed_before_is_applied_before_what_is_committed_by_a_write_that_is_quick(
     follower: tuple[BookActor, Told, list[TakeSnapshot]], sync_s: float
@@ -100,8 +120,7 @@ def test_what_was_committed_before_is_applied_before_what_is_committed_by_a_writ
     for first, last, committed in ((1, 2, 1), (3, 3, 3), (4, 5, 4), (6, 6, 5), (7, 7, 7)):
         actor._writer._sync_s = sync_s
         hear(actor, records, first, last, committed)
-        while actor.replica.durable < last:
-            actor.on_receive(actor.actor_inbox.get().message)
+        handle(actor, lambda last=last: actor.replica.durable == last)  # type: ignore[misc]
         assert [message.durable for message in link.messages if isinstance(message, Ack)][-1] == last
         assert actor.book.sequence == actor.replica.applied == actor.replica.committed == committed
         for taken in snapshots:
@@ -118,3 +137,85 @@ def _taken(asked: TakeSnapshot) -> Any:
     data = b"".join(asked.image.pieces())
     assert OrderBook.restore(data).sequence == asked.tail.sequence
     return SnapshotTaken(asked.number, asked.tail, None, len(data), data)
+
+
+def test_a_follower_that_had_the_log_fetches_the_state_it_is_offered_and_no_tick_drops_it(
+    follower: tuple[BookActor, Told, list[TakeSnapshot]],
+) -> None:
+    actor, link, _ = follower
+    hear(actor, log(), 1, 3, 3)
+    handle(actor, lambda: actor.replica.durable == 3)
+    link.messages.clear()
+    size = 3 * CHUNK_SIZE
+    actor.on_receive(Heard(LEADER, Offer(MARKET, 1, 100_000, size, 1, bytes(32))))
+    for offset in range(0, size - CHUNK_SIZE, CHUNK_SIZE):
+        actor.on_receive(TICK)
+        assert [(type(m), m.offset) for m in link.messages if not isinstance(m, Ack)] == [(Fetch, offset)]
+        link.messages.clear()
+        actor.on_receive(Heard(LEADER, Chunk(MARKET, 1, 100_000, offset, bytes(CHUNK_SIZE))))
+    assert not actor.ready
+
+
+def test_what_is_no_state_is_asked_for_from_its_beginning_again(
+    follower: tuple[BookActor, Told, list[TakeSnapshot]],
+) -> None:
+    actor, link, _ = follower
+    link.reset = link.messages.append  # type: ignore[attr-defined]
+    offer = Offer(MARKET, 1, 100_000, 10, 1, bytes(32))
+    for _ in range(2):
+        link.messages.clear()
+        actor.on_receive(Heard(LEADER, offer))
+        assert [message.offset for message in link.messages] == [0]
+        actor.on_receive(Heard(LEADER, Chunk(MARKET, 1, 100_000, 0, b"not a book")))
+        assert "checksum" in link.messages[-1]
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_snapshot_that_comes_while_the_log_is_put_aside_is_dropped(
+    follower: tuple[BookActor, Told, list[TakeSnapshot]], *, taken: bool
+) -> None:
+    actor, link, snapshots = follower
+    hear(actor, log(), 1, 3, 3)
+    handle(actor, lambda: actor.replica.applied == 3)
+    asked = snapshots[-1]
+    assert asked.scratch is not None
+    size = write_scratch(asked.scratch, asked.tail, asked.image.pieces())
+    other = "other.1"
+    actor.on_receive(PeerUp(other, "other", link))  # type: ignore[arg-type]
+    actor.on_receive(CoordinatorAnswer(ReadRecord(), MarketRecord(MARKET, 2, 2, other, (other,), 2), None))
+    actor.on_receive(Heard(other, Rewind(MARKET, 2, actor.replica._join_number, 1, ())))
+    if taken:
+        actor.on_receive(SnapshotTaken(asked.number, asked.tail, asked.scratch, size, b""))
+    else:
+        actor.on_receive(SnapshotFailed(asked.number, True, StorageError("the folder has another name by now")))
+    handle(actor, lambda: actor.aside is not None)
+    actor._hand(CutLog(0))  # whatever it has been handed before has been done when this has
+    handle(actor, lambda: actor._writer.at_hand)
+    assert actor.replica.role is Role.FOLLOWING
+    assert actor.replica.tail == EMPTY
+
+
+def test_callers_are_told_if_the_replica_stops_at_a_later_record_than_theirs(
+    follower: tuple[BookActor, Told, list[TakeSnapshot]],
+) -> None:
+    actor, _, _ = follower
+    records = log()
+    hear(actor, records, 1, 1, 1)
+    handle(actor, lambda: actor.replica.applied == 1)
+    actor._submissions.open(lambda _: None)
+    order = (SUBMIT, "ann", "q", 0, 0, 100, 1, 0, 0, 0)
+    asked = [actor._submissions.submit((order,), time.monotonic() + 30) for _ in range(2)]
+    actor._take_submissions()
+    bodies, tail = [], records[0].tail
+    for number in actor._outstanding:
+        record = Record.make(tail, epoch=1, timestamp_ns=5, commands=(order,), origins=((HERE, number, 1),))
+        bodies.append(record.body)
+        tail = record.tail
+    before = records[0]
+    wrong_hash = Append(MARKET, 1, 1, before.chain, tuple(bodies), 3, 3, "00", actor.replica._join_number)
+    actor.on_receive(Heard(LEADER, wrong_hash))
+    handle(actor, lambda: actor.replica.role is Role.STOPPED)
+    for request in asked:
+        with pytest.raises(OpenOutcryError, match="diverged"):
+            request.result()
+    assert actor._submissions.in_flight == 0

@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 from openoutcry.actors.book.record import EMPTY, Record
 from openoutcry.actors.book.replica import (
+    ApplyRecords,
     CutJournal,
+    OfferSnapshot,
+    PersistRecords,
     ReadJournal,
     ReadRecord,
     RepairBegun,
@@ -188,6 +191,47 @@ def test_a_flood_of_joins_makes_the_leader_read_once_at_a_time() -> None:
     assert isinstance(second, ReadJournal), "the last join's answer is of another read than the first's"
     assert sent(replica.on_log_read(LogRead("b", 0, second.token, EMPTY.chain, (), (), 0), 0), Append)
     assert replica._followers["b"].join == 1000
+
+
+def test_a_follower_whose_place_in_the_log_was_pruned_is_offered_the_state_once_and_no_log_until_it_joins() -> None:
+    replica = leader()
+
+    def commit() -> list[Any]:
+        persist = replica.propose(((3, "ann", ""),), (), timestamp_ns=1, now_ns=0)[-1]
+        assert isinstance(persist, PersistRecords)
+        effects = replica.on_durable(persist.generation, persist.records[-1].last_sequence, 0)
+        replica.on_applied(replica.committed, "")
+        return effects
+
+    (read,) = replica.on_join("b", join(1), 0)
+    replica.on_log_read(LogRead("b", 0, read.token, EMPTY.chain, (), (), 0), 0)
+    replica._followers["b"].streaming = False  # as one that has more in flight than it may
+    offers = []
+    for _ in range(20):
+        for effect in commit():
+            assert isinstance(effect, ReadJournal | ApplyRecords)
+            if isinstance(effect, ReadJournal):
+                offers += replica.on_log_read(LogRead("b", 0, effect.token, None, (), (), 1), 0)
+    assert offers == [OfferSnapshot("b", 0)]
+    (again,) = replica.on_join("b", join(2), 0)
+    assert isinstance(again, ReadJournal)
+
+
+def test_a_follower_joins_again_if_the_state_that_it_was_offered_does_not_come() -> None:
+    replica = follower(epoch=2, records=1)
+    second_ns = 1_000_000_000
+    start = replica.pending[-1].tail
+    replica.on_append("a", Append("M", 2, start.sequence, start.chain, (), 0, 0, "", replica._join_number))
+    assert replica.matched
+    replica.on_fetching(1000, second_ns)
+    assert not replica.matched
+    assert not sent(replica.on_tick(second_ns + 1), Join)
+    replica.on_fetching(1000, 3 * second_ns)
+    assert not sent(replica.on_tick(3 * second_ns + 1), Join)
+    assert sent(replica.on_tick(5 * second_ns), Join)
+    assert not replica.matched
+    replica.on_append("a", Append("M", 2, start.sequence, start.chain, (), 0, 0, "", replica._join_number))
+    assert replica.matched, "the log has come instead"
 
 
 def test_a_follower_that_parted_from_the_leader_long_ago_is_told_once_where() -> None:
