@@ -28,6 +28,11 @@ _CLOSE_S: Final = 2.0
 _PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "event", "taskName"}
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether nobody else is told: an error that an actor has answered with is, and Pykka logs it all the same."""
+    return record.levelno != logging.INFO or not record.name.startswith("pykka")
+
+
 class LogWriter(logging.Handler):
     """Writes log lines on a thread of its own, so that a slow terminal, pipe or disk stalls no actor.
 
@@ -49,6 +54,7 @@ class LogWriter(logging.Handler):
             ConfigurationError: the file cannot be opened.
         """
         super().__init__(level.upper())
+        self.addFilter(_is_news)
         self._file = file
         self._fields = fields
         self._stream: TextIO = sys.stderr

@@ -15,7 +15,7 @@ from typing import Any
 import openoutcry.actors
 import openoutcry.transport
 import pytest
-from openoutcry.actors import ExchangeNode, MarketRules, OrderRejected
+from openoutcry.actors import ExchangeNode, MarketRules, OrderRejected, Unavailable
 from openoutcry.actors.logs import LogWriter
 from openoutcry.transport.errors import ConfigurationError, ProtocolError
 from openoutcry.transport.log import EVENTS, get_logger, without_secrets
@@ -40,6 +40,9 @@ def logged_events() -> Iterator[tuple[str, Path]]:
             if call.func.attr in LEVELS and owner in ("logger", "self._log", "log"):
                 assert len(call.args) == 1, f"{path}: {ast.unparse(call)}: an event and keyword fields"
                 yield ast.literal_eval(call.args[0]), path
+            elif call.func.attr == "log" and owner == "self._log":
+                assert len(call.args) == 2, f"{path}: {ast.unparse(call)}: a level, an event and keyword fields"
+                yield ast.literal_eval(call.args[1]), path
             elif getattr(call.func, "id", "") == "_said_here":
                 yield ast.literal_eval(call.args[1]), path
 
@@ -181,3 +184,36 @@ def test_rejected_command_can_be_followed_by_its_order_id_at_every_node(
     assert {record["node"] for record in told} == {node.node_id for node in net}
     where = (refused.value.result.sequence, "me", "mine", "unknown_order")
     assert {(each["sequence"], each["account"], each["client_order_id"], each["code"]) for each in told} == {where}
+
+
+def test_leader_tells_who_leaves_the_in_sync_set_and_who_comes_back(
+    exchange: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told(event: str) -> list[str]:
+        return [vars(record)["peer"] for record in caplog.records if getattr(record, "event", "") == event]
+
+    with caplog.at_level(logging.INFO, "openoutcry"):
+        net = exchange(nodes=2, markets={MARKET: MarketRules()}, balance=False)
+        follower = net[1].node_id
+        net[0].wait_in_sync(MARKET, 2)
+        net[1].close()
+        eventually(lambda: told("replica_left"), "the leader has told of it")
+    assert (told("replica_in_sync"), told("replica_left")) == ([follower], [follower])
+
+
+def test_an_orderly_hand_over_is_no_warning(exchange: Any, caplog: pytest.LogCaptureFixture) -> None:
+    net = exchange(nodes=2, markets={MARKET: MarketRules()}, balance=False)
+    net[0].wait_in_sync(MARKET, 2)
+    with caplog.at_level(logging.INFO, "openoutcry"):
+        net[0].transfer(MARKET, net[1].name)
+    (told,) = [record for record in caplog.records if getattr(record, "event", "") == "not_leading"]
+    assert told.levelno == logging.INFO
+
+
+def test_error_that_an_actor_answers_with_is_no_traceback_in_the_log(tmp_path: Path) -> None:
+    file = tmp_path / "node.log"
+    with LogWriter(file=file), ExchangeNode("a", markets={MARKET: MarketRules()}) as node:
+        node.wait_ready()
+        with pytest.raises(Unavailable):
+            node.subscribe(MARKET, after=10**6)
+    assert "Traceback" not in file.read_text()

@@ -37,7 +37,9 @@ EVENTS: Final[Mapping[str, str]] = {
     "repaired": "What was damaged has been made good from the leader, or given up by an operator.",
     "state_taken_over": "The replica was far behind and has taken over the leader's state as a whole.",
     "leading": "This replica leads the market from this epoch on.",
-    "not_leading": "This replica leads the market no more.",
+    "not_leading": "This replica leads the market no more; a warning where it did not hand it over.",
+    "replica_left": "A replica is in the in-sync set no more: its disk is waited for no more. Told by the leader.",
+    "replica_in_sync": "A replica is in the in-sync set now: its disk is waited for. Told by the leader.",
     "leader_forced": "An operator makes this node lead: what only the former in-sync set held is lost.",
     "log_outlived": "Leadership was forced past this log: what it holds may have been answered, and is lost.",
     "log_put_aside": "The log that leadership was forced past is kept in this folder; the market is joined as new.",
@@ -73,7 +75,7 @@ EVENTS: Final[Mapping[str, str]] = {
     # The coordinator.
     "coordinator_unusable": "The coordinator cannot be used; markets go on as they are.",
     "coordinator_usable": "The coordinator can be used again.",
-    "coordinator_call_failed": "A question to the coordinator was not answered; it is asked again.",
+    "coordinator_call_failed": "A question to the coordinator had no answer, and is asked again; later ones at debug.",
     "coordinator_call_broken": "A question to the coordinator failed in a way that is no error of the store.",
     "lease_not_released": "The lease was not given up at the end, and will lapse.",
     # Actors, subscribers, the control link.

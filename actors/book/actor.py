@@ -289,6 +289,7 @@ class BookActor(NodeActor):
         self._next_request = self._started_as
         self._said_ns = 0
         self._asking_lease = False
+        self._store_silent = False
         self._resigned_until_s = 0.0
         self._untold = False
         """Leader: followers do not know yet how far the log is committed; the next record tells them, if it is soon."""
@@ -771,13 +772,25 @@ class BookActor(NodeActor):
                 link.link.send(frame)
 
     def _hear_coordinator(self, answer: CoordinatorAnswer, now_ns: int) -> None:
+        led, members = self.replica.role is Role.LEADING, set(self.replica.in_sync)
+        self._take_answer(answer, now_ns)
+        silent, self._store_silent = self._store_silent, answer.error is not None
+        if answer.error is not None:
+            self._log.log(logging.DEBUG if silent else logging.WARNING, "coordinator_call_failed", error=answer.error)
+        elif led and self.replica.role is Role.LEADING:
+            now = set(self.replica.in_sync)
+            for peer in sorted(members - now):
+                self._log.warning("replica_left", peer=peer, in_sync=self.replica.in_sync)
+            for peer in sorted(now - members):
+                self._log.info("replica_in_sync", peer=peer, in_sync=self.replica.in_sync)
+
+    def _take_answer(self, answer: CoordinatorAnswer, now_ns: int) -> None:
         if isinstance(answer.what, LeaseLapsed):
             self._asking_lease = False
             if answer.record is True and answer.what.leader not in self._links:
                 self._log.warning("leader_lapsed", peer=answer.what.leader, epoch=self.replica.epoch)
                 self._run(self.replica.on_leader_lapsed(answer.what.leader))
         elif answer.error is not None:
-            self._log.warning("coordinator_call_failed", error=answer.error)
             if isinstance(answer.what, SwapRecord) and answer.what.force:
                 self._end_forcing(
                     Unavailable(
@@ -903,7 +916,8 @@ class BookActor(NodeActor):
                 self._forcing = None
             self._route_again()
         elif isinstance(effect, LeadershipLost):
-            self._log.warning("not_leading", epoch=self.replica.epoch)
+            level = logging.INFO if self.replica.resigned else logging.WARNING  # handed over, or lost
+            self._log.log(level, "not_leading", epoch=self.replica.epoch)
             self._refuse_waiting()
             self._route_again(away_from=node)
         elif isinstance(effect, Stop):

@@ -36,7 +36,7 @@ from openoutcry.actors.messages import (
 )
 from openoutcry.actors.submission import Submissions
 from openoutcry.transport.coordinator import MarketRecord
-from openoutcry.transport.errors import OpenOutcryError, StorageError
+from openoutcry.transport.errors import OpenOutcryError, StorageError, Unavailable
 
 MARKET, HERE, LEADER = "M", "here.1", "leader.1"
 RULES = MarketRules()
@@ -219,3 +219,15 @@ def test_callers_are_told_if_the_replica_stops_at_a_later_record_than_theirs(
         with pytest.raises(OpenOutcryError, match="diverged"):
             request.result()
     assert actor._submissions.in_flight == 0
+
+
+def test_a_coordinator_that_does_not_answer_is_told_once_and_again_after_it_has(
+    follower: tuple[BookActor, Told, list[TakeSnapshot]], caplog: pytest.LogCaptureFixture
+) -> None:
+    actor, _, _ = follower
+    away = CoordinatorAnswer(ReadRecord(), None, Unavailable("it is away"))
+    record = MarketRecord(MARKET, 1, 1, LEADER, (LEADER,))
+    for answer in (away, away, away, CoordinatorAnswer(ReadRecord(), record, None), away):
+        actor.on_receive(answer)
+    warned = [record for record in caplog.records if getattr(record, "event", "") == "coordinator_call_failed"]
+    assert len(warned) == 2
