@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import pykka
 
-from ..transport.errors import InvalidRequest, ProtocolError
+from ..transport.errors import Closed, InvalidRequest, ProtocolError
 from ..transport.log import get_logger
 from ._base import stop_and_join, tell
 from .messages import (
@@ -77,6 +77,8 @@ class Links:
         self._listeners: list[pykka.ActorRef[Any]] = []
         self._announced: set[str] = set()
         self._absent_since_s: dict[str, float] = {}
+        self._strangers: dict[str, str] = {}
+        """Names of nodes that have said hello and use another coordinator, by their ids."""
         self.peers: dict[str, pykka.ActorRef[PeerActor]] = {}
         """The PeerActor of each node that is known, by its id."""
         self.up: dict[str, PeerUp] = {}
@@ -89,7 +91,15 @@ class Links:
     def known(self) -> dict[str, dict[str, Any]]:
         """Return name and state of each node that is known, by its id, as JSON would carry it."""
         with self._lock:
-            return {node: {"name": name, "up": node in self.up} for node, name in sorted(self._names.items())}
+            return {
+                node: {"name": name, "up": node in self.up, "other_coordinator": node in self._strangers}
+                for node, name in sorted(self._names.items())
+            }
+
+    def strangers(self) -> list[str]:
+        """Return the names of nodes that are known, and use another coordinator: they are of another exchange."""
+        with self._lock:
+            return sorted(self._strangers.values())
 
     def linked(self) -> set[str]:
         """Return the ids of the nodes that this one is linked to."""
@@ -182,7 +192,13 @@ class Links:
         if hello.node not in self.peers and len(self.peers) >= PEERS_MAX:
             raise ProtocolError(f"{hello.name} is one node too many: {PEERS_MAX} are known", code="too_many_peers")
         if not may_link(hello.coordinator, self._me.coordinator):
+            with self._lock:
+                if hello.node in self.peers:
+                    self._strangers[hello.node] = hello.name
             return  # its PeerActor says so; it has nothing to send here but hellos
+        if hello.node in self._strangers:
+            with self._lock:
+                self._strangers.pop(hello.node, None)
         if self.pipes.setdefault(pipe_id, hello.node) != hello.node:
             raise ProtocolError(f"{hello.node} speaks over the connection of {self.pipes[pipe_id]}")
 
@@ -199,6 +215,10 @@ class Links:
         """A node is in the directory."""
         self._announced.add(found.node)
         self._meet(found, supervisor)
+
+    def discovery_begins(self) -> None:
+        """The directory is looked through from its beginning: who is not found again has gone meanwhile."""
+        self._announced.clear()
 
     def lost(self, node: str, supervisor: Supervisor) -> None:
         """A node is in the directory no more."""
@@ -243,7 +263,10 @@ class Links:
                 return None
             if peer is None:
                 start = self._again("PeerActor", lambda: self._make_peer(found))
-                supervisor.supervise(LINK_OF + found.node, start, _POLICY)
+                try:
+                    supervisor.supervise(LINK_OF + found.node, start, _POLICY)
+                except Closed:
+                    return None  # the node ends
             peer = self.peers[found.node]
             return peer if peer.is_alive() else None
 
@@ -270,6 +293,7 @@ class Links:
             self.peers.pop(node, None)
             self._names.pop(node, None)
             self._meters.pop(node, None)
+            self._strangers.pop(node, None)
         self._remote.forget(node)
         supervisor.release(LINK_OF + node)
 

@@ -19,7 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from .book.actor import WAITING_MAX
-from .health import READY, condition
+from .condition import READY, condition
 from .logs import LINES_MAX, LogWriter
 from .meters import Histogram, LinkMeters, MarketMeters
 

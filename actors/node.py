@@ -77,6 +77,7 @@ from .border import (
     checked_timeout,
     submit_command,
 )
+from .condition import condition
 from .coordination import CoordinatorActor
 from .discovery import NODE_SERVICE, Announce, DiscoveryActor, Find, Unannounce
 from .kit import SYSTEM_CLOCK
@@ -236,7 +237,7 @@ class ExchangeNode:
             data_dir: where journals live. None: a temporary directory, gone when the node is closed.
             coordinator: the store that nodes which share markets have to share: a path of an SQLite file, an
                 address of etcd (``etcd://HOST:PORT,…/PREFIX``, see :func:`~openoutcry.transport.etcd.open_etcd`) or an
-                object. None: ``coordinator.sqlite`` in ``data_dir``, for a node that stands alone.
+                object. None: ``coordinator.sqlite`` in ``data_dir``, for a node that stands alone (no ``directory``).
             listen: where other nodes reach this one; port 0 = any free port.
             advertise: the address to announce where it differs from ``listen`` (behind NAT, or 0.0.0.0).
             serve_directory: also be a rendezvous, at this address.
@@ -259,6 +260,12 @@ class ExchangeNode:
         """
         if min_in_sync < 1:
             raise ConfigurationError("min_in_sync is at least 1: the leader itself")
+        if directory and coordinator is None and (markets or observe or join_all):
+            raise ConfigurationError(
+                f"node {name} has markets and a directory, so that others may share them, but no coordinator, which "
+                "they have to share too: give all of them the same (or no directory to a node that stands alone)",
+                code="no_coordinator",
+            )
         self.name = checked_node_name(name)
         self.timeout = checked_timeout(timeout)
         self._ttl_ms = ttl_ms
@@ -724,13 +731,27 @@ class ExchangeNode:
         """Wait until commands of every market can be sent from this node.
 
         Raises:
-            RequestTimeout: some market has no leader that can be reached, or too few replicas; it says which.
+            RequestTimeout: some market has no leader that can be reached (code ``not_ready``) or too few replicas
+                (``not_enough_in_sync``), or is not as it is elsewhere yet; it says which, and why.
             ConfigurationError: a market exists with other rules than this node was given (code ``rules_mismatch``).
             StorageError: a market's replica has stopped.
         """
         deadline_s = time.monotonic() + timeout
         for market in list(self._books):
             self._wait_market(market, deadline_s, timeout)
+
+    def _not_ready(self, market: str, kind: type[Unavailable], waited: str) -> Unavailable:
+        """Return an error that says why a market cannot be used from this node."""
+        state, why = condition(self._status(market), self.node_id)
+        reasons = [why]
+        if (store := self._store_error()) is not None:
+            reasons.append(f"the coordinator cannot be used: {store}")
+        if strangers := self._links.strangers():
+            reasons.append(f"{', '.join(strangers)} in the directory: another coordinator, so another exchange")
+        elif self._rendezvous and not self._links.linked():
+            reasons.append(f"no other node is linked to this one through the directory {', '.join(self._rendezvous)}")
+        code = "not_enough_in_sync" if state == "below_min_in_sync" else "not_ready"
+        return kind(f"market {market} is not ready{waited}: {'; '.join(reasons)}", code=code)
 
     def _wait_market(self, market: str, deadline_s: float, timeout: float) -> None:
         """Wait until commands of one market can be sent from this node; raises as :meth:`wait_ready` does."""
@@ -744,12 +765,7 @@ class ExchangeNode:
             if ready:
                 break
             if time.monotonic() > deadline_s:
-                status = self._ask(book, lambda actor: actor.status(), self.timeout)
-                raise RequestTimeout(
-                    f"market {market} is not ready after {timeout:g} s: role {status['role']}, leader "
-                    f"{status['leader']}, in sync {status['in_sync']}; is the leader's node running?",
-                    code="not_ready",
-                )
+                raise self._not_ready(market, RequestTimeout, f" after {timeout:g} s")
             time.sleep(0.005)
         own = self._proposed.get(market)
         if own is not None and own != rules:
@@ -969,13 +985,14 @@ class ExchangeNode:
 
         Raises:
             InvalidRequest: this node has not joined the market (code ``unknown_market``).
-            Unavailable: the market's log has not reached this node yet (code ``not_ready``).
+            Unavailable: the market's log has not reached this node yet (code ``not_ready``; ``not_enough_in_sync``
+                where it has no entry for want of replicas).
         """
         found = self._rules.get(market)
         if found is None:
             configured, found = self._read(market, lambda actor: (actor.book.configured, actor.book.rules))
             if not configured:
-                raise Unavailable(f"market {market} is not ready yet: wait_ready() waits for it", code="not_ready")
+                raise self._not_ready(market, Unavailable, "")
             self._rules[market] = found
         return found
 
@@ -1444,6 +1461,7 @@ class ExchangeNode:
             self._supervise("DiscoveryActor", self._make_discovery)
 
     def _make_discovery(self) -> pykka.ActorRef[DiscoveryActor]:
+        self._links.discovery_begins()
         self._discovery = DiscoveryActor.start(
             rendezvous=self._rendezvous,
             entry=self._entry(NODE_SERVICE, self.address, {"name": self.name}),

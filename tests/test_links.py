@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pynng
@@ -20,10 +21,12 @@ from openoutcry.actors import (
     StorageError,
 )
 from openoutcry.actors import links as links_module
+from openoutcry.actors._base import TICK
 from openoutcry.actors.book.record import EMPTY, Record
 from openoutcry.actors.discovery import Announce
-from openoutcry.actors.messages import CODEC, Forward, Hello, HelloHeard, JournalFailed, Query, Refused
+from openoutcry.actors.messages import CODEC, Forward, Hello, HelloHeard, JournalFailed, PeerFound, Query, Refused
 from openoutcry.actors.submission import Request
+from openoutcry.actors.supervision import Supervise
 from openoutcry.transport.errors import ProtocolError
 from openoutcry.transport.sockets import Inbox, refuses
 
@@ -290,8 +293,10 @@ def test_a_subscriber_that_takes_nothing_does_not_keep_the_node_from_closing() -
         full.get(timeout=10)
 
 
-def test_a_node_that_waits_for_its_directory_closes_at_once_and_in_full() -> None:
-    node = ExchangeNode("alone", markets={MARKET: RULES}, directory="tcp://127.0.0.1:1")
+def test_a_node_that_waits_for_its_directory_closes_at_once_and_in_full(tmp_path: Path) -> None:
+    node = ExchangeNode(
+        "alone", markets={MARKET: RULES}, directory="tcp://127.0.0.1:1", coordinator=tmp_path / "coordinator.sqlite"
+    )
     node.wait_ready()
     failed: queue.SimpleQueue[Exception] = queue.SimpleQueue()
 
@@ -422,3 +427,28 @@ def test_a_request_that_was_brought_to_one_who_leads_no_more_is_brought_to_the_l
 
     net[1]._ask(net[1]._books[MARKET], lose, 5)
     assert request.wait().state_sequence == net[1].sequence(MARKET)
+
+
+def test_a_node_that_has_gone_while_discovery_was_down_is_forgotten(
+    exchange: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links_module, "ABSENT_S_MAX", 0.1)
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    gone = net[1].node_id
+    net[0]._discovery.stop()
+    net[1].close()
+    until(lambda: gone in net[0].status()["peers"], "it was known")
+    net[0]._supervisor.ask(Supervise("DiscoveryActor again", net[0]._make_discovery))
+    until(lambda: gone not in net[0].status()["peers"], "it is forgotten, as nobody announces it")
+
+
+def test_a_hello_that_comes_while_the_node_ends_fails_nothing(tmp_path: Path) -> None:
+    with ExchangeNode("a", markets={MARKET: RULES}, data_dir=tmp_path) as node:
+        node._closed = True  # as `close` begins
+        hello = Hello("late.1", "late", "tcp://127.0.0.1:1", node.status()["coordinator"], 1, 0)
+        node._supervisor.tell(HelloHeard(hello, 1))
+        node._supervisor.tell(PeerFound("later.1", "later", "tcp://127.0.0.1:1"))
+        until(node._supervisor.actor_inbox.empty, "both are handled")
+        node._supervisor.ask(TICK)
+        node._closed = False
+        assert node.dead_actors() == []

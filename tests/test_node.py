@@ -24,6 +24,7 @@ from openoutcry.actors import (
     MarketUpdate,
     OrderRejected,
     Overloaded,
+    RequestTimeout,
     Trade,
     Unavailable,
     as_json,
@@ -421,15 +422,36 @@ def test_a_malformed_frame_costs_its_sender_the_link_and_nothing_else(exchange: 
 
 def test_a_node_with_another_coordinator_is_kept_out(exchange: Any, tmp_path: Path) -> None:
     net = exchange(nodes=1, markets={MARKET: RULES})
-    stranger = ExchangeNode(
-        "stranger", markets=[MARKET], data_dir=tmp_path / "stranger", directory=net.directory_address
-    )
-    with stranger:
-        eventually(lambda: stranger.status()["peers"], "they have heard of each other")
-        time_to_link = time.monotonic() + 1.0
-        eventually(lambda: time.monotonic() > time_to_link, "a second has passed")
-        assert not any([peer["up"] for peer in stranger.status()["peers"].values()])
-        assert not any([peer["up"] for peer in net[0].status()["peers"].values()])
+    with pytest.raises(ConfigurationError, match="coordinator") as caught:
+        ExchangeNode("stranger", markets=[MARKET], directory=net.directory_address)
+    assert caught.value.code == "no_coordinator"
+    store = tmp_path / "stranger.sqlite"
+    with ExchangeNode("stranger", markets=[MARKET], directory=net.directory_address, coordinator=store) as stranger:
+        for one, other in ((stranger, net[0]), (net[0], stranger)):
+            eventually(lambda one=one: one.status()["peers"], "they have heard of each other")
+            eventually(
+                lambda one=one, other=other: one._links.strangers() == [other.name], "and that they are strangers"
+            )
+        with pytest.raises(RequestTimeout, match="node-0 in the directory: another coordinator, so another exchange"):
+            stranger.wait_ready(timeout=0.2)
+        for node in (stranger, net[0]):
+            assert [(p["up"], p["other_coordinator"]) for p in node.status()["peers"].values()] == [(False, True)]
+
+
+def test_a_node_that_is_not_ready_says_why(tmp_path: Path) -> None:
+    with ExchangeNode("sole", markets={MARKET: RULES}, min_in_sync=2) as sole:
+        eventually(lambda: sole.status()["markets"][MARKET]["role"] == "leading", "it leads, of nobody")
+        with pytest.raises(Unavailable, match="1 replicas are in sync, 2 needed") as few:
+            sole.submit_order(MARKET, "buy", "1", "1")
+        assert few.value.code == "not_enough_in_sync"
+        with pytest.raises(RequestTimeout, match="1 replicas are in sync, 2 needed"):
+            sole.wait_ready(timeout=0.2)
+    nowhere, store = "tcp://127.0.0.1:1", tmp_path / "coordinator.sqlite"
+    with (
+        ExchangeNode("early", markets=[MARKET], directory=nowhere, coordinator=store) as early,
+        pytest.raises(Unavailable, match=f"no other node is linked to this one through the directory {nowhere}"),
+    ):
+        early.rules(MARKET)
 
 
 def test_a_market_that_exists_with_other_rules_is_a_configuration_error(exchange: Any) -> None:
