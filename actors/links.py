@@ -142,6 +142,11 @@ class Links:
             for link in self.up.values():
                 tell(ref, link)
 
+    def ignore(self, ref: pykka.ActorRef[Any]) -> None:
+        """Tell an actor nothing more."""
+        with self._lock:
+            self._listeners = [listener for listener in self._listeners if listener is not ref]
+
     def tell_all(self, message: PeerUp | PeerDown | PeerGone) -> None:
         """Note what has become of a link, and tell who listens."""
         with self._lock:

@@ -49,7 +49,7 @@ from ..transport.survey import Lookup, ServiceEntry
 from . import queries
 from ._base import TICK, TickingInbox, stop_and_join, tell
 from .balance import Move
-from .book.actor import BookActor, Unwatch, Watch
+from .book.actor import BookActor, Unwatch, Watch, forget_log
 from .book.commands import (
     CANCEL_ALL,
     NAME_LENGTH_MAX,
@@ -138,6 +138,8 @@ BALANCE_S: Final = 0.5
 BALANCE_LAG_MAX: Final = 2 * COMMANDS_MAX
 """Most commands that a follower's disk may be behind the leader's to be handed a market; it takes none on otherwise."""
 
+LOOK_S: Final = 2.0
+"""Longest that a market which exists is looked at before it is joined, in seconds."""
 RECORDS_S: Final = 5.0
 """Longest that the coordinator is waited for when all records are read, in seconds."""
 STATUS_S_MAX: Final = 2.0
@@ -274,6 +276,7 @@ class ExchangeNode:
         self._request_numbers = itertools.count(1)
         self._closed = False
         self._opening = threading.Lock()
+        self._creating = threading.Lock()
         self._proposed: dict[str, MarketRules] = {}
         self._created: dict[str, MarketRules] = {}
         self._books: dict[str, pykka.ActorRef[BookActor]] = {}
@@ -463,6 +466,9 @@ class ExchangeNode:
                 code="no_coordinator",
             )
         self._check_room()
+        self._start_book(market, rules, observer=observer)
+
+    def _start_book(self, market: str, rules: MarketRules | None, *, observer: bool) -> None:
         meters = self.meters.markets.setdefault(market, MarketMeters())
         submissions = Submissions(IN_FLIGHT_MAX, meters)
         book = BookActor.start(
@@ -470,7 +476,7 @@ class ExchangeNode:
             node=self.node_id,
             rules=rules,
             submissions=submissions,
-            folder=self.data_dir / "markets" / quote(market, safe=""),
+            folder=self._folder(market),
             coordinator=self._keeper,
             take_snapshot=lambda message: tell(self._snapshotter, message),
             min_in_sync=self._min_in_sync,
@@ -484,6 +490,34 @@ class ExchangeNode:
             self._submissions[market] = submissions
             self._books[market] = book
         self._links.listen(book)
+
+    def _folder(self, market: str) -> Path:
+        return self.data_dir / "markets" / quote(market, safe="")
+
+    def _look_at(self, market: str) -> MarketRules | None:
+        """Return the rules of a market that others hold, from its log: observe it so long, and keep nothing.
+
+        None: they have not come within ``LOOK_S``; perhaps it waits for one more replica to have a log at all.
+        """
+        with self._opening:
+            if self._closed:
+                raise Closed(f"node {self.name} is closed")
+            if market in self._books:
+                return self.rules(market)
+            self._open_market(market, None, observer=True)
+        try:
+            self._wait_market(market, time.monotonic() + LOOK_S, LOOK_S)
+            return self.rules(market)
+        except RequestTimeout:
+            return None
+        finally:
+            with self._lock:
+                book = self._books.pop(market)
+                for found in (self._submissions, self._rules, self.meters.markets):
+                    found.pop(market, None)
+            self._links.ignore(book)
+            stop_and_join(book, timeout_s=10)
+            forget_log(self._folder(market))
 
     def _check_room(self) -> None:
         if len(self._books) >= MARKETS_MAX:
@@ -524,8 +558,10 @@ class ExchangeNode:
 
         Raises:
             InvalidRequest: the name is malformed or reserved (code ``invalid_market``), ``rules`` are none (code
-                ``invalid_rules``), or the market exists with others (code ``market_exists``; this node has joined it).
-            RequestTimeout: the market has no leader that can take orders yet (code ``not_ready``); this node goes on.
+                ``invalid_rules``), or the market exists with others (code ``market_exists``). This node has not joined
+                it then, unless two nodes created it at once, or the others were slow to answer.
+            RequestTimeout: the market has no leader that can take orders yet (codes ``not_ready``,
+                ``not_enough_in_sync``); this node goes on.
             ConfigurationError: the node has as many markets as it can (code ``too_many_markets``).
         """
         if type(market) is not str or not _MARKET_NAME.fullmatch(market):
@@ -537,6 +573,11 @@ class ExchangeNode:
         if not isinstance(rules, MarketRules):
             raise InvalidRequest(f"rules are MarketRules, not {type(rules).__name__}", code="invalid_rules")
         deadline_s = time.monotonic() + checked_timeout(timeout)
+        with self._creating:
+            if market not in self._books and not self._folder(market).exists() and market in self.all_markets():
+                existing = self._look_at(market)
+                if existing is not None:
+                    self._refuse_other(market, existing, rules)
         with self._opening:
             if self._closed:
                 raise Closed(f"node {self.name} is closed")
@@ -551,10 +592,16 @@ class ExchangeNode:
             else:
                 tell(found, ProposeRules(rules))
         self._wait_market(market, deadline_s, timeout)
-        if (existing := self.rules(market)) != rules:
+        try:
+            self._refuse_other(market, self.rules(market), rules)
+        except InvalidRequest:
             with self._opening:
                 self._created.pop(market, None)
                 _write_created(self.data_dir, self._created)
+            raise
+
+    def _refuse_other(self, market: str, existing: MarketRules, rules: MarketRules) -> None:
+        if existing != rules:
             raise InvalidRequest(
                 f"market {market} exists with other rules: {difference(existing, rules)}", code="market_exists"
             )

@@ -212,6 +212,24 @@ def test_a_market_is_created_once_whoever_asks_and_however_often(exchange: Any) 
     net.assert_same_hash("NEW")
 
 
+def test_a_node_that_asks_for_other_rules_than_a_market_has_does_not_join_it(exchange: Any) -> None:
+    net = exchange(nodes=2)
+    net[0].create_market("NEW", RULES)
+    for _ in range(2):
+        with pytest.raises(InvalidRequest) as caught:
+            net[1].create_market("NEW", dataclasses.replace(RULES, lot_size="7"))
+        assert caught.value.code == "market_exists"
+        assert "NEW" not in net[1].markets
+        assert net[0].status()["markets"]["NEW"]["in_sync"] == [net[0].node_id]
+    net.restart(1)
+    assert "NEW" not in net[1].markets
+    net[1].create_market("NEW", RULES)
+    net[1].wait_in_sync("NEW", 2)
+    assert not net[1].status()["markets"]["NEW"]["observer"]
+    net[1].submit_order("NEW", "buy", "10.5", "0.1")
+    net.assert_same_hash("NEW")
+
+
 def test_a_node_joins_again_what_was_created_at_it(exchange: Any) -> None:
     net = exchange(nodes=1)
     net[0].create_market("NEW", RULES)
@@ -226,7 +244,7 @@ def test_a_market_that_could_not_be_opened_in_time_is_opened_when_the_others_are
     lonely = net.add(min_in_sync=2)
     with pytest.raises(RequestTimeout) as caught:
         lonely.create_market("NEW", RULES, timeout=0.3)
-    assert caught.value.code == "not_ready"
+    assert caught.value.code == "not_enough_in_sync"
     net[0].create_market("NEW", RULES)
     lonely.create_market("NEW", RULES)
     lonely.submit_order("NEW", "buy", "10.5", "0.1")

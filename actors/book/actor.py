@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -265,7 +266,7 @@ class BookActor(NodeActor):
         self.damage: str | None = None
         """What was wrong with the journal that was put aside, while it is being made good."""
         folder.parent.mkdir(parents=True, exist_ok=True)
-        self._logged = folder.with_name(f"{folder.name}=logged")
+        self._logged = _logged_sign(folder)
         """Its existence says that this replica has had a log: one that is empty later was lost."""
         self._has_logged = self._logged.exists()
         self._started_as = next_start(folder.with_name(f"{folder.name}=starts"), self._clock_ns())
@@ -1210,6 +1211,16 @@ class BookActor(NodeActor):
         replica = self.replica
         reachable = replica.may_propose or (replica.joined and replica.leader in self._links and replica.matched)
         return bool(reachable and self.book.configured)
+
+
+def forget_log(folder: Path) -> None:
+    """Remove a market's log, and the sign that there was one: of a replica that was never a member."""
+    shutil.rmtree(folder, ignore_errors=True)
+    _logged_sign(folder).unlink(missing_ok=True)
+
+
+def _logged_sign(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}=logged")
 
 
 def _fail(future: Future[Any], error: OpenOutcryError) -> None:
