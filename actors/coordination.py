@@ -12,16 +12,31 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 from ..transport.coordinator import Coordinator
 from ..transport.errors import OpenOutcryError
+from ..transport.etcd import is_etcd, open_etcd
 from ..transport.log import get_logger
+from ..transport.sqlite import SqliteCoordinator
 from ._base import TICK, NodeActor, tell
 from .messages import ActorFailed, CoordinatorAnswer, CoordinatorCall, StoreQuery, StoreStatus
 from .meters import NodeMeters
 
 logger = get_logger(__name__)
+
+
+def open_coordinator(address: str | Path) -> Coordinator:
+    """Open the store at ``address``: etcd's (``etcd://…``), or the path of an SQLite file, made if absent.
+
+    Raises:
+        ConfigurationError: it is no address, or the file is none of ours.
+        Unavailable: it cannot be reached.
+    """
+    if isinstance(address, str) and is_etcd(address):
+        return open_etcd(address)
+    return SqliteCoordinator(Path(address))
 
 
 class CoordinatorActor(NodeActor):

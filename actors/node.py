@@ -26,7 +26,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pykka
 
@@ -40,16 +40,15 @@ from ..transport.errors import (
     StorageError,
     Unavailable,
 )
-from ..transport.etcd import is_etcd, open_etcd
+from ..transport.etcd import is_etcd
 from ..transport.log import get_logger
 from ..transport.rendezvous import Rendezvous
 from ..transport.sockets import Inbox, checked_address, is_wildcard
-from ..transport.sqlite import SqliteCoordinator
 from ..transport.survey import Lookup, ServiceEntry
 from . import queries
 from ._base import TICK, TickingInbox, stop_and_join, tell
 from .balance import Move
-from .book.actor import BookActor, Unwatch, Watch, forget_log
+from .book.actor import LOGGED, BookActor, Unwatch, Watch, forget_log
 from .book.commands import (
     CANCEL_ALL,
     NAME_LENGTH_MAX,
@@ -78,7 +77,7 @@ from .border import (
     submit_command,
 )
 from .condition import condition
-from .coordination import CoordinatorActor
+from .coordination import CoordinatorActor, open_coordinator
 from .discovery import NODE_SERVICE, Announce, DiscoveryActor, Find, Unannounce
 from .kit import SYSTEM_CLOCK
 from .links import LINK_OF, Links
@@ -352,10 +351,10 @@ class ExchangeNode:
         lock = FolderLock(self.data_dir)
         undo.callback(lock.release)
         self.node_id = _node_id(self.data_dir, self.name)
-        if isinstance(coordinator, str) and is_etcd(coordinator):
-            coordinator = open_etcd(coordinator)
-        elif coordinator is None or isinstance(coordinator, (str, Path)):
-            coordinator = SqliteCoordinator(Path(coordinator or self.data_dir / "coordinator.sqlite"))
+        if coordinator is None or isinstance(coordinator, (str, Path)):
+            address = coordinator or self.data_dir / "coordinator.sqlite"
+            self._check_store(address)
+            coordinator = open_coordinator(address)
         try:
             self._coordinator_id = coordinator.coordinator_id
             listed = [record.market for record in coordinator.read_all()] if join_all else []
@@ -490,6 +489,19 @@ class ExchangeNode:
             self._submissions[market] = submissions
             self._books[market] = book
         self._links.listen(book)
+
+    def _check_store(self, address: str | Path) -> None:
+        """A store that is not there is made, but not by a node that has logs: theirs is somewhere else, or lost."""
+        if is_etcd(str(address)) or Path(address).exists():
+            return
+        logged = sorted([unquote(path.name.removesuffix(LOGGED)) for path in self._folder("").glob(f"*{LOGGED}")])
+        if logged:
+            raise ConfigurationError(
+                f"node {self.name} has logs of {', '.join(logged)}, but there is no coordinator's store {address}: "
+                "give the right path, or restore the file; if it is lost, `openoutcry coordinator rebuild` makes "
+                "another from the nodes' disks",
+                code="coordinator_missing",
+            )
 
     def _folder(self, market: str) -> Path:
         return self.data_dir / "markets" / quote(market, safe="")

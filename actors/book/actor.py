@@ -120,6 +120,8 @@ BATCH_MAX: Final = 512
 Half of what a record can hold: while one record is being replicated the next can be made.
 """
 NOT_LEADER: Final = "not_leader"
+LOGGED: Final = "=logged"
+"""Behind the name of a market's folder: a file whose existence says that there was a log, so that it can be missed."""
 REPAIRING: Final = "repairing"
 """Name of the file that marks a replica whose damaged journal was put aside; it says what was wrong."""
 PROGRESS_S: Final = 5.0
@@ -1220,7 +1222,7 @@ def forget_log(folder: Path) -> None:
 
 
 def _logged_sign(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}=logged")
+    return folder.with_name(f"{folder.name}{LOGGED}")
 
 
 def _fail(future: Future[Any], error: OpenOutcryError) -> None:

@@ -10,7 +10,7 @@ from typing import Final
 import click
 
 from ..book import engine_build
-from . import admin, demo, disk, replaying, serve, settings, show, trade
+from . import admin, coordinator, demo, disk, replaying, serve, settings, show, trade
 from .common import Group
 
 
@@ -34,6 +34,7 @@ _COMMANDS: Final[tuple[click.Command, ...]] = (
     admin.transfer,
     admin.market,
     admin.force_leader,
+    coordinator.coordinator,
     disk.verify,
     disk.log,
     replaying.replay,

@@ -1,0 +1,61 @@
+"""The coordinator's store, made anew."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Final
+
+import click
+
+from .. import inspection, rebuild
+from ..coordination import open_coordinator
+from .common import print_json
+from .show import table
+
+_FOLDER: Final = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+@click.group()
+def coordinator() -> None:
+    """The store that says who leads a market, and who is in sync."""
+
+
+@coordinator.command("rebuild")
+@click.argument("folders", metavar="DIR...", type=_FOLDER, nargs=-1, required=True)
+@click.option("--coordinator", "address", required=True, help="The new store: a path, or etcd://HOST:PORT,…/PREFIX.")
+@click.option("--yes", is_flag=True, help="Do not ask; what is to be written is printed all the same.")
+@click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
+def rebuild_store(*, folders: tuple[Path, ...], address: str, yes: bool, as_json_text: bool) -> None:
+    """Write the records of a store that was lost, from the disks of nodes that do not run.
+
+    DIR are the nodes' data directories, of as many as there are: nothing that was answered is lost if one of them was
+    in sync. Of each market the log that reaches furthest is gone on from; what another holds beyond that it puts aside
+    when it joins. Stop all nodes first, also those whose disks are not given.
+    """
+    with contextlib.ExitStack() as stack:
+        for folder in folders:
+            stack.enter_context(inspection.held(folder))
+        plans = rebuild.plan(folders, lambda market: click.echo(f"reading {market}", err=True))
+        if not as_json_text:
+            click.echo("\n".join(_plan_lines(plans)))
+        if not yes:
+            click.confirm(f"Write these records to {address}?", abort=True, err=True)
+        store = open_coordinator(address)
+        try:
+            records = rebuild.carry_out(store, plans)
+        finally:
+            store.close()
+    if as_json_text:
+        print_json(records)
+        return
+    click.echo(f"{len(records)} records were written; start the nodes that are to lead first")
+
+
+def _plan_lines(plans: list[rebuild.Rebuilt]) -> list[str]:
+    rows = [("MARKET", "NODE", "SEQUENCE", "EPOCH", "")]
+    for each in plans:
+        for holder in (each.leader, *each.others):
+            role = f"leads, in epoch {each.epoch}" if holder is each.leader else holder.unfit or "joins"
+            rows.append((each.market, holder.node, str(holder.sequence), str(holder.epoch), role))
+    return table(rows)
