@@ -14,6 +14,7 @@ There is no authentication: listen on the loopback interface, or where only thos
 from __future__ import annotations
 
 import contextlib
+import errno
 import http.server
 import json
 import socket
@@ -85,13 +86,14 @@ class HealthServer:
         """Listen at ``address``, ``HOST:PORT``; port 0 = any. ``scrape`` returns the text of ``/metrics``.
 
         Raises:
-            ConfigurationError: the address is malformed, or in use.
+            ConfigurationError: the address is in use (code ``address_in_use``), malformed, or none of this machine.
         """
         host, port = endpoint(address)
         try:
             self._server = _Server((host, port), _handler(node, scrape))
         except OSError as error:
-            raise ConfigurationError(f"metrics cannot be served at {address}: {error}; is the address free?") from error
+            in_use = "address_in_use" if error.errno == errno.EADDRINUSE else None
+            raise ConfigurationError(f"metrics cannot be served at {address}: {error}", code=in_use) from error
         self.address = f"{f'[{host}]' if ':' in host else host}:{self._server.server_address[1]}"
         """``HOST:PORT``, with the port filled in."""
         self._thread = threading.Thread(

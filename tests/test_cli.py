@@ -410,6 +410,41 @@ def test_what_cannot_be_done_is_one_line_with_a_code(
     assert exit_code == 2 or result.output.count("\n") == 1
 
 
+def test_settings_that_no_restart_mends_exit_with_78_and_what_passes_with_1(
+    run: Run, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def node(*options: Any) -> tuple[int, str]:
+        result = run("node", "--name", "solo", "--market", MARKET, *options)
+        return result.exit_code, result.output
+
+    assert node("--listen", "tcp://192.0.2.1:7500")[0] == 78, "an address of no machine"
+    assert node("--coordinator", home)[0] == 78, "a folder is no file"
+    assert node("--log-file", home)[0] == 78
+    assert run("directory", "--listen", "tcp://192.0.2.1:7400").exit_code == 78
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "etcd3gw", None)
+        assert node("--coordinator", "etcd://127.0.0.1:1/x")[0] == 78
+        patch.setitem(sys.modules, "prometheus_client", None)
+        patch.delitem(sys.modules, "openoutcry.actors.metrics", raising=False)
+        assert node("--metrics", "127.0.0.1:0")[0] == 78
+
+    with sockets.open_socket(pynng.Rep0) as predecessor:
+        taken = sockets.listen(predecessor, "tcp://127.0.0.1:0")
+        for option, address in (("--listen", taken), ("--metrics", taken.removeprefix("tcp://"))):
+            code, told = node(option, address)
+            assert (code, told.split()[-1]) == (1, "(address_in_use)"), option
+        assert run("directory", "--listen", taken).exit_code == 1
+
+    store, folder = home / "coordinator.sqlite", home / "nodes" / "solo"
+    with ExchangeNode("solo", markets={MARKET: RULES}, data_dir=folder, coordinator=store) as solo:
+        solo.wait_ready()
+        code, told = node()
+        assert (code, told.split()[-1]) == (1, "(data_dir_in_use)")
+    code, told = node("--log-file", home / "node.log")
+    assert (code, told.split()[-1]) == (78, "(rules_mismatch)")
+    assert f"use --join {MARKET}, or join = true in the file" in told
+
+
 def test_rejection_with_json_prints_the_whole_answer_and_fails(desk: ExchangeNode, run: Run) -> None:
     result = run("cancel", MARKET, "7", "--json")
     assert result.exit_code == 1

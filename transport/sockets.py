@@ -80,8 +80,8 @@ def listen(socket: pynng.Socket, address: str) -> str:
     """Listen at ``address`` and return it with the port filled in where the caller asked for port 0.
 
     Raises:
-        ConfigurationError: the address is malformed, in use, or is an ``ipc`` path that holds an ordinary
-            file (nng would delete it).
+        ConfigurationError: the address is in use (code ``address_in_use``), malformed, none of this machine, or an
+            ``ipc`` path that holds an ordinary file (nng would delete it).
     """
     if address.startswith("ipc://"):
         path = address.removeprefix("ipc://")
@@ -91,8 +91,12 @@ def listen(socket: pynng.Socket, address: str) -> str:
             )
     try:
         listener = socket.listen(address)
+    except pynng.AddressInUse as error:
+        raise ConfigurationError(
+            f"cannot listen at {address}: another socket does; is its process still ending?", code="address_in_use"
+        ) from error
     except (pynng.NNGException, ValueError) as error:
-        raise ConfigurationError(f"cannot listen at {address}: {error}; is the address right, and free?") from error
+        raise ConfigurationError(f"cannot listen at {address}: {error}; is it an address of this machine?") from error
     return str(listener.url)
 
 

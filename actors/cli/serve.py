@@ -68,6 +68,27 @@ def node_config(*, file: Path | None, markets: tuple[str, ...], join: tuple[str,
     )
 
 
+PASSING: Final = frozenset({"address_in_use", "data_dir_in_use"})
+"""The codes of a ConfigurationError that a restart may mend: a predecessor that is still ending holds what is needed."""
+
+
+class BadSettings(Failure):
+    """The settings are wrong: the service manager starts no such process again."""
+
+    exit_code = os.EX_CONFIG
+
+
+@contextlib.contextmanager
+def judged_settings() -> Iterator[None]:
+    """Turn a ConfigurationError of the block into the exit code 78, but for those that are :data:`PASSING`."""
+    try:
+        yield
+    except ConfigurationError as error:
+        if error.code in PASSING:
+            raise
+        raise BadSettings(error.message, error.code) from error
+
+
 @click.command()
 @click.option("--listen", default=DIRECTORY_DEFAULT, show_default=True, help="Where nodes reach it; port 0 = any.")
 @click.option("--advertise", help="Its address as nodes reach it, where that differs.")
@@ -82,20 +103,18 @@ def directory(
     log_level: str | None,
     log_file: Path | None,
 ) -> None:
-    """Run a rendezvous alone: the place where nodes find each other. Ends on SIGTERM or SIGINT."""
+    """Run a rendezvous alone: the place where nodes find each other. Ends on SIGTERM or SIGINT.
+
+    The exit code is 78 where the settings are wrong: a restart does not help.
+    """
     with (
+        judged_settings(),
         LogWriter(form=log_format or FORMATS[0], level=log_level or "info", file=log_file) as log,
         until_signalled(on_hangup=log.reopen) as ended,
         Rendezvous(listen, peers=peers, advertise=advertise) as rendezvous,
     ):
         click.echo(rendezvous.address)
         wait_for(ended)
-
-
-class BadSettings(Failure):
-    """The settings are wrong by themselves: the service manager starts no such node again."""
-
-    exit_code = os.EX_CONFIG
 
 
 @click.command()
@@ -107,22 +126,20 @@ def node(*, parent: int | None, **flags: Any) -> None:
     Settings come from flags, OPENOUTCRY_* variables, a TOML file ($OPENOUTCRY_CONFIG, or openoutcry.toml in
     $OPENOUTCRY_HOME) and defaults, in that order. The exit code is 78 where they are wrong: a restart does not help.
     """
-    try:
+    with judged_settings():
         config = node_config(**flags)
         if not config.markets and not config.join_all:
             raise ConfigurationError(
                 "the node has no market: give --market NAME, --join-all, or a section [markets.NAME] in the file"
             )
-    except ConfigurationError as error:
-        raise BadSettings(error.message, error.code) from error
-    with (
-        LogWriter(form=config.log_format, level=config.log_level, file=config.log_file, node=config.name) as log,
-        until_signalled(on_hangup=log.reopen) as ended,
-        ends_within(STOP_S_MAX, ended),
-    ):
-        if parent is not None:
-            threading.Thread(target=_end_with, args=(parent, ended), name="parent-watch", daemon=True).start()
-        _run(config, ended)
+        with (
+            LogWriter(form=config.log_format, level=config.log_level, file=config.log_file, node=config.name) as log,
+            until_signalled(on_hangup=log.reopen) as ended,
+            ends_within(STOP_S_MAX, ended),
+        ):
+            if parent is not None:
+                threading.Thread(target=_end_with, args=(parent, ended), name="parent-watch", daemon=True).start()
+            _run(config, ended)
 
 
 @contextlib.contextmanager
@@ -202,6 +219,15 @@ def _run(config: NodeConfig, ended: threading.Event) -> None:
                 exchange_node.wait_ready(0.5)
             except RequestTimeout:
                 continue
+            except ConfigurationError as error:
+                if error.code != "rules_mismatch":
+                    raise
+                name = next((name for name in config.markets if error.message.startswith(f"market {name} ")), "NAME")
+                raise ConfigurationError(
+                    f"{error.message}. To join with the market's own rules, use --join {name}, or join = true in the "
+                    "file, in place of rules",
+                    code=error.code,
+                ) from error
             logger.info("node_ready", markets=sorted(exchange_node.markets))
             break
         spare_gc()
