@@ -30,7 +30,7 @@ def missing() -> str | None:
     if shutil.which("etcd") is None:
         return "no etcd program on PATH (Debian: apt-get install etcd-server)"
     if importlib.util.find_spec("etcd3gw") is None:
-        return "the package etcd3gw is not installed (pip install openoutcry[etcd])"
+        return "the package etcd3gw is not installed (pip install etcd3gw)"
     return None
 
 

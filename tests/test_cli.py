@@ -423,7 +423,9 @@ def test_settings_that_no_restart_mends_exit_with_78_and_what_passes_with_1(
     assert run("directory", "--listen", "tcp://192.0.2.1:7400").exit_code == 78
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "etcd3gw", None)
-        assert node("--coordinator", "etcd://127.0.0.1:1/x")[0] == 78
+        code, told = node("--coordinator", "etcd://127.0.0.1:1/x")
+        assert code == 78
+        assert "pip install etcd3gw" in told, "not this program's own name, which no registry keeps for it"
         patch.setitem(sys.modules, "prometheus_client", None)
         patch.delitem(sys.modules, "openoutcry.actors.metrics", raising=False)
         assert node("--metrics", "127.0.0.1:0")[0] == 78

@@ -1,4 +1,4 @@
-"""The coordinator in etcd 3.4 or newer: for nodes on many machines. The package comes with ``openoutcry[etcd]``.
+"""The coordinator in etcd 3.4 or newer: for nodes on many machines. It needs the package etcd3gw.
 
 Owns the keys below one prefix, through etcd's JSON gateway and the client ``etcd3gw``::
 
@@ -522,7 +522,7 @@ def _package(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ConfigurationError(
-            f"the etcd coordinator needs another package: pip install openoutcry[etcd] ({error})"
+            f"the etcd coordinator needs another package: pip install etcd3gw ({error})"
         ) from error
 
 
