@@ -313,8 +313,41 @@ def test_orders_go_in_and_books_come_out_as_text_and_as_json(desk: ExchangeNode,
 
     assert run("amend", MARKET, "2", "--quantity", "1").output.startswith("order 2 amended, sequence 5")
     assert run("cancel", MARKET, "2").output.startswith("order 2 cancelled, sequence 6")
-    assert run("cancel", MARKET, "--all", "--account", "eve").output.startswith("order 3 cancelled, sequence 7")
+    assert run("cancel", MARKET, "--all", "--account", "eve").output.startswith("1 order cancelled: 3, sequence 7")
     assert run("orders", MARKET).output == ""
+
+
+def test_what_is_cancelled_says_how_many_and_why(desk: ExchangeNode, run: Run) -> None:
+    def said(*arguments: str) -> list[str]:
+        first, *others = run(*arguments).output.splitlines()
+        return [first.partition(", sequence ")[0], *others]
+
+    def submitted(*arguments: str) -> list[str]:
+        return said("submit", MARKET, *arguments)
+
+    assert said("cancel", MARKET, "--all") == ["no open orders"]
+    assert submitted("buy", "-", "1", "--type", "market") == ["order 3 cancelled: nothing to trade with at its price"]
+    assert submitted("sell", "100", "1") == ["order 4 resting"]
+    assert submitted("buy", "100", "3", "--tif", "ioc", "--account", "eve") == [
+        "order 5 cancelled: nothing more to trade with at its price",
+        "  bought 1.000 at 100.00",
+    ]
+    assert submitted("sell", "100", "2") == ["order 6 resting"]
+    newest = submitted("buy", "100", "1", "--stp", "cancel_newest")
+    assert newest == ["order 7 cancelled: self-trade prevented"]
+    both = submitted("buy", "100", "0.5", "--stp", "decrement_and_cancel")
+    assert both == [
+        "order 8 cancelled: self-trade prevented",
+        "  order 6: 0.500 cancelled, self-trade prevented, 1.500 left open",
+    ]
+    oldest = submitted("buy", "100", "1", "--stp", "cancel_oldest")
+    assert oldest == ["order 9 resting", "  order 6: 1.500 cancelled, self-trade prevented"]
+    assert submitted("buy", "99", "1") == ["order 10 resting"]
+    assert said("cancel", MARKET, "--all") == ["2 orders cancelled: 9, 10"]
+    desk.submit_many(MARKET, [desk.order(MARKET, "buy", "9", "1") for _ in range(25)])
+    (told,) = said("cancel", MARKET, "--all")
+    assert told.startswith("25 orders cancelled: 12, 13")
+    assert told.endswith(" 31 and 5 more")
 
 
 def test_leadership_is_given_to_the_node_that_is_named(home: Path, run: Run, exchange: Any) -> None:

@@ -177,7 +177,7 @@ def test_settings_take_an_address_where_they_take_a_path(tmp_path: Path) -> None
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "etcd3gw", None)
-    with pytest.raises(ConfigurationError, match=r"pip install openoutcry\[etcd\]"):
+    with pytest.raises(ConfigurationError, match="pip install etcd3gw"):
         open_etcd("etcd://127.0.0.1:1")
 
 

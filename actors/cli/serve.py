@@ -69,7 +69,7 @@ def node_config(*, file: Path | None, markets: tuple[str, ...], join: tuple[str,
 
 
 PASSING: Final = frozenset({"address_in_use", "data_dir_in_use"})
-"""The codes of a ConfigurationError that a restart may mend: a predecessor that is still ending holds what is needed."""
+"""Codes of a ConfigurationError that a restart may mend: a predecessor that is still ending holds what is needed."""
 
 
 class BadSettings(Failure):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
-from ..book.commands import OrderType, SelfTradePrevention, TimeInForce
+from ..book.commands import OrderType, Reason, SelfTradePrevention, TimeInForce
 from ..control import ControlClient
-from ..views import OrderRejected, OrderResult
+from ..views import Cancelled, OrderRejected, OrderResult
 from .common import as_request, choice, connect, print_json
+
+_IDS_MAX: Final = 20
+"""How many of the orders that were cancelled together are printed."""
 
 
 def _command(
@@ -21,6 +24,7 @@ def _command(
     data_dir: Path | None,
     timeout: float,
     as_json_text: bool,
+    cancels_all: bool = False,
 ) -> None:
     with connect(node_name, data_dir, timeout) as client:
         try:
@@ -32,11 +36,40 @@ def _command(
     if as_json_text:
         print_json(result)
         return
-    order = f"order {result.order_id} " if result.order_id is not None else ""
+    done = _all_cancelled(result) if cancels_all else _done(result)
     again = " (answered before)" if result.duplicate else ""
-    click.echo(f"{order}{result.status}, sequence {result.sequence}{again}, state {result.state_hash}")
+    click.echo(f"{done}, sequence {result.sequence}{again}, state {result.state_hash}")
     for trade in result.trades:
         click.echo(f"  {'bought' if trade.side == 'buy' else 'sold'} {trade.quantity} at {trade.price}")
+    for event in _cancelled(result, Reason.SELF_TRADE):
+        if event.order_id != result.order_id or event.open_quantity:
+            left = f", {event.open_quantity} left open" if event.open_quantity else ""
+            click.echo(f"  order {event.order_id}: {event.quantity} cancelled, self-trade prevented{left}")
+
+
+def _cancelled(result: OrderResult, reason: str) -> list[Cancelled]:
+    return [event for event in result.events if isinstance(event, Cancelled) and event.reason == reason]
+
+
+def _all_cancelled(result: OrderResult) -> str:
+    """Return what a cancel-all did; orders that lapsed just then are not its doing."""
+    ids = [str(event.order_id) for event in _cancelled(result, Reason.REQUESTED)]
+    if not ids:
+        return "no open orders"
+    more = f" and {len(ids) - _IDS_MAX} more" if len(ids) > _IDS_MAX else ""
+    return f"{len(ids)} {'order' if len(ids) == 1 else 'orders'} cancelled: {', '.join(ids[:_IDS_MAX])}{more}"
+
+
+def _done(result: OrderResult) -> str:
+    """Return what became of the order, and why, where nobody asked to cancel what is cancelled of it."""
+    order_id, why = result.order_id, ""
+    if order_id is None:
+        return result.status
+    if any([event.order_id == order_id for event in _cancelled(result, Reason.UNFILLED)]):
+        why = f": nothing {'more ' if result.trades else ''}to trade with at its price"
+    elif result.status == "cancelled" and _cancelled(result, Reason.SELF_TRADE):
+        why = ": self-trade prevented"
+    return f"order {order_id} {result.status}{why}"
 
 
 # A negative price is no option.
@@ -102,7 +135,7 @@ def cancel(
             return client.cancel_all(market, account=account, client_order_id=client_order_id)
         return client.cancel_order(market, order_id, account=account, client_order_id=client_order_id)
 
-    _command(call, **at)
+    _command(call, cancels_all=every, **at)
 
 
 @click.command()
