@@ -40,6 +40,8 @@ from .book.snapshots import read_snapshot
 from .views import Accepted, Amended, Cancelled, Configured, Duplicate, MarketEvent, Noted, Rejected, Trade, to_event
 
 _PUT_ASIDE: Final = re.compile(r"(.+)\.(?:damaged|diverged)-[0-9]+")
+_SEGMENT: Final = re.compile(r"[0-9]{20}\.log")
+"""A file of a market's log; a ``*.log`` of another name is another program's."""
 _BROKEN: Final = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
 """What a book raises whose state, or whose command, is not what it should be."""
 _PROGRESS_EVERY: Final = 1000
@@ -75,7 +77,7 @@ def market_folders(folder: Path) -> tuple[dict[str, Path], list[Path]]:
                 aside.append(path)
             elif path.is_dir():
                 found[unquote(path.name)] = path
-    elif next(folder.glob("*.log"), None) is not None:
+    elif any([_SEGMENT.fullmatch(path.name) for path in folder.glob("*.log")]):
         found[unquote(folder.name)] = folder
     if not found:
         raise ConfigurationError(
@@ -150,7 +152,7 @@ class MarketReport:
     state_hash: str | None
     """Of the book that the log leads to, uncommitted commands included; None: the log lacks its beginning."""
     committed: int
-    """Highest sequence number that the log itself says was committed; a node that runs may know of more."""
+    """Highest sequence number that the log itself says was committed; written with the next record, so it lags."""
     torn_bytes: int
     """Size of an unfinished write behind the end: normal after a crash, and cut when the node is started."""
     snapshots: tuple[int, ...]

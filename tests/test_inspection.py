@@ -211,6 +211,8 @@ def test_a_torn_tail_is_sound_and_its_size_is_told(tmp_path: Path, run: Run) -> 
     assert "  torn tail      100 bytes, cut at the next start\n" in result.stdout
     assert f"  last sequence  {records[2].last_sequence}\n" in result.stdout
     assert book.state_hash() not in result.stdout
+    assert f"  committed      {records[1].last_sequence} or more: this mark lags on disk" in result.stdout
+    assert "what was answered is never cut" in result.stdout
 
 
 @pytest.mark.parametrize("harm", ["none", "torn tail", "flipped bit", "unborn segment", "damaged snapshot", "copy"])
@@ -275,6 +277,9 @@ def test_a_folder_that_is_no_data_directory_is_refused_by_name(tmp_path: Path, r
     result = run("verify", tmp_path)
     assert result.exit_code == 1
     assert result.stderr.endswith("or the folder of a market in it (not_a_data_dir)\n")
+    (tmp_path / "alice.log").write_text("of another program\n")
+    result = run("verify", tmp_path)
+    assert result.stderr.endswith("or the folder of a market in it (not_a_data_dir)\n"), "no log of a market's"
     assert run("verify", tmp_path / "nowhere").exit_code == 2
     write(node_folder(tmp_path), flow(1))
     assert run("log", tmp_path, "ETH").stderr.endswith("has no market ETH; it has: BTC-USD (unknown_market)\n")

@@ -51,7 +51,7 @@ def _report_lines(report: inspection.MarketReport) -> list[str]:
         "epoch": report.epoch,
         "chain": report.chain[:16],
         "state hash": report.state_hash or "unknown",
-        "committed": report.committed,
+        "committed": _committed(report),
         "torn tail": f"{report.torn_bytes} bytes" + (", cut at the next start" if report.torn_bytes else ""),
         "snapshots": ", ".join([f"at {sequence}" for sequence in report.snapshots]) or "none",
         "open orders": report.open_orders if report.open_orders is not None else "unknown",
@@ -62,6 +62,12 @@ def _report_lines(report: inspection.MarketReport) -> list[str]:
     for damage in report.damage:
         lines += [f"  damage         {damage}", f"  what to do     {damage.advice}"]
     return [*lines, *[f"  {name:<13}  {value}" for name, value in values.items()]]
+
+
+def _committed(report: inspection.MarketReport) -> str:
+    if report.committed >= report.sequence:
+        return str(report.committed)
+    return f"{report.committed} or more: this mark lags on disk, and what was answered is never cut"
 
 
 @click.command()
@@ -77,7 +83,9 @@ def log(*, folder: Path, market: str, first: int, last: int | None, with_events:
     """Print a market's log as a node that does not run has it on its disk.
 
     DIR is the node's data directory. A line is a command's sequence number, epoch and time (by the leader's clock, in
-    UTC), and what was asked, by whom. What is behind the committed mark that `verify` shows may still be cut.
+    UTC), and what was asked, by whom. The last lines may be of commands that were never answered, which the market's
+    leader may have cut when the node comes back. What was answered is never cut; the committed mark that `verify` shows
+    is written with the next command, and lags.
     """
     with inspection.held(folder):
         folders, _ = inspection.market_folders(folder)
