@@ -59,7 +59,7 @@ from .book.orderbook import OrderView
 
 COLUMNS: Final = ("seq", "ts_ns", "cmd", "order_id", "side", "price_ticks", "qty", "expect")
 _ENTERS: Final = ("SNAP", "NEW", "TAKE")
-_AMENDS: Final = ("AMEND", "TAKEA")
+_COMMANDS: Final = (*_ENTERS, "AMEND", "TAKEA", "CANCEL")
 _SIDES: Final = {"B": Side.BUY, "A": Side.SELL}
 
 
@@ -130,26 +130,47 @@ def _rows(path: Path) -> list[FlowRow]:
                     raise ValueError(f"its seq is not {len(rows) + 1}")
                 if rows and row.timestamp_ns < rows[-1].timestamp_ns:
                     raise ValueError("its time is before that of the line above")
-            except (ValueError, KeyError) as error:
+            except ValueError as error:
                 raise InvalidRequest(f"{path}, line {lines.line_num}: {error}", code="invalid_flow") from error
             rows.append(row)
     return rows
 
 
 def _row(fields: Sequence[str]) -> FlowRow:
+    if len(fields) != len(COLUMNS):
+        raise ValueError(f"it has {len(fields)} columns, not {len(COLUMNS)}")
     seq, timestamp_ns, cmd, order_id, side, price_ticks, quantity, expect = fields
-    if cmd not in (*_ENTERS, *_AMENDS, "CANCEL"):
-        raise ValueError(f"unknown cmd {cmd!r}")
+    if cmd not in _COMMANDS:
+        raise ValueError(f"cmd is one of {', '.join(_COMMANDS)}, not {cmd!r:.60}")
+    if side not in _SIDES:
+        raise ValueError(f"side is one of {', '.join(_SIDES)}, not {side!r:.60}")
     if cmd == "CANCEL":
         price_ticks, quantity = price_ticks or "0", quantity or "0"
     fills = []
     for fill in expect.split(";") if expect else ():
         maker_id, _, rest = fill.rpartition(":")
         lots, _, price = rest.partition("@")
-        fills.append(Fill(maker_id, int(lots), int(price)))
+        try:
+            fills.append(Fill(maker_id, int(lots), int(price)))
+        except ValueError:
+            raise ValueError(f"expect is maker_id:qty@price_ticks, joined by ;, not {fill!r:.60}") from None
     return FlowRow(
-        int(seq), int(timestamp_ns), cmd, order_id, _SIDES[side], int(price_ticks), int(quantity), tuple(fills)
+        _whole("seq", seq),
+        _whole("ts_ns", timestamp_ns),
+        cmd,
+        order_id,
+        _SIDES[side],
+        _whole("price_ticks", price_ticks),
+        _whole("qty", quantity),
+        tuple(fills),
     )
+
+
+def _whole(column: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{column} is a whole number, not {text!r:.60}") from None
 
 
 class FlowCommands:

@@ -143,7 +143,7 @@ def test_replay_of_a_malformed_file_names_the_line_before_any_node_starts(tmp_pa
     code, _, errors = replay(file)
 
     assert code == 1
-    assert errors == f"{file}, line 2: unknown cmd 'BUY' (invalid_flow)\n"
+    assert errors == f"{file}, line 2: cmd is one of SNAP, NEW, TAKE, AMEND, TAKEA, CANCEL, not 'BUY' (invalid_flow)\n"
 
 
 def test_hour_at_the_cme_through_two_node_processes_ends_as_the_exchange_did() -> None:
