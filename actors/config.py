@@ -16,10 +16,11 @@ its relative paths are relative to its own folder. A key that does not exist is 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,6 +35,14 @@ from .messages import checked_node_name
 
 DIRECTORY_DEFAULT: Final = "tcp://127.0.0.1:7400"
 ENV_PREFIX: Final = "OPENOUTCRY_"
+
+
+class WrongFile(ConfigurationError):
+    """The file of settings is not as it should be; ``slips`` are all that is wrong with it, a sentence each."""
+
+    def __init__(self, path: Path, slips: Iterable[str]) -> None:
+        self.slips = tuple([f"{path}: {slip}" for slip in slips])
+        super().__init__("; ".join(self.slips))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +98,8 @@ def load_config(
         market_flags: each ``NAME`` or ``NAME:key=value,…``: a market to open, in place of the file's of that name.
 
     Raises:
-        ConfigurationError: a key does not exist, a value is of the wrong type, or the file cannot be read.
+        WrongFile: in the file a key does not exist, or a value is of the wrong type.
+        ConfigurationError: so it is in the environment or a flag, or the file cannot be read.
     """
     home = home_folder(environment)
     path, node, markets = _read_file(file, environment, home)
@@ -174,26 +184,67 @@ def _read_file(
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}") from error
     try:
-        return path, *_parse(tomllib.loads(text), path.parent)
-    except (tomllib.TOMLDecodeError, ConfigurationError) as error:
-        raise ConfigurationError(f"{path}: {error}") from error
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise WrongFile(path, [str(error)]) from error
+    slips: list[str] = []
+    node, markets = _parse(values, path.parent, slips)
+    if slips:
+        raise WrongFile(path, slips)
+    return path, node, markets
 
 
-def _parse(values: dict[str, Any], folder: Path) -> tuple[dict[str, Any], dict[str, MarketRules | None]]:
-    for section, value in values.items():
-        _known(section, ("node", "markets"), "section")
-        if not isinstance(value, dict):
-            raise ConfigurationError(f"{section} is a section: write [{section}]")
-    node = {key: _checked(key, value, "node") for key, value in values.get("node", {}).items()}
+def _parse(
+    values: dict[str, Any], folder: Path, slips: list[str]
+) -> tuple[dict[str, Any], dict[str, MarketRules | None]]:
+    """Return what the sections say, as far as it is right; what is wrong is added to ``slips``."""
+    node: dict[str, Any] = {}
+    markets: dict[str, MarketRules | None] = {}
+    for section, fields in values.items():
+        with _noted(slips):
+            _known(section, ("node", "markets"), "section")
+            if not isinstance(fields, dict):
+                raise ConfigurationError(f"{section} is a section: write [{section}]")
+            for key, value in fields.items():
+                with _noted(slips):
+                    if section == "node":
+                        node[key] = _checked(key, value, "node")
+                    elif not isinstance(value, dict):
+                        raise ConfigurationError(f"market {key} is a section: write [markets.{key}]")
+                    else:
+                        markets[key] = _rules_of_file(key, value, slips)
     for key in ("data_dir", "coordinator", "log_file"):
         if isinstance(node.get(key), Path):
             node[key] = folder / node[key]
-    markets: dict[str, MarketRules | None] = {}
-    for name, fields in values.get("markets", {}).items():
-        if not isinstance(fields, dict):
-            raise ConfigurationError(f"market {name} is a section: write [markets.{name}]")
-        markets[name] = _rules(name, fields)
     return node, markets
+
+
+def _rules_of_file(name: str, fields: dict[str, Any], slips: list[str]) -> MarketRules | None:
+    """Return a market's rules without what is wrong, which is added to ``slips``."""
+    if "join" in fields or not name:
+        return _rules(name, fields)
+    right: dict[str, Any] = {}
+    for key, value in fields.items():
+        with _noted(slips):
+            _known(key, (*_RULES, "join"), f"market {name}: key")
+            right[key] = value
+    while True:
+        try:
+            return MarketRules(**right)
+        except ConfigurationError as error:
+            slips.append(f"market {name}: {error}")
+            # It begins with the rule that is wrong: without that, the next one is found.
+            if right.pop(error.message.partition(" ")[0], None) is None:
+                return None
+
+
+@contextlib.contextmanager
+def _noted(slips: list[str]) -> Iterator[None]:
+    """End the block at a ConfigurationError, and add what it says to ``slips``."""
+    try:
+        yield
+    except ConfigurationError as error:
+        slips.append(error.message)
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -619,8 +619,18 @@ def test_settings_are_checked_and_shown_before_a_node_runs_with_them(run: Run, h
     refused = run("config", "check", file)
     assert refused.exit_code == 1
     assert "'min_insync' does not exist; did you mean min_in_sync? (configuration)" in refused.output
-    file.write_text('[node]\n[markets.BTC-USD]\ntick_size = "none"\n')
-    assert run("config", "check", file).exit_code == 1
+    file.write_text(
+        '[node]\nmin_insync = 2\nttl_ms = "1"\n[other]\n'
+        '[markets.BTC-USD]\ntick_size = "none"\nlot = "1"\ndedupe_window = -1\n[markets.ETH-USD]\njoin = 3\n'
+    )
+    refused = run("config", "check", file)
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    lines = refused.stderr.splitlines()
+    assert all(line.startswith(f"{file}: ") and line.endswith(" (configuration)") for line in lines)
+    wrong = ("'min_insync'", "ttl_ms", "'other'", "'lot'", "tick_size", "dedupe_window", "join = true")
+    assert len(lines) == len(wrong)
+    for line, what in zip(lines, wrong, strict=True):
+        assert what in line
 
 
 def test_status_is_answered_while_all_that_can_be_served_at_once_is_stuck(

@@ -7,8 +7,8 @@ from typing import Any
 
 import click
 
-from ..config import load_config, settings
-from .common import print_json
+from ..config import WrongFile, load_config, settings
+from .common import Failure, print_json
 from .serve import node_config, node_settings
 
 
@@ -20,8 +20,17 @@ def config() -> None:
 @config.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def check(file: Path) -> None:
-    """Check a TOML file of settings, alone: unknown keys, wrong types, rules that no market can have."""
-    found = load_config(file=file, environment={}, flags={})
+    """Check a TOML file of settings, alone: unknown keys, wrong types, rules that no market can have.
+
+    All that is wrong is printed, a line each.
+    """
+    try:
+        found = load_config(file=file, environment={}, flags={})
+    except WrongFile as error:
+        *before, last = error.slips
+        for slip in before:
+            Failure(slip, error.code).show()
+        raise Failure(last, error.code) from error
     markets = ", ".join(sorted(found.markets)) or "none: give them by --market or --join"
     click.echo(f"{file} is sound: node {found.name}, markets {markets}")
 
