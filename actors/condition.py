@@ -32,8 +32,10 @@ def condition(market: Mapping[str, Any], node: str) -> Condition:
     if market["repairing"]:
         return "repairing", str(market["repairing"])
     leading = market["role"] == "leading"
-    if not leading and (market["leader"] is None or not market["linked"]):
-        return "no_leader", f"its leader, {market['leader'] or 'not known yet'}, cannot be reached"
+    if market["leader"] is None:
+        return "no_leader", "no leader is known here; has a node opened the market, and does one that holds it run?"
+    if not leading and not market["linked"]:
+        return "no_leader", f"its leader, {market['leader']}, cannot be reached"
     in_sync, needed = market["present"] if leading else len(market["in_sync"]), market["min_in_sync"]
     if in_sync < needed:
         return "below_min_in_sync", f"{in_sync} replicas are in sync, {needed} needed"

@@ -181,7 +181,9 @@ class CreateMarket:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ListMarkets:
-    """Every market that the node has joined or the coordinator lists: ``market``, ``joined``, ``rules`` if known."""
+    """Every market that the node has joined or the coordinator lists: ``market``, ``joined``, ``opened`` (the
+    coordinator lists it: some node has opened it), ``rules`` if known.
+    """
 
     token: Token
 
@@ -442,13 +444,13 @@ class ControlServer:
         return node.get_order_book(request.market, request.depth)
 
     def _markets(self) -> list[dict[str, Any]]:
-        joined = self._node.markets
+        joined, opened = self._node.markets, self._node.all_markets()
         found = []
-        for market in sorted({*joined, *self._node.all_markets()}):
+        for market in sorted({*joined, *opened}):
             rules = None
             with contextlib.suppress(Unavailable, InvalidRequest):
                 rules = self._node.rules(market)
-            found.append({"market": market, "joined": market in joined, "rules": rules})
+            found.append({"market": market, "joined": market in joined, "opened": market in opened, "rules": rules})
         return found
 
     def _events(self, request: GetEvents) -> dict[str, Any]:
@@ -623,7 +625,9 @@ class ControlClient:
         self._query(CreateMarket(self._token, self._timeout_ms, market, rules.to_tuple()))
 
     def markets(self) -> list[dict[str, Any]]:
-        """Return every market: its name, whether the node has ``joined`` it, and its ``rules`` as far as known."""
+        """Return every market: its name, whether the node has ``joined`` it and some node has ``opened`` it, and its
+        ``rules`` as far as known.
+        """
         return cast("list[dict[str, Any]]", self._query(ListMarkets(self._token)))
 
     def transfer(self, market: str, to: str | None = None) -> str | None:

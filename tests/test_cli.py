@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -167,7 +168,9 @@ def test_a_market_is_created_from_the_command_line_on_all_nodes_also_on_one_that
     wait_for(lambda: run("status", "--node", "bob").exit_code == 0, "bob runs")
     assert listed("alice") == []
     create = ("market", "create", "ETH-USD", "--tick", "0.05", "--lot", "0.1", "--timeout", "30")
-    assert run(*create, "--node", "alice").output == "ETH-USD takes orders, in ticks of 0.05 and lots of 0.1\n"
+    takes, held = run(*create, "--node", "alice").output.splitlines()
+    assert takes == "ETH-USD takes orders, in ticks of 0.05 and lots of 0.1"
+    assert re.fullmatch(r"held by (alice alone|alice, bob) so far; other nodes join it with --join ETH-USD, .*", held)
     assert run(*create, "--node", "bob").exit_code == 0, "the same again changes nothing"
     assert run("submit", "ETH-USD", "buy", "10.05", "0.1", "--node", "bob").exit_code == 0
     other = run("market", "create", "ETH-USD", "--tick", "1", "--node", "bob")
@@ -362,6 +365,10 @@ def test_leadership_is_given_to_the_node_that_is_named(home: Path, run: Run, exc
             run("transfer", MARKET, "--to", second.name, *at_first).output == f"{MARKET} is led by {second.node_id}\n"
         )
         second.submit_order(MARKET, "buy", "99", "1")
+        itself = ("transfer", MARKET, "--to", second.name, "--data-dir", second.data_dir)
+        assert run(*itself).output == f"{MARKET} is led by {second.node_id} already\n"
+        to_first = run("transfer", MARKET, "--to", first.name, *at_first)
+        assert to_first.output == f"market {MARKET} is led by {second.name}: ask that node (not_leader)\n"
         assert run("transfer", MARKET, *at_first).output.endswith("not by this node (not_leader)\n")
         back = run("transfer", MARKET, "--data-dir", second.data_dir, "--json")
         assert json.loads(back.output) == {"market": MARKET, "leader": first.node_id}
@@ -400,9 +407,33 @@ def test_status_shows_every_replica_that_a_leader_knows_of_and_every_trouble() -
         "A       al       leader      1190     1200     0",
         "A       bo.2     yes         1180     1195     5",
         "A       bo.3     no           200      200  1000",
-        "A: being made good from a peer: a bit",
-        "BTC: error: EIO (storage)",
+        "A: repairing: a bit",
+        "BTC: failed: EIO (storage)",
     ]
+
+
+def test_market_that_no_node_has_opened_is_said_to_be_waited_for(home: Path, run: Run) -> None:
+    folder = home / "nodes" / "late"
+    with ExchangeNode("late", markets=["NOPE-USD"], data_dir=folder) as node, ControlServer(node):
+        book = run("book", "NOPE-USD")
+        assert (book.exit_code, book.stdout) == (1, "")
+        assert book.stderr.endswith("not ready: nothing is known of it yet; `openoutcry status` says why (not_ready)\n")
+        order = run("submit", "NOPE-USD", "buy", "1", "1")
+        assert order.output.startswith("market NOPE-USD is not ready: no leader is known here; has a node opened ")
+        assert order.output.count("\n") == 1
+        (_, row) = run("market", "list").output.splitlines()
+        assert row.split("  ")[:2] == ["NOPE-USD", "waiting: no node has opened it"]
+        assert json.loads(run("market", "list", "--json").output)[0]["opened"] is False
+        assert run("status").output.splitlines()[-1].startswith("NOPE-USD: no leader: ")
+
+
+def test_node_that_waits_for_a_market_says_so_in_its_log(start: Start, home: Path) -> None:
+    log = home / "node.log"
+    node = start("node", "--join", "NOPE-USD", "--log-file", str(log))
+    wait_for(lambda: log.exists() and "node_waits" in log.read_text(), "it says what it waits for")
+    assert "market NOPE-USD is not ready" in log.read_text()
+    assert "has a node opened the market" in log.read_text()
+    assert stop(node) == 0
 
 
 def test_retry_with_the_same_client_order_id_gets_the_first_answer(desk: ExchangeNode, run: Run) -> None:

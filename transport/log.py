@@ -20,6 +20,7 @@ EVENTS: Final[Mapping[str, str]] = {
     # A node's life.
     "node_started": "The node listens, is announced, and has recovered what is on its disk.",
     "node_ready": "Every market of the node can be traded from here.",
+    "node_waits": "A market could not be used for some seconds since the start; the node goes on waiting.",
     "node_closing": "The node was asked to end, hands over what it leads and answers what it can.",
     "node_closed": "The node has ended in order.",
     "node_stuck": "The node did not end in time; its process is ended as it is.",

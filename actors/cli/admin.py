@@ -7,10 +7,11 @@ from typing import Any
 
 import click
 
+from ...transport.errors import Unavailable
 from ..config import parse_rules
 from ..node import REASON_LENGTH_MAX
 from .common import at_node, connect, print_json
-from .show import table
+from .show import names_of, table
 
 
 @click.command()
@@ -28,11 +29,20 @@ def transfer(
 ) -> None:
     """Give the leadership of MARKET, which the asked node leads, to another node; commands in flight follow."""
     with connect(node_name, data_dir, timeout) as client:
-        leader = client.transfer(market, to)
+        found = client.status()
+        own, names, already = found["node_id"], names_of(found), False
+        if to in (own, names[own]) and market in found["markets"]:  # it has no link to itself
+            leader = found["markets"][market].get("leader")
+            already = leader == own
+            if not already:
+                named = f"{names.get(leader, leader)}: ask that node" if leader else "nobody that is known"
+                raise Unavailable(f"market {market} is led by {named}", code="not_leader")
+        else:
+            leader = client.transfer(market, to)
     if as_json_text:
         print_json({"market": market, "leader": leader})
         return
-    click.echo(f"{market} is led by {leader or 'another node'}")
+    click.echo(f"{market} is led by {leader or 'another node'}{' already' if already else ''}")
 
 
 @click.group()
@@ -61,16 +71,21 @@ def create(
     rules = parse_rules([f"tick_size={tick}", f"lot_size={lot}", *pairs])
     with connect(node_name, data_dir, timeout) as client:
         client.create_market(name, rules)
+        found = client.status()
+    names = names_of(found)
+    holders = [names.get(at, at) for at in found["markets"][name].get("in_sync", ())]
     if as_json_text:
-        print_json({"market": name, "rules": rules})
+        print_json({"market": name, "rules": rules, "in_sync": holders})
         return
     click.echo(f"{name} takes orders, in ticks of {rules.tick_size} and lots of {rules.lot_size}")
+    held = f"{holders[0]} alone" if len(holders) == 1 else ", ".join(holders)
+    click.echo(f"held by {held} so far; other nodes join it with --join {name}, or all markets with --join-all")
 
 
 @market.command("list")
 @at_node
 def list_markets(*, node_name: str | None, data_dir: Path | None, timeout: float, as_json_text: bool) -> None:
-    """List every market of the exchange, and whether the asked node has joined it."""
+    """List every market of the exchange, and whether the asked node has joined it, or waits for it to be opened."""
     with connect(node_name, data_dir, timeout) as client:
         found = client.markets()
     if as_json_text:
@@ -79,7 +94,10 @@ def list_markets(*, node_name: str | None, data_dir: Path | None, timeout: float
     rows = [("MARKET", "JOINED", "TICK", "LOT")]
     for each in found:
         rules = each["rules"] or {"tick_size": "-", "lot_size": "-"}
-        rows.append((each["market"], "yes" if each["joined"] else "no", rules["tick_size"], rules["lot_size"]))
+        joined = "yes" if each["joined"] else "no"
+        if not each["opened"]:
+            joined = "waiting: no node has opened it"
+        rows.append((each["market"], joined, rules["tick_size"], rules["lot_size"]))
     click.echo("\n".join(table(rows)))
 
 

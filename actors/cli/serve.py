@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,6 +29,8 @@ from .common import Failure, options, until_signalled, wait_for
 logger = get_logger(__name__)
 
 _LOOK_S: Final = 0.5
+_WAITS_S: Final = 5.0
+"""After how long a market that is waited for is told of in the log, in seconds: its name may be mistyped."""
 STOP_S_MAX: Final = 30.0
 """How long a node may take to hand over, answer and close after SIGTERM, in seconds."""
 
@@ -214,10 +218,14 @@ def _run(config: NodeConfig, ended: threading.Event) -> None:
         manager.begin(lambda: _in_words(exchange_node))
         manager.tell(READY=1)
         logger.info("node_started", node=exchange_node.node_id, address=exchange_node.address, data_dir=config.data_dir)
+        quiet_until_s = time.monotonic() + _WAITS_S
         while not ended.is_set():
             try:
                 exchange_node.wait_ready(0.5)
-            except RequestTimeout:
+            except RequestTimeout as error:
+                if time.monotonic() > quiet_until_s:
+                    quiet_until_s = math.inf
+                    logger.warning("node_waits", node=exchange_node.node_id, error=error)
                 continue
             except ConfigurationError as error:
                 if error.code != "rules_mismatch":

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from ...transport.errors import Unavailable
+from ..condition import READY, condition
 from ..control import ITEMS_MAX
 from . import live
 from .common import at_node, connect, print_json, until_signalled
@@ -39,6 +41,11 @@ def book(
             found = client.book(market, depth=depth, known=known)
             if found is None:
                 return None
+            if found["sequence"] == 0 and not watch:
+                raise Unavailable(
+                    f"market {market} is not ready: nothing is known of it yet; `openoutcry status` says why",
+                    code="not_ready",
+                )
             known = found["sequence"]
             return [json.dumps(found)] if as_json_text else book_lines(found)
 
@@ -50,6 +57,8 @@ def book(
 
 def book_lines(found: dict[str, Any]) -> list[str]:
     """Return the lines of a book: asks above bids, the best prices in the middle."""
+    if found["sequence"] == 0:
+        return [f"{found['market']}: not ready: nothing is known of it yet"]
     levels = [*found["bids"], *found["asks"]]
     at_price = max([5, *(len(level["price"]) for level in levels)])
     at_size = max([8, *(len(level["quantity"]) for level in levels)])
@@ -151,9 +160,7 @@ def status(*, watch: bool, node_name: str | None, data_dir: Path | None, timeout
 def status_lines(found: dict[str, Any]) -> list[str]:
     """Return a node's status: what it is and knows, a row for each market, and one for each replica it knows of."""
     own, peers, markets = found["node_id"], found["peers"], found["markets"]
-    names = {own: found["name"], **{at: peer["name"] for at, peer in peers.items()}}
-    twice = [name for name, count in Counter(names.values()).items() if count > 1]
-    names = {at: at if name in twice else name for at, name in names.items()}
+    names = names_of(found)
     lines = [f"node {found['name']} ({own}) at {found['address']}"]
     lines += [f"peer {peer['name']} ({at}): {'up' if peer['up'] else 'down'}" for at, peer in peers.items()]
     if found["coordinator_error"]:
@@ -163,10 +170,9 @@ def status_lines(found: dict[str, Any]) -> list[str]:
     replicas = [("MARKET", "REPLICA", "IN SYNC", "APPLIED", "DURABLE", "LAG")]
     troubles = []
     for name, market in markets.items():
-        if market["error"]:
-            troubles.append(f"{name}: error: {market['error']}")
-        if market.get("repairing"):
-            troubles.append(f"{name}: being made good from a peer: {market['repairing']}")
+        state, why = condition(market, own)
+        if state != READY:
+            troubles.append(f"{name}: {state.replace('_', ' ')}: {why}")
         if "applied" not in market:
             rows.append((name, "stopped", "no", *["-"] * 7))
             continue
@@ -184,6 +190,13 @@ def status_lines(found: dict[str, Any]) -> list[str]:
     if markets:
         lines += ["", *table(rows), "", *table(replicas)]
     return [*lines, *troubles]
+
+
+def names_of(found: dict[str, Any]) -> dict[str, str]:
+    """Return what to call the nodes that a status knows, by id: the name, where it is only one's."""
+    names = {found["node_id"]: found["name"], **{at: peer["name"] for at, peer in found["peers"].items()}}
+    twice = [name for name, count in Counter(names.values()).items() if count > 1]
+    return {at: at if name in twice else name for at, name in names.items()}
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
