@@ -661,7 +661,7 @@ class ExchangeNode:
     def transfer(self, market: str, to: str | None = None, *, timeout: float = HAND_OVER_S) -> None:
         """Give the leadership of a market that this node leads to another node (its name or id; None: any in sync).
 
-        Commands in flight follow.
+        Commands in flight follow. To this node itself: nothing is to be done.
 
         Raises:
             InvalidRequest: ``to`` is no node that this one is linked to (code ``unknown_node``), or several.
@@ -669,10 +669,12 @@ class ExchangeNode:
                 ``not_transferred``).
         """
         book = self._book(market)
-        to = None if to is None else self._links.id_of(to)
         leader = self._read(market, lambda actor: actor.replica.leader)
         if leader != self.node_id:
             raise Unavailable(f"market {market} is led by {leader}, not by this node", code="not_leader")
+        if to in (self.name, self.node_id):
+            return
+        to = None if to is None else self._links.id_of(to)
         try:
             self._give_leadership(market, book, to, timeout)
         except BaseException:
@@ -1193,7 +1195,7 @@ class ExchangeNode:
             from .health import HealthServer  # noqa: PLC0415 - most nodes do without
             from .metrics import NodeCollector  # noqa: PLC0415 - and it is an optional dependency
         except ImportError:
-            raise ConfigurationError("metrics need prometheus-client: pip install 'openoutcry[service]'") from None
+            raise ConfigurationError("metrics need prometheus-client: pip install prometheus-client") from None
         self._health = HealthServer(self, address, NodeCollector(self).text)
         self._undo.callback(self._health.close)
 
@@ -1553,7 +1555,7 @@ def _node_id(folder: Path, name: str) -> str:
     if stored.get("name") != name:
         raise ConfigurationError(
             f"{folder} belongs to node {stored.get('name')!r}, not {name!r}; give each node its own data directory",
-            code="data_dir_in_use",
+            code="other_data_dir",
         )
     return str(stored["node_id"])
 

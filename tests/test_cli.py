@@ -506,6 +506,7 @@ def test_settings_that_no_restart_mends_exit_with_78_and_what_passes_with_1(
         solo.wait_ready()
         code, told = node()
         assert (code, told.split()[-1]) == (1, "(data_dir_in_use)")
+    assert run("node", "--name", "other", "--market", MARKET, "--data-dir", folder).exit_code == 78
     code, told = node("--log-file", home / "node.log")
     assert (code, told.split()[-1]) == (78, "(rules_mismatch)")
     assert f"use --join {MARKET}, or join = true in the file" in told

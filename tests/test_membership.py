@@ -51,6 +51,8 @@ def test_a_leader_without_another_in_sync_leads_on_and_says_so(exchange: Any) ->
     with pytest.raises(Unavailable) as caught:
         net[0].transfer(MARKET, timeout=1)
     assert caught.value.code == "not_transferred"
+    net[0].transfer(MARKET, to=net[0].name)
+    net[0].submit_order(MARKET, "buy", "100", "1")
 
 
 def test_a_node_that_is_not_in_sync_is_refused_the_lead_and_the_market_never_pauses(exchange: Any) -> None:

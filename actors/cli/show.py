@@ -162,7 +162,7 @@ def status_lines(found: dict[str, Any]) -> list[str]:
     own, peers, markets = found["node_id"], found["peers"], found["markets"]
     names = names_of(found)
     lines = [f"node {found['name']} ({own}) at {found['address']}"]
-    lines += [f"peer {peer['name']} ({at}): {'up' if peer['up'] else 'down'}" for at, peer in peers.items()]
+    lines += [f"peer {peer['name']} ({at}): {_link_words(peer)}" for at, peer in peers.items()]
     if found["coordinator_error"]:
         lines.append(f"coordinator: {found['coordinator_error']}")
     lines += [f"failure: {failure}" for failure in found["failures"]]
@@ -197,6 +197,12 @@ def names_of(found: dict[str, Any]) -> dict[str, str]:
     names = {found["node_id"]: found["name"], **{at: peer["name"] for at, peer in found["peers"].items()}}
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     return {at: at if name in twice else name for at, name in names.items()}
+
+
+def _link_words(peer: dict[str, Any]) -> str:
+    if peer["other_coordinator"]:
+        return "uses another coordinator, and is of another exchange"
+    return "up" if peer["up"] else "down"
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
