@@ -300,19 +300,32 @@ class RemoteLink:
             while self._waiting:
                 self.hear(self._taken())
             self._scheduled = False
-        elif at_once and (frame := self._next_frame()):
-            self._link.send(frame)
         else:
-            self._scheduled = True
-            self._link.send_next(self._next_frame)
+            if at_once and (frame := self._encoded(self._gathered())):
+                self._link.send(frame)
+            self._schedule()  # behind that frame, which it must not overtake
 
     def _put_credit(self) -> None:
         owed, self._owed = self._owed, {}
         for actor, cost in owed.items():
             self._put((CREDIT, actor, cost))
 
+    def _schedule(self) -> None:
+        """Have the link take what still waits, when its turn comes."""
+        assert self._link is not None
+        self._scheduled = bool(self._waiting)
+        if self._scheduled:
+            self._link.send_next(self._next_frame)
+
+    def _gathered(self) -> tuple[Item, ...]:
+        """Take out what travels next, with the credits that are owed."""
+        if self._owed:
+            self._scheduled = True  # they wait with the rest
+            self._put_credit()
+        return self._taken()
+
     def _taken(self) -> tuple[Item, ...]:
-        """Take out what travels next."""
+        """Take out the first that wait, about as many as one frame holds."""
         items, size = [], 0
         while self._waiting and size < PARCEL_SIZE:
             item = self._waiting.popleft()
@@ -323,26 +336,21 @@ class RemoteLink:
 
     def _next_frame(self) -> bytes | None:
         """Return the next frame, and see to it that the one after it follows; None if nothing waits."""
-        assert self._link is not None
         with self._changed:
-            self._scheduled = True  # for what is put below
-            if self._owed:
-                self._put_credit()
-            items = self._taken()
-            self._scheduled = bool(self._waiting)
-            if self._waiting:
-                self._link.send_next(self._next_frame)
-        return self._encoded(items) if items else None
+            items = self._gathered()
+            self._schedule()
+        return self._encoded(items)
 
     def _encoded(self, items: tuple[Item, ...]) -> bytes | None:
         """Return the frame of ``items`` without those that cannot be encoded: the link serves others too."""
         assert self._link is not None
+        if not items:
+            return None
         try:
             return CODEC.encode(Parcel(self._link.session, items))
         except ProtocolError as error:
             if len(items) > 1:
-                good = [item for item in items if self._encoded((item,))]
-                return self._encoded(tuple(good)) if good else None
+                return self._encoded(tuple([item for item in items if self._encoded((item,))]))
             logger.error("item_not_sent", peer=self.name, item=items[0][0], error=error.message)
             return None
 

@@ -18,6 +18,7 @@ from openoutcry.actors.kit import Actor, Mailbox
 from openoutcry.actors.messages import (
     ASK,
     CODEC,
+    CREDIT,
     FIND,
     FOUND,
     GONE,
@@ -33,7 +34,7 @@ from openoutcry.actors.messages import (
 from openoutcry.actors.meters import LinkMeters
 from openoutcry.actors.peer import Link
 from openoutcry.actors.remote import RemoteActors
-from openoutcry.actors.remote_link import WINDOW_SIZE, RemoteLink
+from openoutcry.actors.remote_link import PARCEL_SIZE, WINDOW_SIZE, RemoteLink
 from openoutcry.actors.remote_refs import RemoteRef, Terminated
 from openoutcry.actors.schema import MESSAGE_SIZE_MAX, message, type_of
 from openoutcry.actors.testing import ActorProbe
@@ -251,6 +252,29 @@ def test_frame_does_not_overtake_what_the_link_was_told_to_take_before(actor_pro
     link.sent()
     link.send(b"fourth")
     assert outlet.frames == [b"first", b"fourth"]
+
+
+@pytest.mark.parametrize("kind", [ASK, REPLY])
+def test_what_is_told_next_does_not_overtake_a_large_item_that_goes_at_once(actor_probe: ActorProbe, kind: int) -> None:
+    outlet = Outlet()
+    wire = Link(7, 8, outlet, actor_probe.ref, LinkMeters())  # type: ignore[arg-type]
+    link = RemoteLink(None, PeerUp("alice.1", "alice", wire), "alice.1", "alice")  # type: ignore[arg-type]
+    ref = RemoteRef(None, "alice.1", "alice", "speaker", 5, {})  # type: ignore[arg-type]
+    link._follow(5)
+    take = actor_probe.expect(SendNext).take
+    assert take()
+    wire.sent(b"")
+    link.credit(6, 300)
+    if kind == ASK:
+        link.ask(ref, "test.blob/1", bytes(PARCEL_SIZE), 1)
+    else:
+        link.reply((REPLY, 1, "", "", bytes(PARCEL_SIZE)))
+    link.send(ref, (TELL, 5, "test.say/1", b""), 0)
+    frames = [*outlet.frames, actor_probe.expect(SendNext).take()]
+    actor_probe.expect_none(0)
+    items = [[item[0] for item in CODEC.decode(frame).items] for frame in frames if frame]
+    assert items == [[kind], [CREDIT, TELL]]
+    link.close(Closed("the end"))
 
 
 class Outlet:
