@@ -153,6 +153,7 @@ class RemoteActors:
         self._announce = announce
         self._report = report
         self._lock = threading.Condition()
+        """Innermost: a link may hold its own when it asks here, so none is asked for anything under this one."""
         self._hearing = threading.Lock()
         self._actor_ids = itertools.count(time.time_ns())  # never those of an earlier life of this node
         self._names: dict[str, Served] = {}
@@ -169,7 +170,8 @@ class RemoteActors:
     def queues(self) -> dict[str, tuple[int, int]]:
         """Return the fullest of the links' queues by their names, with their bounds: bytes, asks and bytes."""
         with self._lock:
-            depths = [link.depths() for link in self._links.values()]
+            links = list(self._links.values()) or [self._own]
+        depths = [link.depths() for link in links]
         outbox, asks, window = [max(found) for found in zip(*depths, strict=True)]
         return {
             "remote_outbox_bytes": (outbox, OUTBOX_SIZE_MAX),

@@ -717,6 +717,24 @@ def test_actor_that_ends_while_it_is_found_is_known_to_have_ended(bench: Bench) 
     assert kinds[-1] == GONE
 
 
+def test_queues_are_read_while_a_link_asks_who_is_served(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = bench.remote._own
+    depths = own.depths
+
+    def contended() -> tuple[int, int, int]:
+        asking = threading.Thread(target=lambda: bench.remote.watched(bench.actor_id, own))
+        asking.start()
+        asking.join(5)
+        assert not asking.is_alive(), "the link would hold its own lock: the two are always taken in one order"
+        return depths()
+
+    monkeypatch.setattr(own, "depths", contended)
+    assert set(bench.remote.queues()) == {"remote_outbox_bytes", "remote_asks", "remote_window_bytes"}
+    monkeypatch.undo()
+    bench.remote.close()
+    assert bench.remote.queues()["remote_asks"][0] == 0, "metrics may be read of a node that is closed"
+
+
 def test_item_that_cannot_be_encoded_costs_neither_the_others_nor_the_link(bench: Bench) -> None:
     bench.up(7, 80)
     link = bench.remote._links["alice.1"]
