@@ -28,6 +28,7 @@ from ..transport.errors import (
     RequestTimeout,
     UnknownActor,
     Unreachable,
+    text_of,
 )
 from ..transport.log import get_logger
 from .kit import put_always, tell_always
@@ -297,9 +298,11 @@ class RemoteLink:
             return
         if self._link is None:
             self._scheduled = True
-            while self._waiting:
-                self.hear(self._taken())
-            self._scheduled = False
+            try:
+                while self._waiting:
+                    self.hear(self._taken())
+            finally:  # what raises here costs those items, not all that come later
+                self._scheduled = False
         else:
             if at_once and (frame := self._encoded(self._gathered())):
                 self._link.send(frame)
@@ -405,7 +408,15 @@ class RemoteLink:
             if answer is not None:
                 self.refuse(answer._request, MessageRefused.default_code, error.message)
             return
-        if not put_always(served.ref, _Delivery(message, answer, served, self, cost)) and answer is not None:
+        try:
+            taken = put_always(served.ref, _Delivery(message, answer, served, self, cost))
+        except Exception as error:  # of an application's own inbox: the other items of the parcel are not its affair
+            logger.exception("inbox_failed", peer=self.name, actor=served.name)
+            self.credit(actor, cost)
+            if answer is not None:
+                self.refuse(answer._request, RemoteFailure.default_code, text_of(error))
+            return
+        if not taken and answer is not None:
             answer.set_exception((None, pykka.ActorDeadError(), None))
 
     def _answer(self, item: Item) -> None:
@@ -502,14 +513,6 @@ def _size(item: Item) -> int:
 
 def reason_of(error: BaseException | None) -> tuple[Reason, str]:
     return ("stopped", "") if error is None else ("failed", text_of(error)[:_TEXT_MAX])
-
-
-def text_of(error: BaseException | None) -> str:
-    kind = type(error).__qualname__
-    try:
-        return f"{kind}: {error}"
-    except Exception as without:  # an application's ``__str__``
-        return f"{kind} (its text raises {type(without).__qualname__})"
 
 
 def _sendable(text: str) -> str:

@@ -32,13 +32,14 @@ from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from ..transport import codec
-from ..transport.errors import ConfigurationError, MessageRefused, ProtocolError
+from ..transport.errors import ConfigurationError, MessageRefused, ProtocolError, text_of
 
 MESSAGE_SIZE_MAX: Final = 256 * 1024
 """Most bytes of one message, encoded."""
 VALUE_DEPTH_MAX: Final = 16
 """How deep tuples may be nested in a reply that is no registered message."""
 NAME_LENGTH_MAX: Final = 64
+_TEXT_MAX: Final = 300
 
 _T = TypeVar("_T")
 _Check = codec.Check
@@ -103,8 +104,13 @@ class MessageType:
         return _sized(body, self.key)
 
     def decode(self, body: bytes) -> Any:
-        """Return the message in ``body``; raises ProtocolError if it holds anything else."""
-        return self.from_wire(_unpacked(body), self.key)
+        """Return the message in ``body``; raises ProtocolError if it holds anything else, or cannot be made here."""
+        try:
+            return self.from_wire(_unpacked(body), self.key)
+        except ProtocolError:
+            raise
+        except Exception as error:  # of the class's own checks, which need not see here what they saw at the sender
+            raise ProtocolError(f"{self.key} cannot be made here: {text_of(error):.{_TEXT_MAX}}") from error
 
 
 @typing.dataclass_transform(frozen_default=True)

@@ -198,6 +198,33 @@ def test_a_process_that_has_ended_is_told_from_one_that_is_silent_or_cut_off() -
         assert not refuses(uncertain)
 
 
+@pytest.mark.parametrize("error", [ProtocolError("not allowed"), RuntimeError("a bug")])
+def test_a_frame_that_could_not_be_taken_in_costs_its_sender_the_connection(error: Exception) -> None:
+    heard: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+
+    def hear(_pipe_id: int, frame: bytes) -> None:
+        heard.put(frame)
+        if frame == b"bad":
+            raise error
+
+    inbox = Inbox("tcp://127.0.0.1:0", on_frame=hear, on_pipe_removed=lambda _: None)
+    inbox.start()
+    cut = threading.Event()
+    with pynng.Push0(send_timeout=5000) as socket:
+        socket.add_post_pipe_remove_cb(lambda _: cut.set())
+        socket.dial(inbox.address, block=True)
+        socket.send(b"good")
+        assert heard.get(timeout=10) == b"good"
+        assert not cut.is_set()
+        socket.send(b"bad")
+        assert heard.get(timeout=10) == b"bad"
+        assert cut.wait(10), "who sends knows that something was lost"
+        assert inbox.frames_refused == 1
+        socket.send(b"again")
+        assert heard.get(timeout=10) == b"again"
+    inbox.close()
+
+
 def test_only_the_node_that_was_asked_can_refuse_a_request(exchange: Any) -> None:
     net = exchange(nodes=2, markets={MARKET: RULES})
     follower = net[1]

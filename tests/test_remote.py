@@ -67,6 +67,19 @@ class Blob:
     data: bytes
 
 
+HERE = threading.local()
+"""Its ``refuses`` set: no Picky can be made on this thread."""
+
+
+@message("test.picky")
+class Picky:
+    number: int
+
+    def __post_init__(self) -> None:
+        if getattr(HERE, "refuses", False):
+            raise ValueError("too late")
+
+
 @message("test.other")
 class Other:
     pass
@@ -688,6 +701,87 @@ def test_message_that_gets_past_a_senders_checks_is_refused_here_and_ends_nothin
     assert bench.remote.refused == 6
     bench.hear(80, bench.tell("good"))
     assert bench.probe.expect(Say).what == "good"
+
+
+@pytest.fixture
+def picky() -> Iterator[Callable[[], None]]:
+    """Have no Picky made on this thread from the call on, up to the end of the test."""
+    yield lambda: setattr(HERE, "refuses", True)
+    HERE.refuses = False
+
+
+def test_message_that_cannot_be_made_here_is_refused_and_costs_the_others_nothing(
+    bench: Bench, actor_probe: ActorProbe, picky: Callable[[], None]
+) -> None:
+    other = actor_probe.another()
+    bench.remote.register("other", other.ref, [Picky])
+    bench.up(7, 80)
+    kind = type_of(Picky)
+    body = kind.encode(Picky(1))
+    picky()
+    actor = bench.remote._names["other"].actor_id
+    bench.hear(80, (TELL, actor, kind.key, body), (ASK, actor, kind.key, body, 5), bench.tell("behind them"))
+    assert bench.probe.expect(Say).what == "behind them"
+    link = bench.remote._links["alice.1"]
+    with link._changed:
+        link._put_credit()
+    items = bench.sent()
+    assert [item[1:3] for item in items if item[0] == REPLY] == [(5, "message_refused")]
+    assert b"too late" in next(item[4] for item in items if item[0] == REPLY)
+    assert sum(item[2] for item in items if item[0] == CREDIT and item[1] == actor) == 2 * (len(body) + 256)
+    assert bench.remote.refused == 2
+    other.expect_none(0)
+
+
+def test_answer_that_cannot_be_made_here_is_refused_to_who_asked(bench: Bench, picky: Callable[[], None]) -> None:
+    bench.up(7, 80)
+    body = type_of(Picky).encode(Picky(1))
+    ref = RemoteRef(bench.remote, "alice.1", "alice", "x", 5, {})
+    asks = [bench.remote._links["alice.1"].ask(ref, "k", b"", 10) for _ in range(2)]
+    picky()
+    bench.hear(80, (REPLY, 1, "", "test.picky/1", body), (REPLY, 2, "", "", b"\x07"))
+    assert code_of(asks[0].get, MessageRefused) == "reply_refused"
+    assert asks[1].get() == 7
+
+
+def test_message_that_cannot_be_made_costs_a_nodes_link_to_itself_nothing(
+    pair: Pair, picky: Callable[[], None]
+) -> None:
+    pair.alice.register("picky", pair.start(), accepts=[Picky, Say])
+    own = pair.alice.actor("picky@alice")
+    late = Picky(1)
+    picky()
+    own.tell(late)
+    assert code_of(lambda: own.ask(late, timeout=5), MessageRefused) == "message_refused"
+    assert own.ask(Say("still here"), timeout=5) == Say("still here")
+
+
+def test_nodes_link_to_itself_lives_on_after_what_nobody_foresaw(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = pair.alice.actor("speaker@alice")
+
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(pair.alice._remote, "named", fail)
+    with pytest.raises(RuntimeError):
+        pair.alice.actor("speaker@alice")
+    monkeypatch.undo()
+    assert pair.alice.actor("speaker@alice", timeout=5) == own
+    assert own.ask(Say("still here"), timeout=5) == Say("still here")
+
+
+def test_actor_whose_inbox_takes_nothing_costs_the_others_nothing(bench: Bench, actor_probe: ActorProbe) -> None:
+    broken = Plain.start()
+    inbox, broken.actor_inbox = broken.actor_inbox, Unnotifiable()  # type: ignore[assignment]
+    bench.remote.register("broken", broken, [Say])
+    bench.up(7, 80)
+    actor = bench.remote._names["broken"].actor_id
+    _, _, key, body = bench.tell("x")
+    bench.hear(80, (ASK, actor, key, body, 5), bench.tell("behind it"))
+    assert actor_probe.expect(Say).what == "behind it"
+    assert [item[1:3] for item in bench.sent() if item[0] == REPLY] == [(5, "remote_failure")]
+    broken.actor_inbox = inbox
+    broken.stop()
 
 
 def test_message_to_an_actor_that_is_not_served_is_answered_by_its_end(bench: Bench) -> None:

@@ -138,3 +138,12 @@ class ProtocolError(TransportError):
     """A frame that the protocol does not allow: bad version, kind, type, range, length or order."""
 
     default_code = "protocol"
+
+
+def text_of(error: BaseException | None) -> str:
+    """Return type and text of any exception, also one whose text cannot be had."""
+    kind = type(error).__qualname__
+    try:
+        return f"{kind}: {error}"
+    except Exception as without:  # an application's ``__str__``
+        return f"{kind} (its text raises {type(without).__qualname__})"

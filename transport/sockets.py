@@ -167,9 +167,9 @@ def refuses(address: str) -> bool:
 class Inbox:
     """A listening ``Pull0`` with one reader thread: every frame that peers send to this node.
 
-    ``on_frame(pipe_id, frame)`` runs on the reader thread, in order of arrival for each pipe; if it raises
-    :class:`~openoutcry.transport.errors.TransportError` the pipe is closed and the error is counted and
-    logged. ``on_pipe_removed(pipe_id)`` runs on the reader thread too, after the last frame of the pipe.
+    ``on_frame(pipe_id, frame)`` runs on the reader thread, in order of arrival for each pipe; if it raises, the
+    error is counted and logged, and the pipe is closed: what was in the frame is lost, and its sender is to know.
+    ``on_pipe_removed(pipe_id)`` runs on the reader thread too, after the last frame of the pipe.
     """
 
     def __init__(
@@ -226,12 +226,16 @@ class Inbox:
             try:
                 self._on_frame(pipe.id, message.bytes)
             except TransportError as error:
-                self.frames_refused += 1
                 logger.warning("frame_refused", address=self.address, pipe=pipe.id, error=error)
-                with contextlib.suppress(pynng.NNGException):  # its sender has gone already
-                    pipe.close()
+                self._refuse(pipe)
             except Exception:
                 logger.exception("frame_failed", address=self.address, pipe=pipe.id)
+                self._refuse(pipe)
+
+    def _refuse(self, pipe: pynng.Pipe) -> None:
+        self.frames_refused += 1
+        with contextlib.suppress(pynng.NNGException):  # its sender has gone already
+            pipe.close()
 
 
 class Outlet:
