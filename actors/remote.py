@@ -7,7 +7,7 @@ What holds between two nodes:
    link ended is lost, and whoever watches the actor is told ``Terminated``.
 3. Nothing is unbounded: a node may have :data:`~.remote_link.WINDOW_SIZE` bytes on their way to one actor, those in
    its mailbox included (a message counts its size and :data:`~.remote_link.MESSAGE_OVERHEAD`). Beyond, a sender waits,
-   then gets Overloaded.
+   then gets Overloaded; a node that sends more than its share all the same loses the link.
 4. A message is of a type that the actor accepts, and passes that type's checks here and there; nothing is unpickled.
 
 One life of a link carries :class:`~.messages.Parcel` frames of items: what queued up while the last frame was being
@@ -57,12 +57,14 @@ from .kit import Mailbox, tell_always
 from .messages import ActorFailed, Parcel, PeerUp
 from .remote_link import (
     ASKS_MAX,
+    MESSAGE_OVERHEAD,
     OUTBOX_SIZE_MAX,
     WINDOW_SIZE,
     RemoteLink,
     Served,
     add_living,
     reason_of,
+    size_of,
     tell_end,
 )
 from .remote_refs import RemoteRef, Terminated
@@ -73,8 +75,8 @@ logger = get_logger(__name__)
 NAME_LENGTH_MAX: Final = 64
 SERVED_MAX: Final = 400
 """Most actors that one node serves: each is announced in the directory."""
-EARLY_MAX: Final = 64
-"""Most parcels that wait for this side of a link to come up."""
+EARLY_SIZE_MAX: Final = 8 * 1024 * 1024
+"""Bytes of parcels that wait for this side of a link to come up, counted as messages are."""
 POLL_MS: Final = 50
 """How soon the end of an actor is seen that is no :class:`~.kit.Actor`, in milliseconds."""
 SERVICE_PREFIX: Final = "actor/"
@@ -105,6 +107,16 @@ class _Off:
 
     urn: str
     ended: Callable[[BaseException | None], None]
+
+
+@dataclasses.dataclass(slots=True)
+class _Early:
+    """Parcels of one life of a link that this side does not know to have begun."""
+
+    session: int
+    size: int = 0
+    """In bytes, see :data:`EARLY_SIZE_MAX`."""
+    parcels: list[Parcel] = dataclasses.field(default_factory=list)
 
 
 class _Watchman(NodeActor):
@@ -160,7 +172,7 @@ class RemoteActors:
         self._served: dict[int, Served] = {}
         self._own = RemoteLink(self, None, node, name)
         self._links: dict[str, RemoteLink] = {node: self._own}
-        self._early: dict[str, tuple[int, list[Parcel]]] = {}
+        self._early: dict[str, _Early] = {}
         self._local_watches: dict[str, list[tuple[_LocalWatch, pykka.ActorRef[Any]]]] = {}
         self._watchman: pykka.ActorRef[_Watchman] | None = None
         self._closed = False
@@ -382,9 +394,9 @@ class RemoteActors:
                     return
                 self._links[up.node] = link
                 self._lock.notify_all()
-            session, parcels = self._early.pop(up.node, (0, []))
-            if session == up.link.their_session:
-                for parcel in parcels:
+            early = self._early.pop(up.node, None)
+            if early is not None and early.session == up.link.their_session:
+                for parcel in early.parcels:
                     link.hear(parcel.items)
 
     def link_down(self, node: str) -> None:
@@ -404,12 +416,14 @@ class RemoteActors:
                 link.hear(parcel.items)
                 return
             # Of a life that has ended, or of one that this side does not know to have begun: its hello is on the way.
-            session, parcels = self._early.get(node, (0, []))
-            if session != parcel.session:
-                parcels = []
-            if len(parcels) >= EARLY_MAX:
-                raise ProtocolError(f"{EARLY_MAX} parcels before the link is up")
-            self._early[node] = (parcel.session, [*parcels, parcel])
+            early = self._early.get(node)
+            if early is None or early.session != parcel.session:
+                early = self._early[node] = _Early(parcel.session)
+            early.size += MESSAGE_OVERHEAD + sum([size_of(item) for item in parcel.items])
+            if early.size > EARLY_SIZE_MAX:
+                del self._early[node]
+                raise ProtocolError(f"more than {EARLY_SIZE_MAX} bytes before the link is up")
+            early.parcels.append(parcel)
 
     def forget(self, node: str) -> None:
         """A node is known no more."""

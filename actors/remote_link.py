@@ -148,6 +148,10 @@ class RemoteLink:
         self._under_way: dict[int, int] = {}
         self._gone: dict[int, tuple[Reason, str]] = {}
         self._watchers: dict[int, list[tuple[RemoteRef, pykka.ActorRef[Any]]]] = {}
+        self._heard: dict[int, int] = {}
+        """Bytes of messages that have come for each actor. Changed where they are heard only: it needs no lock."""
+        self._taken_out: dict[int, int] = {}
+        """How many of these the actor has taken out of its mailbox. Its sender has the rest, or more, as under way."""
         self._owed: dict[int, int] = {}
 
     # What this node's senders do.
@@ -264,6 +268,9 @@ class RemoteLink:
     def credit(self, actor: int, cost: int) -> None:
         """An actor has taken a message out; its sender is told with whatever travels next, or when it adds up."""
         with self._changed:
+            if actor not in self._heard:
+                return  # the other side has been told of its end
+            self._taken_out[actor] = self._taken_out.get(actor, 0) + cost
             self._owed[actor] = owed = self._owed.get(actor, 0) + cost
             if owed >= WINDOW_SIZE // 4:
                 self._put_credit()
@@ -283,7 +290,8 @@ class RemoteLink:
     def gone(self, served: Served, reason: str, detail: str) -> None:
         """Tell the other side that an actor is heard no more."""
         with self._changed:
-            self._owed.pop(served.actor_id, None)
+            for counts in (self._heard, self._taken_out, self._owed):
+                counts.pop(served.actor_id, None)
             self._put((GONE, served.actor_id, reason, _sendable(detail)))
 
     # Sending.
@@ -293,7 +301,7 @@ class RemoteLink:
         if self._closed is not None:
             return
         self._waiting.append(item)
-        self._waiting_size += _size(item)
+        self._waiting_size += size_of(item)
         if self._scheduled:
             return
         if self._link is None:
@@ -333,7 +341,7 @@ class RemoteLink:
         while self._waiting and size < PARCEL_SIZE:
             item = self._waiting.popleft()
             items.append(item)
-            size += _size(item)
+            size += size_of(item)
         self._waiting_size -= size
         return tuple(items)
 
@@ -395,6 +403,10 @@ class RemoteLink:
             if answer is not None:
                 answer.set_exception((None, pykka.ActorDeadError(), None))
             return  # who sent it has been told, or is being told, by GONE
+        heard = self._heard.get(actor, 0) + cost
+        if (waiting := heard - self._taken_out.get(actor, 0)) > WINDOW_SIZE:
+            raise ProtocolError(f"{waiting} bytes wait for actor {served.name!r}; a window has {WINDOW_SIZE}")
+        self._heard[actor] = heard
         kind = served.accepts.get(key)
         try:
             if kind is None:
@@ -481,11 +493,12 @@ class RemoteLink:
         _, request, actor, name, accepts = item
         with self._changed:
             future = self._take_ask(request)
+            if future is None:
+                return  # who looked has given up
             if actor not in self._watchers:  # being found is being watched
                 self._watchers[actor] = []
                 self._under_way[actor] = 0
-        if future is not None:
-            future.set(RemoteRef(self._actors, self.node, self.name, name, actor, dict(accepts)))
+        future.set(RemoteRef(self._actors, self.node, self.name, name, actor, dict(accepts)))
 
     def close(self, error: OpenOutcryError) -> None:
         """End this life: whoever waits is told, and nothing is sent or heard over it any more."""
@@ -507,8 +520,14 @@ class RemoteLink:
             tell_end(watcher, Terminated(ref, "unreachable", error.message))
 
 
-def _size(item: Item) -> int:
-    return 64 + (len(item[3]) if item[0] in (TELL, ASK) else len(item[4]) if item[0] == REPLY else 0)
+def size_of(item: Item) -> int:
+    """Return about how many bytes an item takes."""
+    kind = item[0]
+    if kind in (TELL, ASK, GONE):
+        return 64 + len(item[3])
+    if kind == FOUND:
+        return 64 + 64 * len(item[4])
+    return 64 + (len(item[4]) if kind == REPLY else 0)
 
 
 def reason_of(error: BaseException | None) -> tuple[Reason, str]:

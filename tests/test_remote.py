@@ -33,8 +33,8 @@ from openoutcry.actors.messages import (
 )
 from openoutcry.actors.meters import LinkMeters
 from openoutcry.actors.peer import Link
-from openoutcry.actors.remote import RemoteActors
-from openoutcry.actors.remote_link import PARCEL_SIZE, WINDOW_SIZE, RemoteLink
+from openoutcry.actors.remote import EARLY_SIZE_MAX, RemoteActors
+from openoutcry.actors.remote_link import MESSAGE_OVERHEAD, PARCEL_SIZE, WINDOW_SIZE, RemoteLink
 from openoutcry.actors.remote_refs import RemoteRef, Terminated
 from openoutcry.actors.schema import MESSAGE_SIZE_MAX, message, type_of
 from openoutcry.actors.testing import ActorProbe
@@ -44,6 +44,7 @@ from openoutcry.transport.errors import (
     MessageRefused,
     OpenOutcryError,
     Overloaded,
+    ProtocolError,
     RemoteFailure,
     RequestTimeout,
     UnknownActor,
@@ -277,6 +278,7 @@ def test_what_is_told_next_does_not_overtake_a_large_item_that_goes_at_once(acto
     take = actor_probe.expect(SendNext).take
     assert take()
     wire.sent(b"")
+    link._heard[6] = 300
     link.credit(6, 300)
     if kind == ASK:
         link.ask(ref, "test.blob/1", bytes(PARCEL_SIZE), 1)
@@ -867,6 +869,72 @@ def test_malformed_parcel_costs_its_sender_the_link(items: Any) -> None:
     with pytest.raises(OpenOutcryError) as caught:
         CODEC.decode(frame)
     assert caught.value.code == "protocol"
+
+
+def test_node_that_sends_an_actor_more_than_its_window_loses_the_link(bench: Bench, actor_probe: ActorProbe) -> None:
+    slow = Speaker.start()
+    bench.remote.register("slow", slow, [Say, Blob])
+    bench.up(7, 80)
+    actor = bench.remote._names["slow"].actor_id
+    bench.hear(80, (WATCH, actor))
+    wait = type_of(Say).encode(Say("wait"))
+    body = type_of(Blob).encode(Blob(bytes(10_000)))
+    cost = len(body) + MESSAGE_OVERHEAD
+    bench.hear(80, (TELL, actor, "test.say/1", wait))
+    speaker = slow._actor_weakref()
+    assert isinstance(speaker, Speaker)
+    eventually(lambda: speaker.heard, "the first message has been taken")
+    whole = WINDOW_SIZE // cost
+    for _ in range(whole):
+        bench.hear(80, (TELL, actor, "test.blob/1", body))
+    with pytest.raises(ProtocolError, match="window"):
+        bench.hear(80, (TELL, actor, "test.blob/1", body))
+    bench.hear(80, bench.tell("to another"))
+    assert actor_probe.expect(Say).what == "to another"
+    speaker.go.set()
+    eventually(lambda: len(speaker.heard) == whole + 1, "the rest has been taken")
+    for _ in range(whole):
+        bench.hear(80, (TELL, actor, "test.blob/1", body))
+    eventually(lambda: len(speaker.heard) == 2 * whole + 1, "there is room again")
+    link = bench.remote._links["alice.1"]
+    bench.remote.unregister("slow")
+    assert not [counts for counts in (link._heard, link._taken_out, link._owed) if actor in counts]
+    slow.stop()
+
+
+def test_messages_that_are_refused_take_no_room_in_the_window(bench: Bench) -> None:
+    bench.up(7, 80)
+    for _ in range(2 * WINDOW_SIZE // 50_000):
+        bench.hear(80, (TELL, bench.actor_id, "no such type", bytes(50_000)))
+    bench.hear(80, bench.tell("good"))
+    assert bench.probe.expect(Say).what == "good"
+
+
+def test_what_nobody_looked_for_is_not_remembered(bench: Bench) -> None:
+    bench.up(7, 80)
+    link = bench.remote._links["alice.1"]
+    for request in range(1, 100):
+        bench.hear(80, (FOUND, request, request, "probe", ()))
+    assert not link._watchers
+    assert not link._under_way
+    future = link.find("probe", 10)
+    bench.hear(80, (FOUND, 1, 5, "probe", ()))
+    assert future.get().actor_id == 5
+    assert list(link._watchers) == list(link._under_way) == [5]
+
+
+def test_what_comes_before_the_link_is_up_is_bounded_by_its_bytes(bench: Bench) -> None:
+    for number in range(1000):  # as when many look for an actor while its node starts
+        bench.hear(80, (FIND, number + 1, "probe"))
+    bench.up(7, 80)
+    assert len([item for item in bench.sent() if item[0] == FOUND]) == 1000
+    bench.remote.link_down("alice.1")
+    large = (TELL, bench.actor_id, "test.blob/1", bytes(MESSAGE_SIZE_MAX))
+    for _ in range(EARLY_SIZE_MAX // (MESSAGE_SIZE_MAX + 1000)):
+        bench.hear(90, large)
+    with pytest.raises(ProtocolError, match="before the link is up"):
+        bench.hear(90, large, large)
+    assert not bench.remote._early
 
 
 def test_credit_for_more_than_is_under_way_is_an_error_of_the_protocol(bench: Bench) -> None:
