@@ -264,7 +264,10 @@ class RemoteActors:
     # Reaching others.
 
     def find(self, address: str, timeout_s: float, lookup: Callable[[str, float], Iterable[str]]) -> RemoteRef:
-        """Return the actor at ``name@node``, or, for a bare name, one that ``lookup(service, seconds)`` finds."""
+        """Return the actor at ``name@node``, or, for a bare name, one that ``lookup(service, seconds)`` finds.
+
+        Of those that are found, nodes with a link come first; each has an equal share of the time that is left.
+        """
         name, at, node = address.partition("@") if isinstance(address, str) else (address, "", "")
         _checked_name(name)
         deadline_s = time.monotonic() + timeout_s
@@ -273,9 +276,13 @@ class RemoteActors:
         if name in self._names:
             return self._find_at(name, self._own, deadline_s)
         last: OpenOutcryError = UnknownActor(f"no node of the directory has registered an actor {name!r}")
-        for found in lookup(SERVICE_PREFIX + name, max(0.0, deadline_s - time.monotonic())):
+        nodes = lookup(SERVICE_PREFIX + name, max(0.0, deadline_s - time.monotonic()))
+        nodes = sorted(nodes, key=lambda node: node not in self._links)
+        for tried, node in enumerate(nodes):
+            now_s = time.monotonic()
+            share_s = now_s + (deadline_s - now_s) / (len(nodes) - tried)
             try:
-                return self._find_at(name, self._link(found, deadline_s), deadline_s)
+                return self._find_at(name, self._link(node, share_s), share_s)
             except (Unreachable, UnknownActor, RequestTimeout) as error:
                 last = error  # it is announced there, but has gone, or cannot be reached from here
         raise last

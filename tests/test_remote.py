@@ -6,8 +6,10 @@ import contextlib
 import itertools
 import multiprocessing
 import os
+import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -197,6 +199,30 @@ def test_actor_is_reached_by_its_nodes_name_by_its_id_and_through_the_directory_
             assert ref.ask(Say(address)) == Say(address)
     assert pair.ref.accepts == ("test.say/1", "test.blob/1")
     assert len({pair.ref, pair.bob.actor("speaker")}) == 1
+
+
+def test_bare_name_is_found_at_the_node_that_is_linked_though_another_that_is_not_has_it_too(pair: Pair) -> None:
+    nodes = ["aaa.1", pair.alice.node_id, "zzz.1"]
+    started_s = time.monotonic()
+    assert pair.bob._remote.find("speaker", 20.0, lambda *_: nodes) == pair.ref
+    assert time.monotonic() - started_s < 10
+
+
+def test_bare_name_is_found_at_another_node_when_the_first_has_used_up_its_share_of_the_time(bench: Bench) -> None:
+    bench.remote.link_up(PeerUp("silent.1", "silent", Wire(5, 50)))  # type: ignore[arg-type]
+    bench.up(7, 80)
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def find() -> None:
+        found.put(bench.remote.find("feed", 6.0, lambda *_: ["unlinked.1", "silent.1", "alice.1"]))
+
+    finding = threading.Thread(target=find)
+    finding.start()
+    eventually(lambda: bench.wire.frames, "alice is asked")
+    _, request, name = CODEC.decode(bench.wire.frames[0]).items[0]
+    bench.hear(80, (FOUND, request, 5, name, ()))
+    finding.join()
+    assert found.get(timeout=1).node == "alice.1"
 
 
 def test_messages_of_each_sender_arrive_once_and_in_order_far_beyond_one_window(pair: Pair) -> None:
