@@ -403,8 +403,11 @@ class RemoteActors:
                 self._lock.notify_all()
             early = self._early.pop(up.node, None)
             if early is not None and early.session == up.link.their_session:
-                for parcel in early.parcels:
-                    link.hear(parcel.items)
+                try:
+                    for parcel in early.parcels:
+                        link.hear(parcel.items)
+                except ProtocolError as error:  # it costs the peer the link, as later; not the PeerActor its life
+                    up.link.reset(error.message)
 
     def link_down(self, node: str) -> None:
         """A link has ended; on its PeerActor's thread."""

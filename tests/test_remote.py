@@ -255,6 +255,8 @@ class Wire:
         self.takes: list[Callable[[], bytes | None]] = []
         self.send = self.frames.append
         self.send_next = self.takes.append
+        self.resets: list[str] = []
+        self.reset = self.resets.append
 
     def up(self) -> PeerUp:
         return PeerUp("alice.1", "alice", self)  # type: ignore[arg-type]
@@ -961,6 +963,15 @@ def test_what_comes_before_the_link_is_up_is_bounded_by_its_bytes(bench: Bench) 
     with pytest.raises(ProtocolError, match="before the link is up"):
         bench.hear(90, large, large)
     assert not bench.remote._early
+
+
+def test_what_is_not_allowed_ends_the_link_also_if_it_came_before_the_link_was_up(bench: Bench) -> None:
+    bench.hear(80, bench.tell("good"), (GONE, 1, "bogus", ""), bench.tell("lost"))
+    bench.up(7, 80)
+    assert bench.probe.expect(Say).what == "good"
+    assert len(bench.wire.resets) == 1
+    assert "bogus" in bench.wire.resets[0]
+    bench.probe.expect_none(0)
 
 
 def test_credit_for_more_than_is_under_way_is_an_error_of_the_protocol(bench: Bench) -> None:
