@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from ..transport import codec
 from ..transport.errors import ConfigurationError, ProtocolError, StorageError
+from ..transport.sockets import checked_address
 from .book.commands import NAME_LENGTH_MAX, Command, checked_commands
 from .book.record import CHAIN_START, COMMANDS_MAX, RECORD_SIZE_MAX
 from .schema import MESSAGE_SIZE_MAX
@@ -60,6 +61,16 @@ Chain = Annotated[bytes, codec.Bytes(len(CHAIN_START), len(CHAIN_START))]
 Request = Annotated[int, codec.Int(1)]
 
 
+_ADDRESS: Final = codec.Str(255, 1)
+
+
+def _address(value: Any, name: str) -> str:
+    try:
+        return checked_address(_ADDRESS(value, name))
+    except ConfigurationError as error:
+        raise ProtocolError(f"{name}: {error.message}") from None
+
+
 def _commands(value: Any, _name: str) -> tuple[Command, ...]:
     commands = checked_commands(value)
     if not commands:
@@ -100,7 +111,7 @@ class Hello:
 
     node: NodeId
     name: Annotated[str, codec.Str(64, 1)]
-    address: Annotated[str, codec.Str(255, 1)]
+    address: Annotated[str, _address]
     coordinator: Annotated[str, codec.Str(80, 1)]
     session: Annotated[int, codec.Int(1)]
     echo: Annotated[int, codec.Int(0)]

@@ -158,7 +158,8 @@ def test_a_peer_that_gives_an_address_nobody_can_dial_costs_one_line_of_log(
 ) -> None:
     net = exchange(nodes=1, markets={MARKET: RULES})
     before = len(os.listdir("/proc/self/fd"))
-    with Stranger(net[0], address="nonsense") as stranger:
+    undiallable = "ipc:///" + "nonsense" * 20
+    with Stranger(net[0], address=undiallable) as stranger:
         stranger.hello()
         until(lambda: threads_of_peers() == 1, "the stranger is known")
         for _ in range(50):
@@ -170,6 +171,27 @@ def test_a_peer_that_gives_an_address_nobody_can_dial_costs_one_line_of_log(
     assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
     assert net[0].status()["failures"] == []
     until(lambda: len(os.listdir("/proc/self/fd")) <= before + 5, "no socket is left behind")
+
+
+MALFORMED = ("tcp://127.0.0.1:abc", "tcp://127.0.0.1:99999", "tcp://127.0.0.1:0", "tcp://127.0.0.1:", "tcp://127.0.0.1")
+
+
+@pytest.mark.parametrize("address", ["", "x" * 256, "nonsense", "http://127.0.0.1:80", *MALFORMED])
+def test_a_hello_whose_address_is_none_is_an_error_of_the_protocol(address: str) -> None:
+    with pytest.raises(ProtocolError, match="address"):
+        CODEC.decode(CODEC.encode(Hello("other.1", "other", address, "-", 1, 0)))
+
+
+def test_a_linked_peer_that_moves_to_what_is_no_address_loses_its_connection_and_no_more(exchange: Any) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    with Stranger(net[0]) as stranger:
+        stranger.link()
+        stranger.address = MALFORMED[0]
+        stranger.hello()
+        assert stranger.cut.wait(10)
+        until(lambda: not net[0].status()["peers"][stranger.node_id]["up"], "the link has ended")
+    assert net[0].status()["failures"] == []
+    assert not net[0]._links.dead()
 
 
 def test_a_peer_that_ends_every_connection_at_once_is_not_dialled_in_a_storm(exchange: Any) -> None:
@@ -194,7 +216,7 @@ def test_a_process_that_has_ended_is_told_from_one_that_is_silent_or_cut_off() -
         inbox.close()
         assert refuses(inbox.address), "nobody listens there any more"
         assert not refuses(f"tcp://127.0.0.1:{silent.getsockname()[1]}"), "it may be stopped"
-    for uncertain in ("tcp://localhost:1", "ipc:///nowhere", "inproc://x"):
+    for uncertain in ("tcp://localhost:1", "ipc:///nowhere", "inproc://x", "nonsense", *MALFORMED):
         assert not refuses(uncertain)
 
 

@@ -139,14 +139,15 @@ def refuses(address: str) -> bool:
     """Return whether the host of ``address`` answers that nobody listens there: who did has ended.
 
     False wherever that is not certain: no answer within 0.1 s, another transport than tcp, a host that is not given by
-    number (to look a name up may take long).
+    number (to look a name up may take long), or what is no address at all.
     """
     scheme, _, rest = address.partition("://")
     host, _, port = rest.rpartition(":")
     host = host.strip("[]")
     try:
+        checked_address(address)
         ipaddress.ip_address(host)
-    except ValueError:
+    except (ConfigurationError, ValueError):
         return False
     if scheme != "tcp":
         return False
