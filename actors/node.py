@@ -375,6 +375,7 @@ class ExchangeNode:
                 f"{advertise or listen} is every address of this machine, and none that others can dial: give with "
                 "advertise the one where they reach this node, as in tcp://10.0.0.5:7500"
             )
+        checked_address(listen, to_listen=True)
         self._inbox = Inbox(listen, on_frame=self._hear, on_pipe_removed=self._pipe_removed, name=self.name)
         undo.callback(self._inbox.close)
         self.listen_address = self._inbox.address
@@ -1346,7 +1347,8 @@ class ExchangeNode:
     def actor(self, address: str, *, timeout: float | None = None) -> RemoteRef:
         """Return the actor at ``"name@node"`` (a node's name or id), or one of that name that the directory knows.
 
-        Waits up to ``timeout`` seconds for the link to its node. It is the actor that has the name now: see
+        Waits up to ``timeout`` seconds for the link to its node. Of several nodes that have the name, linked ones are
+        tried first, and each of the others gets a share of the time. It is the actor that has the name now: see
         :class:`~.remote.RemoteRef`.
 
         Raises:
