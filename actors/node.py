@@ -39,6 +39,7 @@ from ..transport.errors import (
     RequestTimeout,
     StorageError,
     Unavailable,
+    anew,
 )
 from ..transport.etcd import is_etcd
 from ..transport.log import get_logger
@@ -720,7 +721,7 @@ class ExchangeNode:
 
         refusal, tail, committed = self._read(market, read)
         if refusal is not None:
-            raise refusal
+            raise anew(refusal)
         plan = ForcePlan(
             market,
             self.node_id,
@@ -823,7 +824,7 @@ class ExchangeNode:
                 book, lambda actor: (actor.ready, actor.failure, actor.book.rules), max(timeout, self.timeout)
             )
             if failure is not None:
-                raise failure
+                raise anew(failure)
             if ready:
                 break
             if time.monotonic() > deadline_s:

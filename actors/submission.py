@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
-from ..transport.errors import OpenOutcryError, Overloaded, RequestTimeout
+from ..transport.errors import OpenOutcryError, Overloaded, RequestTimeout, anew
 from .messages import SUBMITTED, Submitted
 from .meters import MarketMeters
 
@@ -97,7 +97,7 @@ class Request:
     def result(self) -> Outcome:
         """Return the answer, or raise what it is, without waiting."""
         if self._error is not None:
-            raise self._error
+            raise anew(self._error)  # others have it too
         if self._outcome is None:
             raise RequestTimeout("no answer in time: the outcome is unknown; retry with the same client order id")
         return self._outcome

@@ -25,10 +25,13 @@ from openoutcry.actors import (
     OrderRejected,
     Overloaded,
     RequestTimeout,
+    StorageError,
     Trade,
     Unavailable,
     as_json,
 )
+from openoutcry.actors.messages import JournalFailed
+from openoutcry.transport.errors import anew
 from processes import eventually
 
 MARKET = "BTC-USD"
@@ -477,6 +480,47 @@ def test_closing_is_idempotent_and_leaves_no_thread_socket_or_file(tmp_path: Pat
         node.submit_order(MARKET, "buy", "100", "1")
     with pytest.raises(Closed):
         node.get_order_book(MARKET)
+
+
+def test_each_caller_of_a_replica_that_has_stopped_gets_an_error_of_its_own(exchange: Any) -> None:
+    node = exchange(nodes=1, markets={MARKET: RULES})[0]
+    node._books[MARKET].tell(JournalFailed(StorageError("the disk is gone", code="disk_failed")))
+    for call in (
+        lambda: node.submit_order(MARKET, "buy", "100", "1"),
+        lambda: node.subscribe(MARKET),
+        node.wait_ready,
+        lambda: node.force_plan(MARKET),
+        lambda: node.force_leader(MARKET, reason="a test"),
+    ):
+        depths = []
+        for _ in range(3):
+            with pytest.raises(StorageError, match="the disk is gone") as caught:
+                call()
+            assert caught.value.code == "disk_failed"
+            depths.append(len(caught.traceback))
+        assert len(set(depths)) == 1, "one object would gather the traceback of every call"
+
+
+def test_an_error_that_is_raised_anew_is_the_same_in_all_but_its_traceback() -> None:
+    class Odd(StorageError):
+        def __init__(self, sector: int) -> None:
+            super().__init__(f"sector {sector} is lost", code="odd")
+            self.sector = sector
+
+    error = Odd(7)
+    error.__cause__ = OSError("gone")
+    with pytest.raises(Odd):
+        raise error
+    again = anew(error)
+    assert again is not error
+    assert (type(again), str(again), again.message, again.code, again.sector) == (
+        Odd,
+        "sector 7 is lost",
+        "sector 7 is lost",
+        "odd",
+        7,
+    )
+    assert (again.__cause__, again.__traceback__) == (error.__cause__, None)
 
 
 def test_two_nodes_cannot_share_a_data_directory(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 
 class OpenOutcryError(Exception):
@@ -147,3 +147,18 @@ def text_of(error: BaseException | None) -> str:
         return f"{kind}: {error}"
     except Exception as without:  # an application's ``__str__``
         return f"{kind} (its text raises {type(without).__qualname__})"
+
+
+_E = TypeVar("_E", bound=OpenOutcryError)
+
+
+def anew(error: _E) -> _E:
+    """Return the same error as another object, to be raised in its place.
+
+    What many callers get is raised anew for each: one object would gather the tracebacks of all, and never lose them.
+    """
+    kind = type(error)
+    made = kind.__new__(kind, *error.args)  # not by `__init__`: a kind may have one of its own
+    made.__dict__.update(error.__dict__)
+    made.__cause__ = error.__cause__
+    return made

@@ -34,6 +34,7 @@ from ...transport.errors import (
     RequestTimeout,
     StorageError,
     Unavailable,
+    anew,
 )
 from ...transport.log import get_logger
 from .._base import QUIET, TICK, NodeActor, stop_and_join, tell
@@ -1023,7 +1024,7 @@ class BookActor(NodeActor):
 
     def _watch(self, message: Watch) -> int:
         if self.failure is not None:
-            raise self.failure
+            raise anew(self.failure)
         book = self.book
         after = book.sequence if message.after is None else message.after
         missed = book.events_after(after)
@@ -1227,4 +1228,4 @@ def _logged_sign(folder: Path) -> Path:
 
 def _fail(future: Future[Any], error: OpenOutcryError) -> None:
     with contextlib.suppress(InvalidStateError):  # it has been told that the outcome is unknown
-        future.set_exception(error)
+        future.set_exception(anew(error))
