@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final, TypeVar, cast
 
-from ..transport.errors import InvalidRequest, ProtocolError
+from ..transport.errors import InvalidRequest, ProtocolError, shown
 from .book.commands import (
     AMEND,
     CANCEL,
@@ -121,15 +121,17 @@ def checked_timeout(seconds: float) -> float:
     """Return ``seconds`` if a call can wait so long."""
     if not isinstance(seconds, (int, float)) or not 0 <= seconds <= TIMEOUT_S_MAX:
         raise InvalidRequest(
-            f"a timeout is 0 to {TIMEOUT_S_MAX:g} seconds, not {seconds!r:.40}", code="invalid_timeout"
+            f"a timeout is 0 to {TIMEOUT_S_MAX:g} seconds, not {shown(seconds)}", code="invalid_timeout"
         )
     return seconds
 
 
-def checked_count(value: int, what: str) -> int:
+def checked_count(value: int, what: str, *, at_least: int = 0) -> int:
     """Return ``value`` if it can say how many; ``what`` names it."""
-    if type(value) is not int or value < 0:
-        raise InvalidRequest(f"the {what} is a whole number of at least 0, not {value!r:.40}", code=f"invalid_{what}")
+    if type(value) is not int or not at_least <= value <= INT64_MAX:
+        raise InvalidRequest(
+            f"the {what} is a whole number from {at_least} to {INT64_MAX}, not {shown(value)}", code=f"invalid_{what}"
+        )
     return value
 
 
@@ -143,7 +145,7 @@ def _member(kind: type[_Choice], value: str | _Choice, what: str) -> _Choice:
             found = choices.get(value.lower())
         if found is not None:
             return cast("_Choice", found)
-    raise InvalidRequest(f"{what} is one of {', '.join(choices)}, not {value!r:.40}", code=f"invalid_{what}")
+    raise InvalidRequest(f"{what} is one of {', '.join(choices)}, not {shown(value)}", code=f"invalid_{what}")
 
 
 def _name(value: str, what: str, code: str) -> str:
@@ -154,5 +156,5 @@ def _name(value: str, what: str, code: str) -> str:
 
 def _order_id(value: int) -> int:
     if type(value) is not int or not 1 <= value <= INT64_MAX:
-        raise InvalidRequest(f"an order id is a positive integer, not {value!r:.40}", code="invalid_order_id")
+        raise InvalidRequest(f"an order id is a positive integer, not {shown(value)}", code="invalid_order_id")
     return value

@@ -28,7 +28,7 @@ import pykka
 from pykka._envelope import Envelope
 from pykka.messages import _ActorStop
 
-from ..transport.errors import InvalidRequest, Overloaded
+from ..transport.errors import InvalidRequest, Overloaded, shown
 from ..transport.log import get_logger
 
 logger = get_logger(__name__)
@@ -431,7 +431,7 @@ def put_always(ref: pykka.ActorRef[Any], envelope: Envelope[Any]) -> bool:
 def _seconds(value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= DELAY_S_MAX:
         raise InvalidRequest(
-            f"a timer's delay is 0 to {DELAY_S_MAX:g} seconds, not {value!r:.40}", code="invalid_delay"
+            f"a timer's delay is 0 to {DELAY_S_MAX:g} seconds, not {shown(value)}", code="invalid_delay"
         )
     return float(value)
 

@@ -40,6 +40,7 @@ from ..transport.errors import (
     StorageError,
     Unavailable,
     anew,
+    shown,
 )
 from ..transport.etcd import is_etcd
 from ..transport.log import get_logger
@@ -1419,7 +1420,7 @@ class ExchangeNode:
         if book is None:
             known = ", ".join(sorted(self._books)) or "none"
             raise InvalidRequest(
-                f"node {self.name} has not joined market {market!r:.80}; it has: {known}", code="unknown_market"
+                f"node {self.name} has not joined market {shown(market, 80)}; it has: {known}", code="unknown_market"
             )
         return book
 

@@ -162,3 +162,11 @@ def anew(error: _E) -> _E:
     made.__dict__.update(error.__dict__)
     made.__cause__ = error.__cause__
     return made
+
+
+def shown(value: object, length: int = 40) -> str:
+    """Return at most ``length`` characters of ``value`` as Python writes it, for a message; whatever it is."""
+    try:
+        return f"{value!r:.{length}}"
+    except Exception:  # Python writes no int of more than 4,300 digits; and a class may have a `__repr__` of its own
+        return f"a value of type {type(value).__name__} that cannot be written"

@@ -7,7 +7,7 @@ from decimal import Context, Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any, Final
 
-from ...transport.errors import ConfigurationError, InvalidRequest, ProtocolError
+from ...transport.errors import ConfigurationError, InvalidRequest, ProtocolError, shown
 
 _INT64_MAX: Final = 2**63 - 1
 DEDUPE_WINDOW_MAX: Final = 2**20
@@ -64,7 +64,7 @@ class MarketRules:
                 unit = None
             if unit is None or not unit.is_finite() or unit <= 0 or len(value) > 40 or abs(unit.adjusted()) > 40:
                 raise ConfigurationError(
-                    f'{name} must be a positive decimal string such as "0.01", not {_shown(value)}'
+                    f'{name} must be a positive decimal string such as "0.01", not {shown(value, 60)}'
                 )
         for name, low in (
             ("quantity_min_lots", 1),
@@ -79,7 +79,7 @@ class MarketRules:
         ):
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= _INT64_MAX:
-                raise ConfigurationError(f"{name} must be an integer of at least {low}, not {_shown(value)}")
+                raise ConfigurationError(f"{name} must be an integer of at least {low}, not {shown(value, 60)}")
         if type(self.amend_keeps_priority) is not bool:
             raise ConfigurationError("amend_keeps_priority must be true or false")
         if self.dedupe_window > DEDUPE_WINDOW_MAX:
@@ -136,13 +136,6 @@ class MarketRules:
     def lots_to_quantity(self, lots: int) -> Decimal:
         """Return the quantity that ``lots`` lots are, with the decimals of the lot size."""
         return _EXACT.multiply(Decimal(lots), Decimal(self.lot_size))
-
-
-def _shown(value: object) -> str:
-    try:
-        return f"{value!r:.60}"
-    except ValueError:  # Python writes no int of more than 4,300 digits
-        return f"a huge {type(value).__name__}"
 
 
 def _to_units(value: DecimalLike, unit: str, what: str, unit_name: str) -> int:
