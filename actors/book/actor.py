@@ -487,7 +487,8 @@ class BookActor(NodeActor):
         elif isinstance(message, Watch):
             return self._watch(message)
         elif isinstance(message, Unwatch):
-            self._watchers = [watcher for watcher in self._watchers if watcher is not message.watcher]
+            # Equal, not the same: a method is another object whenever it is looked up.
+            self._watchers = [watcher for watcher in self._watchers if watcher != message.watcher]
         else:
             raise TypeError(f"BookActor does not understand {type(message).__name__}")
         return None
