@@ -1254,6 +1254,7 @@ class ExchangeNode:
                 gap, but an end, and resumes with ``after=subscription.last_sequence``.
 
         Raises:
+            InvalidRequest: ``after`` or ``queue_size_max`` is no whole number, or the latter 0.
             Unavailable: the events after ``after`` are not held any more (code ``too_far_behind``).
         """
         return self._subscribe(market, to, after, queue_size_max, None)
@@ -1267,10 +1268,11 @@ class ExchangeNode:
         arrived: Callable[[], None] | None,
     ) -> Subscription:
         book = self._book(market)
+        after = None if after is None else checked_count(after, "after")
         subscription = Subscription(
             market,
             to,
-            queue_size_max=queue_size_max,
+            queue_size_max=checked_count(queue_size_max, "queue_size_max", at_least=1),
             on_end=lambda watcher: tell(book, Unwatch(watcher)),
             meters=self.meters.markets[market],
             arrived=arrived,

@@ -35,6 +35,7 @@ from ...transport.errors import (
     StorageError,
     Unavailable,
     anew,
+    shown,
 )
 from ...transport.log import get_logger
 from .._base import QUIET, TICK, NodeActor, stop_and_join, tell
@@ -169,7 +170,7 @@ Watcher = Callable[[Applied | OpenOutcryError | None], bool]
 """Called on the BookActor's thread with every applied batch; must not block. Returning False ends the watch.
 
 None: events were passed over, because this node has taken over the leader's state. An error: the replica has stopped,
-and why. In both cases the watch has ended.
+or the watcher itself has raised, and why. In each case the watch has ended.
 """
 
 
@@ -960,7 +961,23 @@ class BookActor(NodeActor):
     def _end_watches(self, why: OpenOutcryError | None) -> None:
         watchers, self._watchers = self._watchers, []
         for watcher in watchers:
-            watcher(why)
+            self._tell_watcher(watcher, None if why is None else anew(why))
+
+    def _tell_watcher(self, watcher: Watcher, news: Applied | OpenOutcryError | None) -> bool:
+        """Call a watcher; return whether it watches on. One that raises is told so and dropped: the market goes on."""
+        try:
+            return watcher(news)
+        except Exception as error:
+            self._log.exception("subscriber_failed", sequence=self.book.sequence)
+            with contextlib.suppress(Exception):
+                watcher(
+                    Unavailable(
+                        f"market {self._market}: the subscriber raised {shown(error, 200)} and was cut; subscribe "
+                        "again with after=last_sequence",
+                        code="subscriber_failed",
+                    )
+                )
+            return False
 
     def _apply(self, records: tuple[Record, ...]) -> None:
         """Apply committed records, check the hash where the leader told it, answer the requests, tell the watchers."""
@@ -1021,7 +1038,7 @@ class BookActor(NodeActor):
             first = records[0].first_sequence
             stamp = records[-1].timestamp_ns
             update = Applied(self._market, first, book.sequence, stamp, state_hash, tuple(all_events), book.rules)
-            self._watchers = [watcher for watcher in self._watchers if watcher(update)]
+            self._watchers = [watcher for watcher in self._watchers if self._tell_watcher(watcher, update)]
 
     def _watch(self, message: Watch) -> int:
         if self.failure is not None:
@@ -1039,8 +1056,9 @@ class BookActor(NodeActor):
         if after < book.sequence:
             state_hash = book.state_hash()
             stamp = book.timestamp_ns
-            alive = message.watcher(
-                Applied(self._market, after + 1, book.sequence, stamp, state_hash, tuple(missed), book.rules)
+            alive = self._tell_watcher(
+                message.watcher,
+                Applied(self._market, after + 1, book.sequence, stamp, state_hash, tuple(missed), book.rules),
             )
         if alive:
             self._watchers.append(message.watcher)
