@@ -169,7 +169,7 @@ class AsyncNode:
                 raise partly_sent(error, at, len(every)) from error
         for request in requests:
             await request.future
-        return OrderResults(market, [(r.result(), r.first_sequence, len(r.commands)) for r in requests])
+        return OrderResults(market, [(r.result(), r.first_sequence, r.commands) for r in requests])
 
     # -- queries ------------------------------------------------------------------------------------------------
 
@@ -219,7 +219,7 @@ class AsyncNode:
     async def _one(self, market: str, command: Command, timeout: float | None) -> OrderResult:
         request = await self._send(market, (command,), self.node._deadline_s(timeout))
         await request.future
-        result = result_of(market, request.result(), request.first_sequence)
+        result = result_of(market, request.result(), request.first_sequence, command)
         if result.code is not None:
             raise OrderRejected(result)
         return result

@@ -658,6 +658,7 @@ class ControlClient:
             state_sequence=answer.state_sequence,
             state_hash=answer.state_hash,
             rules=answer.rules,
+            cancel_all=isinstance(request, CancelOrder) and request.order_id is None,
         )
         if result.code is not None:
             raise OrderRejected(result)

@@ -912,7 +912,7 @@ class ExchangeNode:
         client_order_id: str | None = None,
         timeout: float | None = None,
     ) -> OrderResult:
-        """Cancel every open order of an account in a market."""
+        """Cancel every open order of an account in a market: the result's ``cancelled_ids``, perhaps none."""
         command = (CANCEL_ALL, self._account(account), self._request_name(client_order_id))
         return self._one(market, command, timeout)
 
@@ -960,7 +960,7 @@ class ExchangeNode:
             except Unavailable as error:
                 raise partly_sent(error, at, len(every)) from error
 
-        return lambda: OrderResults(market, [(r.wait(), r.first_sequence, len(r.commands)) for r in requests])
+        return lambda: OrderResults(market, [(r.wait(), r.first_sequence, r.commands) for r in requests])
 
     def order(
         self,
@@ -1017,7 +1017,7 @@ class ExchangeNode:
     def _one(self, market: str, command: Command, timeout: float | None) -> OrderResult:
         deadline_s = self._deadline_s(timeout)
         request = self._send(market, (command,), deadline_s)
-        result = result_of(market, request.wait(), request.first_sequence)
+        result = result_of(market, request.wait(), request.first_sequence, command)
         if result.code is not None:
             raise OrderRejected(result)
         return result

@@ -15,6 +15,7 @@ from ..transport.errors import OpenOutcryError
 from .book.commands import (
     ACCEPTED,
     AMENDED,
+    CANCEL_ALL,
     CANCELLED,
     CONFIGURED,
     DUPLICATE,
@@ -22,7 +23,9 @@ from .book.commands import (
     NOTED,
     REJECTED,
     TRADE,
+    Command,
     Event,
+    Reason,
     Side,
 )
 from .book.orderbook import DepthLevel, OrderView, events_between
@@ -185,10 +188,10 @@ class OrderResult:
     """The exchange's answer to one command. ``status`` is one of
 
     ``resting`` (all or part of it is in the book), ``filled``, ``cancelled`` (nothing of it is left), ``amended``,
-    ``accepted`` (a cancel-all, or a kept amend), ``rejected``.
+    ``accepted`` (a cancel-all, whatever it found; or a kept amend), ``rejected``.
     """
 
-    __slots__ = ("_events", "_rules", "duplicate", "market", "sequence", "state_hash", "state_sequence")
+    __slots__ = ("_cancel_all", "_events", "_rules", "duplicate", "market", "sequence", "state_hash", "state_sequence")
 
     def __init__(
         self,
@@ -200,7 +203,9 @@ class OrderResult:
         state_sequence: int,
         state_hash: str,
         rules: MarketRules,
+        cancel_all: bool,
     ) -> None:
+        """``cancel_all``: what the command was, which its events do not tell."""
         self.market = market
         self.sequence = sequence
         """The command's place in the market's total order."""
@@ -211,6 +216,7 @@ class OrderResult:
         self.state_hash = state_hash
         self._events = events
         self._rules = rules
+        self._cancel_all = cancel_all
 
     @property
     def events(self) -> tuple[MarketEvent, ...]:
@@ -244,10 +250,17 @@ class OrderResult:
     @property
     def order_id(self) -> int | None:
         """The order that the command entered, amended or cancelled; None for a rejection or a cancel-all."""
+        if self._cancel_all:
+            return None
         for event in self._events:
-            if event[0] in (ACCEPTED, AMENDED) or (event[0] == CANCELLED and event[8] == "requested"):
+            if event[0] in (ACCEPTED, AMENDED) or (event[0] == CANCELLED and event[8] == Reason.REQUESTED):
                 return int(event[2])
         return None
+
+    @property
+    def cancelled_ids(self) -> tuple[int, ...]:
+        """The orders that a cancel or a cancel-all took out of the book, in the order of their events."""
+        return tuple([event[2] for event in self._events if event[0] == CANCELLED and event[8] == Reason.REQUESTED])
 
     @property
     def filled_quantity(self) -> Decimal:
@@ -259,6 +272,8 @@ class OrderResult:
         """See the class."""
         if self.code is not None:
             return "rejected"
+        if self._cancel_all:
+            return "accepted"
         order_id = self.order_id
         for event in self._events:
             if event[0] in (ACCEPTED, AMENDED):
@@ -271,8 +286,9 @@ class OrderResult:
         return "cancelled" if any([event[0] == CANCELLED for event in self._events]) else "accepted"
 
     def __repr__(self) -> str:
+        subject = f"cancelled={len(self.cancelled_ids)}" if self._cancel_all else f"order={self.order_id}"
         return (
-            f"<OrderResult {self.market} {self.status} order={self.order_id} sequence={self.sequence}"
+            f"<OrderResult {self.market} {self.status} {subject} sequence={self.sequence}"
             f"{f' code={self.code}' if self.code else ''}{' duplicate' if self.duplicate else ''}>"
         )
 
@@ -282,11 +298,11 @@ class OrderResults(Sequence[OrderResult]):
 
     __slots__ = ("_length", "_market", "_spans")
 
-    def __init__(self, market: str, spans: list[tuple[Outcome, int, int]]) -> None:
-        """``spans``: for each request of the batch its outcome, first sequence number and number of commands."""
+    def __init__(self, market: str, spans: list[tuple[Outcome, int, tuple[Command, ...]]]) -> None:
+        """``spans``: for each request of the batch its outcome, first sequence number and commands."""
         self._market = market
         self._spans = spans
-        self._length = sum([count for _, _, count in spans])
+        self._length = sum([len(commands) for _, _, commands in spans])
 
     def __len__(self) -> int:
         return self._length
@@ -302,33 +318,33 @@ class OrderResults(Sequence[OrderResult]):
             return [self[index] for index in range(*at.indices(self._length))]
         position = at + self._length if at < 0 else at
         if position >= 0:
-            for outcome, first, count in self._spans:
-                if position < count:
-                    return result_of(self._market, outcome, first + position)
-                position -= count
+            for outcome, first, commands in self._spans:
+                if position < len(commands):
+                    return result_of(self._market, outcome, first + position, commands[position])
+                position -= len(commands)
         raise IndexError(f"there are {self._length} results")
 
     def __iter__(self) -> Iterator[OrderResult]:
-        for outcome, first, count in self._spans:
-            events = events_between(outcome.events, first, first + count - 1)
+        for outcome, first, commands in self._spans:
+            events = events_between(outcome.events, first, first + len(commands) - 1)
             start = 0
-            for sequence in range(first, first + count):
+            for sequence, command in enumerate(commands, first):
                 end = start
                 while end < len(events) and events[end][1] == sequence:
                     end += 1
-                yield _result(self._market, outcome, sequence, events[start:end])
+                yield _result(self._market, outcome, sequence, command, events[start:end])
                 start = end
 
     def __repr__(self) -> str:
         return f"<{self._length} results of {self._market}>"
 
 
-def result_of(market: str, outcome: Outcome, sequence: int) -> OrderResult:
-    """Return the answer to the command at ``sequence``, one of those that ``outcome`` tells of."""
-    return _result(market, outcome, sequence, events_between(outcome.events, sequence, sequence))
+def result_of(market: str, outcome: Outcome, sequence: int, command: Command) -> OrderResult:
+    """Return the answer to ``command``, at ``sequence``, one of those that ``outcome`` tells of."""
+    return _result(market, outcome, sequence, command, events_between(outcome.events, sequence, sequence))
 
 
-def _result(market: str, outcome: Outcome, sequence: int, events: list[Event]) -> OrderResult:
+def _result(market: str, outcome: Outcome, sequence: int, command: Command, events: list[Event]) -> OrderResult:
     duplicate = bool(events) and events[0][0] == DUPLICATE
     first_sequence = events[0][2] if duplicate else sequence
     return OrderResult(
@@ -339,6 +355,7 @@ def _result(market: str, outcome: Outcome, sequence: int, events: list[Event]) -
         state_sequence=outcome.state_sequence,
         state_hash=outcome.state_hash,
         rules=outcome.rules,
+        cancel_all=command[0] == CANCEL_ALL,
     )
 
 
@@ -464,10 +481,8 @@ def to_open_order(market: str, sequence: int, order: OrderView, rules: MarketRul
 def as_json(value: Any) -> Any:
     """Return a view as plain JSON values: decimals as strings, tuples as lists."""
     if isinstance(value, OrderResult):
-        plain = {
-            name: getattr(value, name)
-            for name in ("market", "status", "order_id", "sequence", "duplicate", "code", "message", "filled_quantity")
-        }
+        names = ("market", "status", "order_id", "cancelled_ids", "sequence", "duplicate", "code", "message")
+        plain = {name: getattr(value, name) for name in (*names, "filled_quantity")}
         return as_json(
             {**plain, "state_sequence": value.state_sequence, "state_hash": value.state_hash, "events": value.events}
         )

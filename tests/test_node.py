@@ -30,6 +30,7 @@ from openoutcry.actors import (
     Unavailable,
     as_json,
 )
+from openoutcry.actors.book.commands import CANCEL, CANCEL_ALL
 from openoutcry.actors.messages import JournalFailed
 from openoutcry.transport.errors import anew
 from processes import eventually
@@ -99,6 +100,26 @@ def test_cancel_and_amend_work_from_a_node_that_did_not_enter_the_order(exchange
     net[0].submit_order(MARKET, "buy", "97", "1", account="ann")
     assert len(net[1].cancel_all(MARKET, account="ann").events) == 1
     assert net[1].get_order_book(MARKET).bids == ()
+
+
+@pytest.mark.parametrize("orders", [0, 1, 3])
+def test_a_cancel_all_tells_which_orders_are_gone_and_names_none_as_its_own(exchange: Any, orders: int) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES})
+    node = net[1]
+    ids = tuple([node.submit_order(MARKET, "buy", "99", "1", account="ann").order_id for _ in range(orders)])
+    results = [
+        node.cancel_all(MARKET, account="ann", client_order_id="all"),
+        net[0].cancel_all(MARKET, account="ann", client_order_id="all"),
+    ]
+    order = node.submit_order(MARKET, "buy", "99", "1", account="ann")
+    again = node.submit_many(MARKET, [(CANCEL_ALL, "ann", "all"), (CANCEL, "ann", "one", order.order_id)])
+    results += [again[0], next(iter(again))]
+    for result in results:
+        assert (result.status, result.order_id, result.cancelled_ids) == ("accepted", None, ids)
+        assert as_json(result)["cancelled_ids"] == list(ids)
+    assert [result.duplicate for result in results] == [False, True, True, True]
+    for one in (again[1], list(again)[1]):
+        assert (one.status, one.order_id, one.cancelled_ids) == ("cancelled", order.order_id, (order.order_id,))
 
 
 def test_a_batch_is_answered_command_by_command_with_rejections_as_results(exchange: Any) -> None:
