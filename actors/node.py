@@ -55,12 +55,14 @@ from .book.commands import (
     CANCEL_ALL,
     NAME_LENGTH_MAX,
     NOTE,
+    NOTE_SIZE_MAX,
     Command,
     OrderType,
     SelfTradePrevention,
     Side,
     TimeInForce,
     checked_commands,
+    is_utf8,
 )
 from .book.journal import FolderLock
 from .book.record import COMMANDS_MAX, Tail
@@ -755,7 +757,7 @@ class ExchangeNode:
         Raises:
             Unavailable: as :meth:`force_plan`, or the outcome is unknown (codes ``outcome_unknown``, ``timeout``).
         """
-        if type(reason) is not str or not 1 <= len(reason) <= REASON_LENGTH_MAX:
+        if type(reason) is not str or not 1 <= len(reason) <= REASON_LENGTH_MAX or not is_utf8(reason):
             raise InvalidRequest(
                 f"the reason is a string of 1 to {REASON_LENGTH_MAX} characters", code="invalid_reason"
             )
@@ -763,12 +765,7 @@ class ExchangeNode:
         found, record, alive = self._force_plan(market)
         if plan is not None and plan != found:
             raise Unavailable(f"market {market}: it is not as it was shown: look again", code="changing")
-        text = (
-            f"leadership was forced: {self.node_id} leads in epoch {found.epoch + 1} from sequence {found.sequence} "
-            f"(epoch {found.sequence_epoch}), in place of {found.leader} and without the in-sync set of epoch "
-            f"{found.epoch}: {', '.join(found.in_sync)}; what they answered after {found.sequence} is lost; "
-            f"reason: {reason}"
-        )
+        text = _force_note(found, reason)
         (note,) = checked_commands(((NOTE, "", "", text),), internal=True)
         logger.critical("leader_forced", node=self.node_id, market=market, note=text)
         future: Future[int] = Future()
@@ -1590,6 +1587,21 @@ def partly_sent(error: Unavailable, at: int, count: int) -> Unavailable:
     """Return ``error``, by which ``count`` commands failed when ``at`` had been sent, with word of those."""
     sent = f" ({at} of {count} commands were sent before; their outcome is unknown)" if at else ""
     return type(error)(f"{error.message}{sent}", code=error.code)
+
+
+def _force_note(plan: ForcePlan, reason: str) -> str:
+    """Return what the log says of leadership that is forced; it names as many of the in-sync set as it has room for."""
+    for named in range(len(plan.in_sync), -1, -1):
+        left_out = len(plan.in_sync) - named
+        members = [*plan.in_sync[:named], *([f"{left_out} more"] if left_out else [])]
+        text = (
+            f"leadership was forced: {plan.node} leads in epoch {plan.epoch + 1} from sequence {plan.sequence} "
+            f"(epoch {plan.sequence_epoch}), in place of {plan.leader} and without the in-sync set of epoch "
+            f"{plan.epoch}: {', '.join(members)}; what they answered after {plan.sequence} is lost; reason: {reason}"
+        )
+        if len(text.encode()) <= NOTE_SIZE_MAX:
+            break
+    return text
 
 
 def _with_leases(store: Coordinator, market: str) -> tuple[MarketRecord | None, frozenset[str]]:

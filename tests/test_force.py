@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from openoutcry.actors import ExchangeNode, MarketRules, Noted, Unavailable
+from openoutcry.actors import ExchangeNode, InvalidRequest, MarketRules, Noted, Unavailable
+from openoutcry.actors.book.commands import NOTE, NOTE_SIZE_MAX, checked_commands
 from openoutcry.actors.book.record import EMPTY, Record
 from openoutcry.actors.book.replica import KeepFetched, PutAside, RepairEnded, Replica, Role, Send, Stop, SwapRecord
 from openoutcry.actors.cli import main
 from openoutcry.actors.inspection import command_fields, read_log
 from openoutcry.actors.messages import Ack, Append, Join, Lead, Rewind
 from openoutcry.transport.coordinator import MarketRecord, successor
+from openoutcry.transport.errors import ProtocolError
 from openoutcry.transport.sqlite import SqliteCoordinator
 from processes import eventually, flip_a_bit
 
@@ -128,6 +130,44 @@ def test_a_node_whose_only_log_was_damaged_goes_on_by_force_from_what_it_is_give
     node = net.restart(0)
     assert status(node)["repairing"] is None
     node.submit_order(MARKET, "buy", "100", "1")
+
+
+@pytest.mark.parametrize("lost", [1, 40])
+def test_the_note_can_be_read_back_however_long_the_names_are_and_the_reason(
+    exchange: Any, tmp_path: Path, lost: int
+) -> None:
+    net, behind, _ = stale_and_alone(exchange)
+    coordinator = SqliteCoordinator(next(tmp_path.rglob("coordinator.sqlite")))
+    record = coordinator.read(MARKET)
+    assert record is not None
+    in_sync = tuple(sorted([record.leader, *[f"{chr(0x1F600 + number) * 64}.12345678" for number in range(lost)]]))
+    assert coordinator.swap(record, epoch=record.epoch, leader=record.leader, in_sync=in_sync) is not None
+    coordinator.close()
+    reason = "\N{FIRE}" * 500
+    assert net[1].force_leader(MARKET, reason=reason) == behind + 1
+    net.restart(1, wait=False).wait_ready()
+    net.close()
+    (note,) = notes(net[1].data_dir / "markets" / MARKET)
+    assert note.endswith(f"what they answered after {behind} is lost; reason: {reason}")
+    assert len(note.encode()) <= NOTE_SIZE_MAX
+    assert record.leader in note
+    assert (" more;" in note) == (lost == 40)
+
+
+@pytest.mark.parametrize("reason", ["", "x" * 501, "\ud800", None])
+def test_a_reason_that_no_log_can_hold_is_refused(exchange: Any, reason: Any) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    with pytest.raises(InvalidRequest) as caught:
+        net[0].force_leader(MARKET, reason=reason)
+    assert caught.value.code == "invalid_reason"
+
+
+def test_what_passes_the_border_can_be_read_back_and_a_longer_note_does_not_pass() -> None:
+    longest = checked_commands(((NOTE, "", "", "\N{FIRE}" * (NOTE_SIZE_MAX // 4)),), internal=True)
+    record = Record.make(EMPTY, epoch=1, timestamp_ns=1, commands=longest, origins=())
+    assert Record.parse(EMPTY, record.body) == record
+    with pytest.raises(ProtocolError):
+        checked_commands(((NOTE, "", "", "\N{FIRE}" * (NOTE_SIZE_MAX // 4) + "."),), internal=True)
 
 
 # -- the protocol alone ------------------------------------------------------------------------------------------------

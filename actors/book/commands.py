@@ -149,8 +149,8 @@ MESSAGES: Final[dict[str, str]] = {
 INT64_MAX: Final = 2**63 - 1
 NAME_LENGTH_MAX: Final = 64
 """Most characters of an account or a client order id."""
-NOTE_LENGTH_MAX: Final = 4096
-"""Most characters of a note: it names every member of an in-sync set."""
+NOTE_SIZE_MAX: Final = 4096
+"""Longest note, in bytes: what reads a log takes no longer string."""
 
 
 def checked_commands(commands: Any, *, internal: bool = False) -> tuple[Command, ...]:
@@ -219,7 +219,7 @@ def checked_commands(commands: Any, *, internal: bool = False) -> tuple[Command,
             well_formed = True
         elif internal and kind == NOTE and len(command) == 4:
             text = command[3]
-            well_formed = type(text) is str and 1 <= len(text) <= NOTE_LENGTH_MAX and is_utf8(text)
+            well_formed = type(text) is str and is_utf8(text) and 1 <= len(text.encode()) <= NOTE_SIZE_MAX
         if not well_formed or type(kind) is not int:
             shown = kind if type(kind) is int and SUBMIT <= kind <= NOTE else "that"
             raise ProtocolError(f"command: not a well-formed command of kind {shown}")
