@@ -27,7 +27,7 @@ from .book.rules import DecimalLike
 from .border import checked, checked_count
 from .messages import Query
 from .node import ExchangeNode, partly_sent
-from .submission import Request
+from .submission import Request, Submissions
 from .subscription import Subscription
 from .views import BookView, MarketUpdate, OpenOrder, OrderRejected, OrderResult, OrderResults, Trade, result_of
 
@@ -234,13 +234,31 @@ class AsyncNode:
         self._waiting.add(request)
         try:
             if not submissions.offer(request):
-                await asyncio.to_thread(submissions.put, request)
+                await self._stand_by(submissions, request)
         except BaseException:
             self._waiting.discard(request)
             raise
         if self._looking is None:
             self._looking = self._loop.call_later(_LOOK_S, self._look)
         return request
+
+    async def _stand_by(self, submissions: Submissions, request: Request) -> None:
+        """Wait until there is room for a request and the BookActor has it; raises Overloaded at its deadline."""
+        entered = self._loop.create_future()
+
+        def tell() -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has been closed: it is sent all the same
+                self._loop.call_soon_threadsafe(_done, entered)
+
+        submissions.stand_by(request, tell)
+        late = self._loop.call_later(request.deadline_ns / 1e9 - time.monotonic(), _done, entered)
+        try:
+            await entered
+        finally:
+            late.cancel()
+            withdrawn = submissions.withdraw(request)
+        if withdrawn:
+            raise submissions.overloaded()
 
     def _tell(self, requests: list[Request]) -> None:
         """Take answers in, on the BookActor's thread."""
@@ -251,8 +269,7 @@ class AsyncNode:
         waiting = self._waiting
         for request in requests:
             waiting.discard(request)
-            if not request.future.done():  # else its task was cancelled
-                request.future.set_result(None)
+            _done(request.future)
 
     def _look(self) -> None:
         """Give up what a BookActor that is stuck has not answered: it fails requests at their deadlines itself."""
@@ -289,6 +306,11 @@ class AsyncNode:
             raise RequestTimeout(
                 f"node {node.name} did not answer within {node.timeout:g} s: it is overloaded"
             ) from None
+
+
+def _done(future: asyncio.Future[None]) -> None:
+    if not future.done():  # else its task was cancelled
+        future.set_result(None)
 
 
 class AsyncSubscription:

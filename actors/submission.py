@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from _thread import allocate_lock
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
@@ -28,6 +28,8 @@ MANY: Final = 128
 
 It is Nagle's rule (RFC 896): no delay when idle, no timer, and single orders from many callers travel together.
 """
+STAND_BY_MAX: Final = 65_536
+"""Most requests that wait for room, of one market at one node; a caller beyond is refused at once."""
 _LATE_S: Final = 1.0
 """How much longer than its deadline a caller waits: the BookActor fails requests at theirs, if it is not stuck."""
 
@@ -132,7 +134,9 @@ class Submissions:
     """The requests of one market at one node: callers put them in, its BookActor takes and answers them."""
 
     def __init__(self, limit: int, meters: MarketMeters | None = None) -> None:
-        """``limit``: commands that may be unanswered; callers beyond it are slowed, then refused."""
+        """``limit``: commands that may be unanswered. Callers beyond it wait for room, first come first served, until
+        their deadlines.
+        """
         self._limit = limit
         self._meters = meters or MarketMeters()
         self._queue: deque[Request] = deque()
@@ -142,9 +146,9 @@ class Submissions:
         """Commands that wait to be taken, or a little fewer."""
         self._closed: OpenOutcryError | None = None
         self._in_flight = 0
-        self._blocked = 0
+        self._standing_by: OrderedDict[Request, Callable[[], object]] = OrderedDict()
+        """Requests that wait for room, and whom to tell when one has it. Nobody gets in past them."""
         self._lock = threading.Lock()
-        self._room = threading.Condition(self._lock)
 
     def open(self, tell: Callable[[Submitted], object]) -> None:
         """``tell`` reaches the BookActor; called before the first request."""
@@ -167,50 +171,91 @@ class Submissions:
 
     def put(self, request: Request) -> None:
         """Hand a request to the BookActor; waits, and raises, as :meth:`submit` does."""
-        count = len(request.commands)
-        if not self._enter(count):
-            self._wait_for_room(count, request.deadline_ns / 1e9)
-        self._queue_up(request)
+        if self.offer(request):
+            return
+        entered = threading.Event()
+        self.stand_by(request, entered.set)
+        try:
+            entered.wait(max(0.0, request.deadline_ns / 1e9 - time.monotonic()))
+        finally:
+            withdrawn = self.withdraw(request)
+        if withdrawn:
+            raise self.overloaded()
 
     def offer(self, request: Request) -> bool:
-        """Hand a request to the BookActor, unless too many commands are unanswered; return whether. Never waits."""
-        entered = self._enter(len(request.commands))
-        if entered:
-            self._queue_up(request)
-        return entered
+        """Hand a request to the BookActor, if there is room and nobody waits for it; return whether. Never waits."""
+        with self._lock:
+            if self._closed is None and (self._standing_by or not self._has_room(request)):
+                return False
+            self._take_in(request)
+        self._announce()
+        return True
 
-    def _queue_up(self, request: Request) -> None:
+    def stand_by(self, request: Request, entered: Callable[[], object]) -> None:
+        """Hand a request to the BookActor once there is room, behind those that wait already. Never waits itself.
+
+        ``entered`` is called then, on whatever thread; it may only hand over. Who waits no longer calls
+        :meth:`withdraw`.
+
+        Raises:
+            Overloaded: too many wait already.
+        """
+        with self._lock:
+            full = len(self._standing_by) >= STAND_BY_MAX
+            if not full:
+                self._standing_by[request] = entered
+        if full:
+            raise self.overloaded()
+        self._admit()
+
+    def withdraw(self, request: Request) -> bool:
+        """Take a request back that waits for room; False: it does not wait any more, the BookActor has it."""
+        with self._lock:
+            withdrawn = self._standing_by.pop(request, None) is not None
+        if withdrawn:
+            self._admit()  # there may be room for a smaller one behind it
+        return withdrawn
+
+    def overloaded(self) -> Overloaded:
+        """Return, and count, the error of a request that has found no room."""
+        with self._lock:
+            self._meters.requests_failed[Overloaded.default_code] += 1
+        return Overloaded(
+            f"{self._in_flight} commands are unanswered already; this request was not sent, wait for answers"
+        )
+
+    def _has_room(self, request: Request) -> bool:
+        return self._in_flight + len(request.commands) <= self._limit
+
+    def _take_in(self, request: Request) -> None:
+        count = len(request.commands)
+        self._in_flight += count
+        self.waiting += count
         self._queue.append(request)
+
+    def _admit(self) -> None:
+        """Let those in that wait for room, as far as there is some; all, once it is closed: they fail."""
+        admitted: list[Callable[[], object]] = []
+        with self._lock:
+            while self._standing_by:
+                request = next(iter(self._standing_by))
+                if self._closed is None and not self._has_room(request):
+                    break
+                admitted.append(self._standing_by.pop(request))
+                self._take_in(request)
+        if admitted:
+            self._announce()
+        for entered in admitted:
+            entered()
+
+    def _announce(self) -> None:
+        """See to it that the BookActor comes for what has been queued up."""
         if self._closed is not None:
             self._fail_queue(self._closed)
         elif not self._told or (self._told == 1 and self.waiting >= MANY):
             self._told += 1
             assert self._tell is not None, "submitted before the BookActor was there"
             self._tell(SUBMITTED)
-
-    def _enter(self, count: int) -> bool:
-        with self._lock:
-            if self._in_flight + count > self._limit:
-                return False
-            self._in_flight += count
-            self.waiting += count
-            return True
-
-    def _wait_for_room(self, count: int, deadline_s: float) -> None:
-        with self._room:
-            self._blocked += 1
-            try:
-                timeout_s = max(0.0, deadline_s - time.monotonic())
-                if not self._room.wait_for(lambda: self._in_flight + count <= self._limit, timeout_s):
-                    self._meters.requests_failed[Overloaded.default_code] += 1
-                    raise Overloaded(
-                        f"{self._in_flight} commands are unanswered already; this request was not sent, "
-                        "wait for answers"
-                    )
-            finally:
-                self._blocked -= 1
-            self._in_flight += count
-            self.waiting += count
 
     @property
     def any(self) -> bool:
@@ -251,16 +296,18 @@ class Submissions:
             self._in_flight -= commands
             if failed:
                 self._meters.requests_failed.update(failed)
-            if self._blocked:
-                self._room.notify_all()
         _wake(first)
         for tell, those in told.items():
             tell(those)
+        if self._standing_by:
+            self._admit()
 
     def close(self, error: OpenOutcryError) -> None:
         """Fail what waits, and all that comes later, by ``error``. Idempotent: the first error stays."""
-        if self._closed is None:
-            self._closed = error
+        with self._lock:
+            if self._closed is None:
+                self._closed = error
+        self._admit()
         self._fail_queue(self._closed)
 
     def _fail_queue(self, error: OpenOutcryError) -> None:

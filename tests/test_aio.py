@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
@@ -34,6 +35,24 @@ async def running(**options: Any) -> AsyncIterator[AsyncNode]:
     async with AsyncNode(node) as made:
         await made.wait_ready()
         yield made
+
+
+@contextmanager
+def held(node: AsyncNode) -> Iterator[Callable[[], None]]:
+    """Keep the market's thread from doing anything until what is yielded is called, or to the end."""
+    go = threading.Event()
+    node.node._books[MARKET].tell(Query(lambda _: go.wait(60)))
+    try:
+        yield go.set
+    finally:
+        go.set()
+
+
+async def until(condition: Callable[[], Any], what: str) -> None:
+    deadline_s = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline_s, what
+        await asyncio.sleep(0.005)
 
 
 def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -184,6 +203,50 @@ def test_a_caller_beyond_the_bound_waits_for_room_and_the_loop_does_not() -> Non
             second = await node.submit_order(MARKET, "buy", "91", 1)
             assert second.sequence == 12
             assert len(await first) == 10
+
+    run(test)
+
+
+def test_those_who_wait_for_room_cost_no_thread_and_get_in_by_turns_but_for_those_who_have_given_up() -> None:
+    async def test() -> None:
+        async with running() as node:
+            submissions = node.node._submissions[MARKET]
+            submissions._limit = 10
+            with held(node) as go:
+                tasks = [
+                    asyncio.create_task(
+                        node.submit_order(MARKET, "buy", "90", 1, client_order_id=f"o{number}", timeout=30)
+                    )
+                    for number in range(110)
+                ]
+                await until(lambda: len(submissions._standing_by) == 100, "all but ten wait for room")
+                await asyncio.wait_for(asyncio.to_thread(lambda: None), 10)
+                for task in tasks[10::2]:
+                    task.cancel()
+                await until(lambda: len(submissions._standing_by) == 50, "half of them wait no longer")
+                go()
+            found = await asyncio.gather(*tasks[:10], *tasks[11::2])
+            sequences = [result.sequence for result in found]
+            assert sequences == sorted(sequences)
+            assert not (await node.submit_order(MARKET, "buy", "90", 1, client_order_id="o10")).duplicate
+            assert not node._waiting
+            assert submissions.in_flight == 0
+
+    run(test)
+
+
+def test_those_who_wait_for_room_fail_when_the_replica_ends() -> None:
+    async def test() -> None:
+        async with running() as node:
+            submissions = node.node._submissions[MARKET]
+            submissions._limit = 10
+            with held(node) as go:
+                tasks = [asyncio.create_task(node.submit_order(MARKET, "buy", "90", 1, timeout=60)) for _ in range(110)]
+                await until(lambda: len(submissions._standing_by) == 100, "all but ten wait for room")
+                node.node._books[MARKET].stop(block=False)
+                go()
+            done = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+            assert {type(outcome) for outcome in done[50:]} == {Closed}
 
     run(test)
 

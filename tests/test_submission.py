@@ -82,11 +82,74 @@ def test_callers_beyond_the_bound_are_slowed_and_then_refused() -> None:
     slowed = threading.Thread(target=lambda: found.update(request=made.submit(COMMAND, time.monotonic() + 30)))
     slowed.start()
     threads.append(slowed)
-    eventually(lambda: made._blocked == 1, "the caller is held")
+    eventually(lambda: len(made._standing_by) == 1, "the caller is held")
     first.answer(OUTCOME)
     made.release(made.take())
     slowed.join(10)
     assert found["request"].commands == COMMAND
+
+
+def stand_by(made: Submissions, count: int, entered: list[Request]) -> Request:
+    request = Request(COMMAND * count, int((time.monotonic() + 30) * 1e9))
+    assert not made.offer(request)
+    made.stand_by(request, lambda: entered.append(request))
+    return request
+
+
+def answer_all(made: Submissions) -> None:
+    taken = made.take()
+    for request in taken:
+        request.answer(OUTCOME)
+    made.release(taken)
+
+
+def test_room_is_for_those_who_wait_longest_and_nobody_gets_in_past_them() -> None:
+    made, _ = submissions(limit=4)
+    made.submit(COMMAND * 3, time.monotonic() + 30)
+    entered: list[Request] = []
+    large, small, last = (stand_by(made, count, entered) for count in (3, 1, 2))
+    newcomer = Request(COMMAND, int((time.monotonic() + 30) * 1e9))
+    assert not made.offer(newcomer), "there is room for one command, but three requests wait"
+    answer_all(made)
+    assert entered == [large, small]
+    assert made.in_flight == 4
+    assert made.take() == [large, small]
+    for request in (large, small):
+        request.answer(OUTCOME)
+    made.release([large, small])
+    assert entered == [large, small, last]
+    assert made.offer(newcomer)
+
+
+def test_one_that_waits_no_longer_is_never_sent_and_makes_way_for_those_behind_it() -> None:
+    made, _ = submissions(limit=4)
+    first = made.submit(COMMAND * 3, time.monotonic() + 30)
+    entered: list[Request] = []
+    large, small = (stand_by(made, count, entered) for count in (3, 1))
+    assert made.withdraw(large)
+    assert entered == [small]
+    assert not made.withdraw(small), "it has been handed over"
+    assert not made.withdraw(large)
+    assert made.take() == [first, small]
+    assert made.in_flight == 4
+
+
+def test_those_who_wait_for_room_fail_at_the_end_and_more_than_the_bound_are_refused_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("openoutcry.actors.submission.STAND_BY_MAX", 2)
+    made, _ = submissions(limit=1)
+    first = made.submit(COMMAND, time.monotonic() + 30)
+    entered: list[Request] = []
+    waiting = [stand_by(made, 1, entered) for _ in range(2)]
+    with pytest.raises(Overloaded):
+        stand_by(made, 1, entered)
+    made.close(Closed("the node is closed"))
+    assert entered == waiting
+    for request in (first, *waiting):
+        with pytest.raises(Closed):
+            request.wait()
+    assert made.in_flight == 0
 
 
 def test_after_the_end_every_request_fails_at_once_by_the_same_error() -> None:
