@@ -12,25 +12,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import queue
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from types import TracebackType
-from typing import Final, TypedDict, TypeVar, Unpack, cast
+from typing import Any, Final, TypedDict, TypeVar, Unpack, cast
+
+import pykka
+from pykka._envelope import Envelope
 
 from ..transport.errors import OpenOutcryError, RequestTimeout, Unavailable
 from . import queries
-from ._base import tell
 from .book.actor import BookActor
 from .book.commands import CANCEL_ALL, Command, OrderType, SelfTradePrevention, Side, TimeInForce
 from .book.record import COMMANDS_MAX
 from .book.rules import DecimalLike
 from .border import checked, checked_count
+from .kit import put_always
 from .messages import Query
-from .node import ExchangeNode, partly_sent
+from .node import READY_LOOK_S, ExchangeNode, partly_sent
 from .submission import Request, Submissions
 from .subscription import Subscription
 from .views import BookView, MarketUpdate, OpenOrder, OrderRejected, OrderResult, OrderResults, Trade, result_of
 
+TURN_S: Final = 0.005
+"""How long a subscription is read while updates wait before the loop's other tasks have a turn, in seconds."""
 _LOOK_S: Final = 1.0
 """How often requests are looked for that nobody answers, in seconds."""
 
@@ -90,7 +96,15 @@ class AsyncNode:
 
     async def wait_ready(self, timeout: float = 30.0) -> None:
         """Wait until commands of every market can be sent; see :meth:`ExchangeNode.wait_ready`."""
-        await asyncio.to_thread(self.node.wait_ready, timeout)
+        node, deadline_s = self.node, time.monotonic() + timeout
+        for market in node.markets:
+            while not node._take_readiness(
+                market, await self._ask(market, Query(queries.readiness), max(timeout, node.timeout))
+            ):
+                if time.monotonic() > deadline_s:
+                    status = await self._read(market, BookActor.status)
+                    raise node._not_ready(status, RequestTimeout, f" after {timeout:g} s")
+                await asyncio.sleep(READY_LOOK_S)
 
     # -- commands -----------------------------------------------------------------------------------------------
 
@@ -203,18 +217,22 @@ class AsyncNode:
 
         See :meth:`ExchangeNode.subscribe`.
         """
-        made = AsyncSubscription(self._loop)
-        made._subscription = await asyncio.to_thread(
-            self.node._subscribe, market, None, after, queue_size_max, made._poke
-        )
+        node, made = self.node, AsyncSubscription(self._loop)
+        made._subscription, watch = node._make_subscription(market, None, after, queue_size_max, made._poke)
+        try:
+            sequence = await self._ask(market, watch, node.timeout)
+        except BaseException:
+            made.close()
+            raise
+        node._begin_subscription(made._subscription, sequence)
         return made
 
     # -- inside -------------------------------------------------------------------------------------------------
 
     async def _know(self, market: str) -> None:
-        """Have the market's rules at hand: they are asked for once, on another thread."""
+        """Have the market's rules at hand: they are asked for once."""
         if market not in self.node._rules:
-            await asyncio.to_thread(self.node.rules, market)
+            self.node._take_rules(market, await self._read(market, queries.rules))
 
     async def _one(self, market: str, command: Command, timeout: float | None) -> OrderResult:
         request = await self._send(market, (command,), self.node._deadline_s(timeout))
@@ -278,34 +296,53 @@ class AsyncNode:
         self._looking = self._loop.call_later(_LOOK_S, self._look) if self._waiting else None
 
     async def _read(self, market: str, read: Callable[[BookActor], _T]) -> _T:
-        node, loop = self.node, self._loop
-        answer: asyncio.Future[_T] = loop.create_future()
+        return cast("_T", await self._ask(market, Query(read), self.node.timeout))
 
-        def give(value: _T | None, error: BaseException | None) -> None:
-            if not answer.done():
-                if error is not None:
-                    answer.set_exception(error)
-                else:
-                    answer.set_result(value)  # type: ignore[arg-type]
-
-        def ask(actor: BookActor) -> None:
-            value, error = None, None
-            try:
-                value = read(actor)
-            except Exception as caught:
-                error = caught
-            with contextlib.suppress(RuntimeError):  # the loop has been closed
-                loop.call_soon_threadsafe(give, value, error)
-
-        if not tell(node._book(market), Query(ask)):
-            raise node._gone(market)
+    async def _ask(self, market: str, message: object, timeout: float) -> Any:
+        """Ask the BookActor; raises as the node's own asking does."""
+        node, book = self.node, self.node._book(market)
+        what, answer = book.actor_class.__name__, _Answer(self._loop)
+        if not put_always(book, Envelope(message, answer)):
+            raise node._gone(what)
+        late = self._loop.call_later(timeout, answer.give, None, pykka.Timeout())
         try:
-            async with asyncio.timeout(node.timeout):
-                return await answer
-        except TimeoutError:
-            raise RequestTimeout(
-                f"node {node.name} did not answer within {node.timeout:g} s: it is overloaded"
-            ) from None
+            return await answer.future
+        except pykka.ActorDeadError:
+            raise node._gone(what) from None
+        except pykka.Timeout:
+            raise RequestTimeout(f"node {node.name} did not answer within {timeout:g} s: it is overloaded") from None
+        finally:
+            late.cancel()
+
+
+class _Answer(pykka.Future[Any]):
+    """Where Pykka puts the answer to what a task has asked an actor: on its way to the loop, from the actor's thread.
+
+    An actor that ends answers, too. The task waits for :attr:`future`.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.future: asyncio.Future[Any] = loop.create_future()
+
+    def set(self, value: Any = None) -> None:
+        self._bring(value, None)
+
+    def set_exception(self, exc_info: Any = None) -> None:
+        self._bring(None, (exc_info or sys.exc_info())[1])
+
+    def _bring(self, value: Any, error: BaseException | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self.give, value, error)
+
+    def give(self, value: Any, error: BaseException | None) -> None:
+        """Let the task have the answer, on the loop's thread."""
+        if self.future.done():
+            return  # its task was cancelled, or waits no longer
+        if error is not None:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(value)
 
 
 def _done(future: asyncio.Future[None]) -> None:
@@ -325,6 +362,8 @@ class AsyncSubscription:
         self._loop = loop
         self._poked = False
         self._news = asyncio.Event()
+        self._turn_s = 0.0
+        """When the loop has last had a turn, as far as is known here."""
 
     @property
     def error(self) -> OpenOutcryError | None:
@@ -341,13 +380,20 @@ class AsyncSubscription:
         self._subscription.close()
 
     async def get(self) -> MarketUpdate | None:
-        """Return the next update, or None when the subscription has ended. For one task at a time."""
+        """Return the next update, or None when the subscription has ended. For one task at a time.
+
+        However many wait, the loop's other tasks have a turn every ``TURN_S``; a call that is cancelled takes nothing.
+        """
+        if time.monotonic() - self._turn_s > TURN_S:
+            await asyncio.sleep(0)
+            self._turn_s = time.monotonic()
         while True:
             try:
                 return self._subscription.get(timeout=0)
             except queue.Empty:
                 self._news.clear()  # on the loop's thread, as `_wake`: what comes after the look sets it again
                 await self._news.wait()
+                self._turn_s = time.monotonic()
 
     async def __aiter__(self) -> AsyncIterator[MarketUpdate]:
         while (update := await self.get()) is not None:

@@ -130,7 +130,7 @@ def checked_count(value: int, what: str, *, at_least: int = 0) -> int:
     """Return ``value`` if it can say how many; ``what`` names it."""
     if type(value) is not int or not at_least <= value <= INT64_MAX:
         raise InvalidRequest(
-            f"the {what} is a whole number from {at_least} to {INT64_MAX}, not {shown(value)}", code=f"invalid_{what}"
+            f"{what} is a whole number from {at_least} to {INT64_MAX}, not {shown(value)}", code=f"invalid_{what}"
         )
     return value
 

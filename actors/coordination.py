@@ -97,10 +97,11 @@ class CoordinatorActor(NodeActor):
             if self._error is None:
                 self._log.error("coordinator_unusable", error=error)
             self._error = error
+            self._meters.coordinator_error = str(error)
         else:
             if self._error is not None:
                 self._log.info("coordinator_usable")
-            self._error = None
+            self._error = self._meters.coordinator_error = None
 
     @contextlib.contextmanager
     def _measured(self) -> Iterator[None]:

@@ -86,3 +86,5 @@ class NodeMeters:
     """Questions to the coordinator, answered or not, in seconds. The CoordinatorActor's."""
     coordinator_failures: int = 0
     """Questions to the coordinator that failed. The CoordinatorActor's."""
+    coordinator_error: str | None = None
+    """Why the lease could not be renewed last time; None: it was. The CoordinatorActor's."""

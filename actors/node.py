@@ -148,6 +148,8 @@ RECORDS_S: Final = 5.0
 STATUS_S_MAX: Final = 2.0
 """How long :meth:`ExchangeNode.status` waits for a market, in seconds."""
 REASON_LENGTH_MAX: Final = 500
+READY_LOOK_S: Final = 0.005
+"""How often it is looked whether a market is ready that is waited for, in seconds."""
 _FIND_S: Final = 0.5
 _KEPT: Final = RestartPolicy(restarts_max=1_000_000, window_s=60.0, backoff_min_s=0.1, backoff_max_s=30.0)
 """How discovery, and what looks after markets, is started again after a failure: never given up."""
@@ -801,33 +803,34 @@ class ExchangeNode:
         for market in list(self._books):
             self._wait_market(market, deadline_s, timeout)
 
-    def _not_ready(self, market: str, kind: type[Unavailable], waited: str) -> Unavailable:
-        """Return an error that says why a market cannot be used from this node."""
-        state, why = condition(self._status(market), self.node_id)
+    def _not_ready(self, status: Mapping[str, Any], kind: type[Unavailable], waited: str = "") -> Unavailable:
+        """Return the error of a market that cannot be used from this node, and says ``status`` of itself."""
+        state, why = condition(status, self.node_id)
         reasons = [why]
-        if (store := self._store_error()) is not None:
+        if (store := self.meters.coordinator_error) is not None:
             reasons.append(f"the coordinator cannot be used: {store}")
         if strangers := self._links.strangers():
             reasons.append(f"{', '.join(strangers)} in the directory: another coordinator, so another exchange")
         elif self._rendezvous and not self._links.linked():
             reasons.append(f"no other node is linked to this one through the directory {', '.join(self._rendezvous)}")
         code = "not_enough_in_sync" if state == "below_min_in_sync" else "not_ready"
-        return kind(f"market {market} is not ready{waited}: {'; '.join(reasons)}", code=code)
+        return kind(f"market {status['market']} is not ready{waited}: {'; '.join(reasons)}", code=code)
 
     def _wait_market(self, market: str, deadline_s: float, timeout: float) -> None:
         """Wait until commands of one market can be sent from this node; raises as :meth:`wait_ready` does."""
         book = self._book(market)
-        while True:
-            ready, failure, rules = self._ask(
-                book, lambda actor: (actor.ready, actor.failure, actor.book.rules), max(timeout, self.timeout)
-            )
-            if failure is not None:
-                raise anew(failure)
-            if ready:
-                break
+        while not self._take_readiness(market, self._ask(book, queries.readiness, max(timeout, self.timeout))):
             if time.monotonic() > deadline_s:
-                raise self._not_ready(market, RequestTimeout, f" after {timeout:g} s")
-            time.sleep(0.005)
+                raise self._not_ready(self._status(market), RequestTimeout, f" after {timeout:g} s")
+            time.sleep(READY_LOOK_S)
+
+    def _take_readiness(self, market: str, found: tuple[bool, OpenOutcryError | None, MarketRules]) -> bool:
+        """Take in what :func:`~.queries.readiness` has answered; return whether commands can be sent."""
+        ready, failure, rules = found
+        if failure is not None:
+            raise anew(failure)
+        if not ready:
+            return False
         own = self._proposed.get(market)
         if own is not None and own != rules:
             raise ConfigurationError(
@@ -835,6 +838,7 @@ class ExchangeNode:
                 code="rules_mismatch",
             )
         self._rules[market] = rules
+        return True
 
     # -- commands -----------------------------------------------------------------------------------------------
 
@@ -1050,11 +1054,13 @@ class ExchangeNode:
                 where it has no entry for want of replicas).
         """
         found = self._rules.get(market)
-        if found is None:
-            configured, found = self._read(market, lambda actor: (actor.book.configured, actor.book.rules))
-            if not configured:
-                raise self._not_ready(market, Unavailable, "")
-            self._rules[market] = found
+        return found if found is not None else self._take_rules(market, self._read(market, queries.rules))
+
+    def _take_rules(self, market: str, found: MarketRules | dict[str, Any]) -> MarketRules:
+        """Take in what :func:`~.queries.rules` has answered."""
+        if isinstance(found, dict):
+            raise self._not_ready(found, Unavailable)
+        self._rules[market] = found
         return found
 
     def get_order_book(self, market: str, depth: int | None = None) -> BookView:
@@ -1264,6 +1270,24 @@ class ExchangeNode:
         queue_size_max: int,
         arrived: Callable[[], None] | None,
     ) -> Subscription:
+        subscription, watch = self._make_subscription(market, to, after, queue_size_max, arrived)
+        try:
+            started = self._ask_message(self._book(market), watch, self.timeout)
+        except BaseException:
+            subscription.close()
+            raise
+        self._begin_subscription(subscription, started)
+        return subscription
+
+    def _make_subscription(
+        self,
+        market: str,
+        to: Callable[[MarketUpdate], None] | Any,
+        after: int | None,
+        queue_size_max: int,
+        arrived: Callable[[], None] | None,
+    ) -> tuple[Subscription, Watch]:
+        """Return a subscription, and what its market has to be asked before it begins; if that fails, close it."""
         book = self._book(market)
         after = None if after is None else checked_count(after, "after")
         subscription = Subscription(
@@ -1274,15 +1298,12 @@ class ExchangeNode:
             meters=self.meters.markets[market],
             arrived=arrived,
         )
-        try:
-            started = self._ask_message(book, Watch(subscription.offer, after), self.timeout)
-        except BaseException:
-            subscription.close()
-            raise
-        subscription.begin(started)
+        return subscription, Watch(subscription.offer, after)
+
+    def _begin_subscription(self, subscription: Subscription, sequence: int) -> None:
+        subscription.begin(sequence)
         with self._lock:
             self._subscriptions = [s for s in self._subscriptions if not s.ended] + [subscription]
-        return subscription
 
     # -- directory ----------------------------------------------------------------------------------------------
 

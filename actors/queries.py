@@ -6,10 +6,12 @@ A question only reads, and what it answers is of one moment: the values of :mod:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
+from ..transport.errors import OpenOutcryError
 from .book.actor import BookActor
 from .book.commands import Side
+from .book.rules import MarketRules
 from .views import BookView, OpenOrder, Trade, to_event, to_level, to_open_order
 
 
@@ -85,3 +87,13 @@ def trades(limit: int) -> Callable[[BookActor], list[Trade]]:
 def position(actor: BookActor) -> tuple[int, str]:
     """Sequence number and state hash."""
     return actor.book.sequence, actor.book.state_hash()
+
+
+def rules(actor: BookActor) -> MarketRules | dict[str, Any]:
+    """The market's rules, or the replica's status if its log has not reached them."""
+    return actor.book.rules if actor.book.configured else actor.status()
+
+
+def readiness(actor: BookActor) -> tuple[bool, OpenOutcryError | None, MarketRules]:
+    """Whether commands can be sent from here, why the replica has stopped, and the market's rules."""
+    return actor.ready, actor.failure, actor.book.rules

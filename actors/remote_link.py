@@ -28,6 +28,7 @@ from ..transport.errors import (
     RequestTimeout,
     UnknownActor,
     Unreachable,
+    anew,
     text_of,
 )
 from ..transport.log import get_logger
@@ -261,7 +262,7 @@ class RemoteLink:
 
     def _check_open(self) -> None:
         if self._closed is not None:
-            raise _anew(self._closed)
+            raise anew(self._closed)
 
     # What this node's actors do.
 
@@ -472,7 +473,7 @@ class RemoteLink:
             self._changed.notify_all()
         error = ActorStopped(f"the actor is heard no more: {reason}; whether it handled the message is unknown")
         for future in futures:
-            future.set_exception(_as_exc_info(_anew(error)))
+            future.set_exception(_as_exc_info(anew(error)))
         for ref, watcher in watchers:
             tell_end(watcher, Terminated(ref, reason, detail))
 
@@ -515,7 +516,7 @@ class RemoteLink:
             self._watchers.clear()
             self._changed.notify_all()
         for future in futures:
-            future.set_exception(_as_exc_info(_anew(error)))
+            future.set_exception(_as_exc_info(anew(error)))
         for ref, watcher in watchers:
             tell_end(watcher, Terminated(ref, "unreachable", error.message))
 
@@ -572,11 +573,6 @@ def _error_of(code: str, text: str, node: str) -> OpenOutcryError:
     """Return the error that came instead of an answer; one of this library's by its code, else RemoteFailure."""
     kind = _ERRORS.get(code, RemoteFailure)
     return kind(f"node {node}: {text}", code=code)
-
-
-def _anew(error: OpenOutcryError) -> OpenOutcryError:
-    """Return the same error once more: one that several threads raise would mix up their tracebacks."""
-    return type(error)(error.message, code=error.code)
 
 
 def _as_exc_info(error: OpenOutcryError) -> Any:

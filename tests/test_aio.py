@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -21,6 +22,7 @@ from openoutcry.actors import (
     RequestTimeout,
     StorageError,
     Trade,
+    Unavailable,
 )
 from openoutcry.actors.messages import Query
 
@@ -40,8 +42,9 @@ async def running(**options: Any) -> AsyncIterator[AsyncNode]:
 @contextmanager
 def held(node: AsyncNode) -> Iterator[Callable[[], None]]:
     """Keep the market's thread from doing anything until what is yielded is called, or to the end."""
-    go = threading.Event()
-    node.node._books[MARKET].tell(Query(lambda _: go.wait(60)))
+    entered, go = threading.Event(), threading.Event()
+    node.node._books[MARKET].tell(Query(lambda _: entered.set() or go.wait(60)))
+    assert entered.wait(30)
     try:
         yield go.set
     finally:
@@ -169,6 +172,81 @@ def test_what_waits_when_the_node_is_closed_fails_and_so_does_all_that_comes_lat
     run(test)
 
 
+@pytest.mark.parametrize("dies", [False, True], ids=["stops", "fails"])
+def test_what_was_asked_of_a_replica_that_ends_fails_at_once_as_it_does_for_a_thread(dies: bool) -> None:
+    async def test() -> None:
+        async with running(timeout=60) as node:
+            book = node.node._books[MARKET]
+            with held(node) as go:
+                if dies:
+                    book.tell("a message that no BookActor understands")
+                else:
+                    book.stop(block=False)
+                asked = [
+                    asyncio.create_task(asked)
+                    for asked in (
+                        asyncio.to_thread(node.node.get_order_book, MARKET),
+                        node.get_order_book(MARKET),
+                        node.subscribe(MARKET),
+                        node.wait_ready(),
+                    )
+                ]
+                await until(lambda: book.actor_inbox.qsize() == 5, "all have asked")
+                go()
+            errors = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 20)
+            assert {(type(error), str(error).split(":")[0]) for error in errors} == {
+                (StorageError, "BookActor of node alice has failed")
+            }
+            with pytest.raises(StorageError, match="BookActor of node alice has failed"):
+                await node.position(MARKET)
+
+    run(test)
+
+
+def test_a_query_that_fails_fails_alone() -> None:
+    async def test() -> None:
+        async with running() as node:
+
+            def fail(actor: Any) -> None:
+                raise RequestTimeout("of its own")
+
+            with pytest.raises(RequestTimeout, match="of its own"):
+                await node._read(MARKET, fail)
+            assert await node.position(MARKET) == (1, node.node.state_hash(MARKET))
+
+    run(test)
+
+
+def test_nothing_but_the_end_takes_a_thread_of_the_application() -> None:
+    class NoThreads(ThreadPoolExecutor):
+        def submit(self, *_: Any, **__: Any) -> Any:
+            raise AssertionError("a thread was asked for")
+
+    async def test() -> None:
+        made = await asyncio.to_thread(ExchangeNode, "alice", markets={MARKET: RULES})
+        spare = await asyncio.to_thread(ExchangeNode, "bob", markets=["nobody's"])
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(NoThreads())
+        try:
+            node = AsyncNode(made)
+            await node.wait_ready()
+            made._rules.clear()
+            order = await node.submit_order(MARKET, "buy", "100", 1)
+            made._rules.clear()
+            await node.amend_order(MARKET, order.order_id or 0, price="99")
+            (await node.subscribe(MARKET)).close()
+            await node.get_order_book(MARKET)
+            with pytest.raises(RequestTimeout, match=r"not ready after 0\.05 s: role"):
+                await AsyncNode(spare).wait_ready(0.05)
+            with pytest.raises(Unavailable, match=r"wait_ready\(\) waits for it"):
+                await AsyncNode(spare).submit_order("nobody's", "buy", "100", 1)
+        finally:
+            loop.set_default_executor(ThreadPoolExecutor(2))
+            await asyncio.gather(AsyncNode(made).close(), AsyncNode(spare).close())
+
+    run(test)
+
+
 def test_the_loop_goes_on_while_the_book_is_stuck_and_the_caller_gets_an_error_in_its_time() -> None:
     async def test() -> None:
         async with running(timeout=0.3) as node:
@@ -194,14 +272,16 @@ def test_a_caller_beyond_the_bound_waits_for_room_and_the_loop_does_not() -> Non
         async with running() as node:
             submissions = node.node._submissions[MARKET]
             submissions._limit = 10
-            node.node._books[MARKET].tell(Query(lambda _: time.sleep(0.5)))
             batch = [node.node.order(MARKET, "buy", "90", 1) for _ in range(10)]
-            first = asyncio.create_task(node.submit_many(MARKET, batch))
-            await asyncio.sleep(0)
-            with pytest.raises(Overloaded):
-                await node.submit_order(MARKET, "buy", "91", 1, timeout=0.05)
-            second = await node.submit_order(MARKET, "buy", "91", 1)
-            assert second.sequence == 12
+            with held(node) as go:
+                first = asyncio.create_task(node.submit_many(MARKET, batch, timeout=30))
+                await asyncio.sleep(0)
+                with pytest.raises(Overloaded):
+                    await node.submit_order(MARKET, "buy", "91", 1, timeout=0.05)
+                second = asyncio.create_task(node.submit_order(MARKET, "buy", "91", 1, timeout=30))
+                await until(lambda: submissions._standing_by, "it waits for room")
+                go()
+                assert (await second).sequence == 12
             assert len(await first) == 10
 
     run(test)
@@ -278,6 +358,55 @@ def test_market_data_comes_in_order_and_ends_with_the_node() -> None:
             async with resumed:
                 assert await resumed.get() is None
             assert resumed.error is None or isinstance(resumed.error, Closed)
+
+    run(test)
+
+
+def test_a_subscription_that_nobody_waits_for_any_more_is_none() -> None:
+    async def test() -> None:
+        async with running() as node:
+            mailbox = node.node._books[MARKET].actor_inbox
+            with held(node):
+                given_up = asyncio.create_task(node.subscribe(MARKET))
+                await until(lambda: mailbox.qsize() == 1, "it has asked")
+                given_up.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await given_up
+            await until(mailbox.empty, "the market has heard of it")
+            assert await node._read(MARKET, lambda actor: actor._watchers) == []
+            node.node.timeout = 0.2
+            with held(node), pytest.raises(RequestTimeout):
+                await node.subscribe(MARKET)
+            node.node.timeout = 5
+            await until(mailbox.empty, "the market has heard of the second")
+            assert await node._read(MARKET, lambda actor: actor._watchers) == []
+            assert not node.node._subscriptions
+
+    run(test)
+
+
+def test_a_reader_that_has_much_to_read_lets_others_have_their_turns() -> None:
+    async def test() -> None:
+        async with running() as node:
+            stream = await node.subscribe(MARKET)
+            for _ in range(100):
+                await node.submit_order(MARKET, "buy", "100", 1)
+            turns = 0
+
+            async def others() -> None:
+                nonlocal turns
+                while True:
+                    await asyncio.sleep(0)
+                    turns += 1
+
+            running_on = asyncio.create_task(others())
+            last = stream.last_sequence + 100
+            async for update in stream:
+                time.sleep(0.002)  # the reader's own work
+                if update.sequence == last:
+                    break
+            running_on.cancel()
+            assert 10 < turns < 100, "every few updates"
 
     run(test)
 
