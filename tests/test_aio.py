@@ -236,9 +236,9 @@ def test_nothing_but_the_end_takes_a_thread_of_the_application() -> None:
             await node.amend_order(MARKET, order.order_id or 0, price="99")
             (await node.subscribe(MARKET)).close()
             await node.get_order_book(MARKET)
-            with pytest.raises(RequestTimeout, match=r"not ready after 0\.05 s: role"):
+            with pytest.raises(RequestTimeout, match=r"not ready after 0\.05 s: no leader"):
                 await AsyncNode(spare).wait_ready(0.05)
-            with pytest.raises(Unavailable, match=r"wait_ready\(\) waits for it"):
+            with pytest.raises(Unavailable, match="is not ready: no leader is known here"):
                 await AsyncNode(spare).submit_order("nobody's", "buy", "100", 1)
         finally:
             loop.set_default_executor(ThreadPoolExecutor(2))
