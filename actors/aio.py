@@ -287,7 +287,8 @@ class AsyncNode:
         waiting = self._waiting
         for request in requests:
             waiting.discard(request)
-            _done(request.future)
+            if not request.future.done():  # else its task was cancelled
+                request.future.set_result(None)
 
     def _look(self) -> None:
         """Give up what a BookActor that is stuck has not answered: it fails requests at their deadlines itself."""

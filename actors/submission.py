@@ -184,10 +184,13 @@ class Submissions:
 
     def offer(self, request: Request) -> bool:
         """Hand a request to the BookActor, if there is room and nobody waits for it; return whether. Never waits."""
+        count = len(request.commands)
         with self._lock:
-            if self._closed is None and (self._standing_by or not self._has_room(request)):
+            if (self._standing_by or self._in_flight + count > self._limit) and self._closed is None:
                 return False
-            self._take_in(request)
+            self._in_flight += count
+            self.waiting += count
+            self._queue.append(request)
         self._announce()
         return True
 
@@ -224,25 +227,19 @@ class Submissions:
             f"{self._in_flight} commands are unanswered already; this request was not sent, wait for answers"
         )
 
-    def _has_room(self, request: Request) -> bool:
-        return self._in_flight + len(request.commands) <= self._limit
-
-    def _take_in(self, request: Request) -> None:
-        count = len(request.commands)
-        self._in_flight += count
-        self.waiting += count
-        self._queue.append(request)
-
     def _admit(self) -> None:
         """Let those in that wait for room, as far as there is some; all, once it is closed: they fail."""
         admitted: list[Callable[[], object]] = []
         with self._lock:
             while self._standing_by:
                 request = next(iter(self._standing_by))
-                if self._closed is None and not self._has_room(request):
+                count = len(request.commands)
+                if self._in_flight + count > self._limit and self._closed is None:
                     break
                 admitted.append(self._standing_by.pop(request))
-                self._take_in(request)
+                self._in_flight += count
+                self.waiting += count
+                self._queue.append(request)
         if admitted:
             self._announce()
         for entered in admitted:
