@@ -365,8 +365,9 @@ class SendNext:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ResetLink:
-    """Any actor to a PeerActor: the peer broke the protocol; end the link and begin anew."""
+    """Any actor to a PeerActor: the peer broke the protocol in this life of the link; end it, and begin anew."""
 
+    session: int
     reason: str
 
 

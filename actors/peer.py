@@ -85,6 +85,11 @@ class Link:
         self._queued = 0
         self._ended = False
 
+    @property
+    def busy(self) -> bool:
+        """Whether frames wait: one more would, too."""
+        return self._queued > 0
+
     def send(self, frame: bytes) -> None:
         """Send ``frame``, or drop it if the link has ended."""
         with self._lock:
@@ -107,7 +112,7 @@ class Link:
 
     def reset(self, reason: str) -> None:
         """End the link: the peer broke the protocol."""
-        tell(self._peer, ResetLink(reason))
+        tell(self._peer, ResetLink(self.session, reason))
 
     def sent(self, taken: bytes | None = None) -> None:
         """A frame that waited, or was ``taken`` last, has been sent. PeerActor only."""
@@ -194,7 +199,7 @@ class PeerActor(NodeActor):
             if message.pipe_id == self._their_pipe:
                 self._their_pipe = 0
                 self._reset("the peer's connection broke")
-        elif isinstance(message, ResetLink):
+        elif isinstance(message, ResetLink) and message.session == self._session:
             self._log.warning("link_reset", reason=message.reason)
             self._reset(message.reason)
         return None

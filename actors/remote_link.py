@@ -49,12 +49,17 @@ MESSAGE_OVERHEAD: Final = 256
 PARCEL_SIZE: Final = 64 * 1024
 """Bytes of one frame, give or take one message: what comes after it is not held up for long."""
 OUTBOX_SIZE_MAX: Final = 16 * 1024 * 1024
-"""Bytes of answers that wait for a slow link; an answer beyond is replaced by the error Overloaded."""
+"""Bytes of answers that wait for a slow link; an answer beyond is replaced by the error Overloaded.
+
+Whoever asks on, and does not take even twice as much, loses the link.
+"""
 ASKS_MAX: Final = 65_536
 """Most asks of one node to another that are unanswered."""
 GONE_MAX: Final = 4096
 """How many ended actors of a node are remembered."""
 _TEXT_MAX: Final = 500
+_ANSWERS: Final = (REPLY, FOUND, GONE)
+"""What the other side brings about; messages of this side's own senders have their windows."""
 _REASONS: Final = ("stopped", "failed", "unregistered")
 Item = tuple[Any, ...]
 
@@ -141,7 +146,7 @@ class RemoteLink:
         self._changed = threading.Condition()
         self._closed: OpenOutcryError | None = None
         self._waiting: collections.deque[Item] = collections.deque()
-        self._waiting_size = 0
+        self._waiting_size = self._answers_size = 0
         self._scheduled = False
         self._requests = itertools.count(1)
         self._asks: dict[int, tuple[RemoteFuture, int]] = {}
@@ -279,8 +284,8 @@ class RemoteLink:
     def reply(self, item: Item) -> None:
         """Add the answer to an ask."""
         with self._changed:
-            if self._waiting_size + len(item[4]) > OUTBOX_SIZE_MAX:
-                text = f"{self._waiting_size} bytes of answers wait for the link already"
+            if self._answers_size + len(item[4]) > OUTBOX_SIZE_MAX:
+                text = f"{self._answers_size} bytes of answers wait for the link already"
                 item = (REPLY, item[1], Overloaded.default_code, "", text.encode())
             self._put(item, at_once=True)
 
@@ -302,7 +307,12 @@ class RemoteLink:
         if self._closed is not None:
             return
         self._waiting.append(item)
-        self._waiting_size += size_of(item)
+        self._waiting_size += (size := size_of(item))
+        if item[0] in _ANSWERS:
+            self._answers_size += size
+            bound = 2 * OUTBOX_SIZE_MAX
+            if self._link is not None and self._answers_size - size <= bound < self._answers_size:
+                self._link.reset(f"{self._answers_size} bytes of answers wait to be taken")
         if self._scheduled:
             return
         if self._link is None:
@@ -313,7 +323,7 @@ class RemoteLink:
             finally:  # what raises here costs those items, not all that come later
                 self._scheduled = False
         else:
-            if at_once and (frame := self._encoded(self._gathered())):
+            if at_once and not self._link.busy and (frame := self._encoded(self._gathered())):
                 self._link.send(frame)
             self._schedule()  # behind that frame, which it must not overtake
 
@@ -342,7 +352,9 @@ class RemoteLink:
         while self._waiting and size < PARCEL_SIZE:
             item = self._waiting.popleft()
             items.append(item)
-            size += size_of(item)
+            size += (cost := size_of(item))
+            if item[0] in _ANSWERS:
+                self._answers_size -= cost
         self._waiting_size -= size
         return tuple(items)
 
@@ -508,7 +520,7 @@ class RemoteLink:
                 return
             self._closed = error
             self._waiting.clear()
-            self._waiting_size = 0
+            self._waiting_size = self._answers_size = 0
             self._owed.clear()
             futures = [future for future, _ in self._asks.values()]
             self._asks.clear()

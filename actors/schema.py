@@ -101,6 +101,8 @@ class MessageType:
             body = codec.pack(self.to_wire(value, self.key))
         except ProtocolError as error:
             raise MessageRefused(f"{self.key}: {error.message}") from None
+        except Exception as error:  # of a check of the class's own
+            raise MessageRefused(f"{self.key}: {text_of(error):.{_TEXT_MAX}}") from error
         return _sized(body, self.key)
 
     def decode(self, body: bytes) -> Any:

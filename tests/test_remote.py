@@ -29,7 +29,6 @@ from openoutcry.actors.messages import (
     WATCH,
     Parcel,
     PeerUp,
-    ResetLink,
     SendFrame,
     SendNext,
 )
@@ -150,7 +149,7 @@ class Pair:
 
     def cut(self) -> None:
         """End the link; it comes back by itself."""
-        self.bob._links.peers[self.alice.node_id].tell(ResetLink("for the test"))
+        self.bob._links.up[self.alice.node_id].link.reset("for the test")
 
     def close(self) -> None:
         self.actor_may_go()
@@ -253,6 +252,7 @@ class Wire:
         self.their_session = their_session
         self.frames: list[bytes] = []
         self.takes: list[Callable[[], bytes | None]] = []
+        self.busy = False
         self.send = self.frames.append
         self.send_next = self.takes.append
         self.resets: list[str] = []
@@ -928,6 +928,26 @@ def test_node_that_sends_an_actor_more_than_its_window_loses_the_link(bench: Ben
     bench.remote.unregister("slow")
     assert not [counts for counts in (link._heard, link._taken_out, link._owed) if actor in counts]
     slow.stop()
+
+
+def test_node_that_asks_on_and_takes_no_answers_loses_the_link(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = 100_000
+    monkeypatch.setattr("openoutcry.actors.remote_link.OUTBOX_SIZE_MAX", bound)
+    bench.up(7, 80)
+    bench.wire.busy = True
+    asked, body = 0, type_of(Other).encode(Other())  # each is refused, with an answer
+    while not bench.wire.resets:
+        assert asked < 10_000, "answers wait without end"
+        bench.hear(80, *[(ASK, bench.actor_id, "test.other/1", body, asked + number) for number in range(1, 101)])
+        asked += 100
+    assert not bench.wire.frames, "what would wait at the link waits here, where it is counted"
+    link = bench.remote._links["alice.1"]
+    assert 2 * bound < link._answers_size < 3 * bound
+    assert len(bench.wire.resets) == 1
+    bench.sent()
+    while link._waiting:
+        link._taken()
+    assert link._answers_size == link._waiting_size == 0
 
 
 def test_messages_that_are_refused_take_no_room_in_the_window(bench: Bench) -> None:
