@@ -616,6 +616,11 @@ class HandOver:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Retire:
+    """The node to a BookActor: it ends, its links first. That is no reason to take others out of the in-sync set."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class ForceLeader:
     """The node to a BookActor: lead by force, in place of ``record``, and begin with ``note`` in the log.
 

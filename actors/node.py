@@ -102,6 +102,7 @@ from .messages import (
     PeerLost,
     ProposeRules,
     Query,
+    Retire,
     StoreQuery,
     StoreStatus,
     checked_node_name,
@@ -459,6 +460,8 @@ class ExchangeNode:
             self._hand_over()
             with self._opening:
                 self._closed = True
+            for book in list(self._books.values()):
+                tell(book, Retire())
             _open_nodes.discard(self)
             self._undo.close()
             self.phase = "closed"

@@ -148,3 +148,17 @@ def test_the_only_replica_that_has_lost_its_log_does_not_begin_it_anew(exchange:
     with pytest.raises(Unavailable):
         net[0].submit_order(MARKET, "buy", "100", "1", timeout=1)
     assert status(net[0])["appended"] == 0
+
+
+def test_a_leader_that_is_closed_as_soon_as_it_leads_leaves_the_market_to_another(exchange: Any) -> None:
+    net = exchange(nodes=3, markets={MARKET: RULES}, balance=False)
+    for _ in range(5):
+        leader = next(at for at, node in enumerate(net) if status(node)["role"] == "leading")
+        others = [at for at in range(3) if at != leader]
+        eventually(lambda at=leader: len(status(net[at])["in_sync"]) == 3, "all are in sync")
+        net[leader].transfer(MARKET, to=net[others[0]].name)
+        net[others[0]].close()
+        for at in (leader, others[1]):
+            net[at].submit_order(MARKET, "buy", "100", "1", timeout=10)
+        net.restart(others[0])
+    net.assert_same_hash(MARKET)

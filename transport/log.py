@@ -80,6 +80,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "coordinator_call_broken": "A question to the coordinator failed in a way that is no error of the store.",
     "lease_not_released": "The lease was not given up at the end, and will lapse.",
     # Actors, subscribers, the control link.
+    "inbox_failed": "An actor's own inbox did not take a message and raised an exception; its sender is told.",
     "message_refused": "A message from another node is of no type that its actor accepts, or not as the type says.",
     "actor_restarted": "An actor had failed and runs again.",
     "actor_failed_ending": "A failed actor failed again while it gave up what it owned.",

@@ -3,8 +3,8 @@
 It is the shell of two pure cores: it turns messages into calls of :class:`~.replica.Replica`, carries out the effects,
 applies committed records to :class:`~.orderbook.OrderBook`, and answers those whose requests they hold.
 
-Messages: Submitted, Query (ask), Watch, Unwatch, ProposeRules, HandOver (ask), ForceLeader (from the API); Heard,
-PeerUp, PeerDown, PeerGone (from links); Persisted, LogRead, SnapshotKept, LogPutAside, JournalFailed (from its
+Messages: Submitted, Query (ask), Watch, Unwatch, ProposeRules, HandOver (ask), ForceLeader, Retire (from the API);
+Heard, PeerUp, PeerDown, PeerGone (from links); Persisted, LogRead, SnapshotKept, LogPutAside, JournalFailed (from its
 JournalActor); SnapshotTaken, SnapshotFailed (from the SnapshotActor); CoordinatorAnswer (from the CoordinatorActor).
 
 Batches form without a timer: what arrives while one record is being written becomes the next record.
@@ -75,6 +75,7 @@ from ..messages import (
     ReadLog,
     Refused,
     Resign,
+    Retire,
     Rewind,
     SnapshotFailed,
     SnapshotKept,
@@ -482,7 +483,9 @@ class BookActor(NodeActor):
             if message.to is not None and message.to not in self.replica.successors():
                 return True
             self._run(self.replica.resign(message.to))
-            return self.replica.role is not Role.LEADING or not self.replica.successors()
+            return self.replica.role is not Role.LEADING or not self.replica.heirs()
+        elif isinstance(message, Retire):
+            self.replica.retired = True
         elif isinstance(message, ProposeRules):
             self._own_rules = self._own_rules or message.rules
         elif isinstance(message, Watch):

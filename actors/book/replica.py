@@ -265,6 +265,8 @@ class Replica:
         """Leader: takes in nothing more, and waits for another to take over."""
         self.joined = False
         """Follower: the leader's log is being received, from our tail on."""
+        self.retired = False
+        """Its node ends, and its links before it: who is in sync stays as it is, for whoever takes over."""
         self.gone: set[str] = set()
         """Members whose process has ended, as far as is known: nobody waits for them."""
         self._base = applied
@@ -438,7 +440,7 @@ class Replica:
     def resign(self, to: str | None = None) -> list[Effect]:
         """Leader: take in nothing more, and once all is committed ask a member (``to``, or any) to take over.
 
-        Call it until the role changes or ``successors`` is empty; until then this replica leads on without commands.
+        Call it until the role changes or ``heirs`` is empty; until then this replica leads on without commands.
         """
         if self.role is not Role.LEADING:
             return []
@@ -452,6 +454,10 @@ class Replica:
     def successors(self) -> list[str]:
         """Leader: the members of the in-sync set that could take over."""
         return [m for m in self.in_sync if (f := self._followers.get(m)) is not None and f.matched]
+
+    def heirs(self) -> list[str]:
+        """Leader: members of the in-sync set that could take over, now or once they have joined: they are linked."""
+        return [member for member in self.in_sync if member in self._links]
 
     def on_resign(self, sender: str, message: Resign) -> list[Effect]:
         """Our leader wants to lead no longer, or a replica that follows us has stopped."""
@@ -602,7 +608,7 @@ class Replica:
 
     def _reconsider(self, now_ns: int) -> list[Effect]:
         """Leader: start a swap if a member is gone or too slow, or a follower has caught up."""
-        if self._swap is not None or self.role is not Role.LEADING:
+        if self._swap is not None or self.role is not Role.LEADING or self.retired:
             return []
         members = {self.node}
         for member in self.in_sync:

@@ -126,6 +126,25 @@ def test_a_new_leader_waits_for_no_member_whose_process_has_ended() -> None:
     assert without.in_sync == ("b",)
 
 
+def test_a_leader_whose_node_ends_waits_for_who_could_take_over_and_takes_nobody_out() -> None:
+    replica = leader()
+    (read,) = replica.on_join("b", join(1), 0)
+    replica.on_log_read(LogRead("b", 0, read.token, EMPTY.chain, (), (), 0), 0)
+    persist = replica.propose(((3, "ann", ""),), (), timestamp_ns=1, now_ns=0)[-1]
+    replica.on_durable(persist.generation, 1, 0)
+    (swap,) = replica.on_ack("b", Ack("M", 2, 1, 1, 0), 0)
+    replica.on_swapped(swap, MarketRecord("M", 3, 2, "a", ("a", "b")), 0)
+    replica._followers.clear()  # as of one that has just begun to lead: nobody has joined yet
+    replica.resign()
+    assert (replica.successors(), replica.heirs()) == ([], ["b"])
+    replica.retired = True
+    assert replica.on_peer_down("b", 0) == []
+    assert replica.on_tick(100_000_000_000) == [ReadRecord()], "but for the audit, nothing"
+    assert replica.heirs() == []
+    replica.retired = False
+    assert [effect.in_sync for effect in replica.on_tick(100_000_000_001)] == [("a",)]
+
+
 def test_a_follower_that_leaves_while_it_is_being_added_is_not_waited_for() -> None:
     replica = leader()
     replica.propose(((3, "ann", "c"),), (), timestamp_ns=1, now_ns=0)
