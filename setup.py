@@ -32,6 +32,7 @@ def compiled_modules() -> list[Extension]:
     os.chdir(STAGE)  # mypy names a module by where it lies below the current folder
     try:
         options = ["--config-file", str(root / "setup.cfg"), "--ignore-missing-imports", "--follow-imports=silent"]
+        options += ["--no-site-packages"]  # there may be another version of this package
         bases = ["--namespace-packages", "--explicit-package-bases"]
         paths = [str(Path("openoutcry", path)) for path in COMPILED]
         extensions = mypycify([*options, *bases, *paths], group_name=GROUP, opt_level="3")
