@@ -307,6 +307,7 @@ class BookActor(NodeActor):
         """The folder that holds a log which was put aside because leadership had been forced past it."""
         self._watchers: list[Watcher] = []
         self.failure: OpenOutcryError | None = None
+        self._broken: Exception | None = None
         self.counters = {"commands": 0, "records": 0, "events": 0, "protocol_errors": 0, "swaps": 0}
 
     def _open(self) -> tuple[Journal, Snapshots, Replica]:
@@ -404,6 +405,8 @@ class BookActor(NodeActor):
         )
 
     def on_receive(self, message: Any) -> Any:
+        if self._broken is not None:
+            raise self._broken
         answer = None
         if message is SUBMITTED:
             self._gather()
@@ -419,12 +422,16 @@ class BookActor(NodeActor):
             pass
         else:
             answer = self._receive_rare(message)
-        if (self._waiting or self._submissions.any) and not self._writing:
-            self._propose_waiting()
-        if self._answered:
-            self._release()
-        if self._untold:
-            self._tell_commit()
+        try:
+            if (self._waiting or self._submissions.any) and not self._writing:
+                self._propose_waiting()
+            if self._answered:
+                self._release()
+            if self._untold:
+                self._tell_commit()
+        except Exception as error:
+            self._broken = error  # were it told to whoever has asked, the replica would go on: it fails on a tick
+            raise
         return answer
 
     def _release(self) -> None:

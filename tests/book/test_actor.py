@@ -29,6 +29,7 @@ from openoutcry.actors.messages import (
     Join,
     Offer,
     PeerUp,
+    Query,
     Rewind,
     SnapshotFailed,
     SnapshotTaken,
@@ -219,6 +220,23 @@ def test_callers_are_told_if_the_replica_stops_at_a_later_record_than_theirs(
         with pytest.raises(OpenOutcryError, match="diverged"):
             request.result()
     assert actor._submissions.in_flight == 0
+
+
+def test_what_breaks_while_somebody_asks_ends_the_replica_all_the_same(
+    follower: tuple[BookActor, Told, list[TakeSnapshot]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor, _, _ = follower
+
+    def broken() -> None:
+        raise AssertionError("an invariant")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(actor, "_propose_waiting", broken)
+        actor._enqueue((HERE, 1, ((SUBMIT, "ann", "", 0, 0, 100, 1, 0, 0, 0),)))
+        with pytest.raises(AssertionError, match="an invariant"):
+            actor.on_receive(Query(lambda book: book.ready))
+    with pytest.raises(AssertionError, match="an invariant"):
+        actor.on_receive(TICK)
 
 
 def test_a_coordinator_that_does_not_answer_is_told_once_and_again_after_it_has(
