@@ -70,6 +70,8 @@ _DATA_LOSS: Final = 15
 _UNAUTHENTICATED: Final = 16
 
 _BAD_CERTIFICATE: Final = ("CERTIFICATE_VERIFY_FAILED", "ALERT_BAD_CERTIFICATE", "CERTIFICATE_REQUIRED", "UNKNOWN_CA")
+_CUT_HANDSHAKE: Final = "EOF occurred in violation of protocol"
+"""A server that wants a client's certificate may hang up before the client has read that it does."""
 _STALE_TOKEN: Final = ("user name is empty", "auth store is old")
 _REFUSED_USER: Final = ("authentication failed", "user name is empty", "authentication is not enabled")
 
@@ -393,6 +395,8 @@ class EtcdCoordinator:
             failures += 1
             if failures % len(self._clients) == 0:
                 time.sleep(_RETRY_S)
+        if self._id is None and _CUT_HANDSHAKE in reason:  # every time, until now
+            raise _distrust(self._where, reason)
         raise Unavailable(f"{self._where} cannot be used now: {reason}; retry", code=UNAVAILABLE_CODE)
 
     def _ask(self, path: str, body: dict[str, Any], until_s: float) -> dict[str, Any]:
@@ -433,9 +437,7 @@ class EtcdCoordinator:
         if not error.args and isinstance(cause, self._requests.RequestException):  # else: etcd's status and reason
             failed = _Failed(f"{where}: {cause}", done=False if self._never_left(cause) else None)
             if self._id is None and any([part in str(cause) for part in _BAD_CERTIFICATE]):
-                failed.final = ConfigurationError(
-                    f"{where} and this node do not trust each other's certificates: {cause}; check ca=, cert= and key="
-                )
+                failed.final = _distrust(where, cause)
             return failed
         try:
             reported = json.loads(error.detail_text)
@@ -524,6 +526,12 @@ def _package(name: str) -> Any:
         raise ConfigurationError(
             f"the etcd coordinator needs another package: pip install etcd3gw ({error})"
         ) from error
+
+
+def _distrust(where: str, why: object) -> ConfigurationError:
+    return ConfigurationError(
+        f"{where} and this node do not trust each other's certificates: {why}; check ca=, cert= and key="
+    )
 
 
 def _endpoint(text: str) -> tuple[str, int]:
