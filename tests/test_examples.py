@@ -43,6 +43,7 @@ def replay(file: Path, *options: str) -> tuple[int, dict[str, Any], str]:
     return done.returncode, json.loads(done.stdout or "{}"), done.stderr
 
 
+@pytest.mark.wheel
 def test_two_processes_find_each_other_trade_and_show_one_book() -> None:
     done = run("examples/two_nodes.py", timeout_s=30)
 
@@ -56,6 +57,7 @@ def test_two_processes_find_each_other_trade_and_show_one_book() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.wheel
 def test_node_inside_another_application_serves_it_and_ends() -> None:
     done = run("examples/embed.py", timeout_s=30)
 
@@ -65,6 +67,7 @@ def test_node_inside_another_application_serves_it_and_ends() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.wheel
 def test_market_making_bot_quotes_trades_and_withdraws() -> None:
     done = run("examples/market_maker.py")
 
@@ -74,6 +77,7 @@ def test_market_making_bot_quotes_trades_and_withdraws() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.wheel
 def test_the_bots_own_test_passes_beside_it() -> None:
     done = run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "examples/test_market_maker.py")
 
@@ -81,6 +85,7 @@ def test_the_bots_own_test_passes_beside_it() -> None:
     assert " passed" in done.stdout
 
 
+@pytest.mark.wheel
 def test_price_feed_is_used_by_another_process_which_hears_of_its_death() -> None:
     done = run("examples/price_feed.py")
 
@@ -95,6 +100,7 @@ def test_price_feed_is_used_by_another_process_which_hears_of_its_death() -> Non
     assert done.stderr == ""
 
 
+@pytest.mark.wheel
 def test_asyncio_application_awaits_orders_and_reads_the_tape() -> None:
     done = run("examples/asyncio_app.py")
 

@@ -243,6 +243,7 @@ def test_hello_reaches_an_actor_of_another_node(exchange, actor_probe):
 """
 
 
+@pytest.mark.wheel
 def test_ten_lines_of_an_application_that_installed_the_wheel_and_pytest(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PYTEST", "COV"))}
 
