@@ -20,6 +20,7 @@ import threading
 import time
 import uuid
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -782,16 +783,18 @@ class ExchangeNode:
             raise RequestTimeout(f"market {market}: the outcome is unknown; see the status of this node") from None
 
     def _hand_over(self) -> None:
-        deadline = time.monotonic() + HAND_OVER_S
-        waiting = list(self._books.values())
-        while waiting and time.monotonic() < deadline:
-            try:
-                if waiting[-1].ask(HandOver(), timeout=HAND_OVER_S):
-                    waiting.pop()
-                else:
+        """Hand over what this node leads, one market after the other: each pauses only for its own hand-over."""
+        deadline_s = time.monotonic() + HAND_OVER_S
+        waiting = deque(self._books.values())
+        while waiting and time.monotonic() < deadline_s:
+            book = waiting.popleft()
+            turn_s = min(deadline_s, time.monotonic() + BALANCE_S)
+            with contextlib.suppress(pykka.ActorDeadError, pykka.Timeout):
+                while not book.ask(HandOver(), timeout=HAND_OVER_S):
+                    if time.monotonic() > turn_s:
+                        waiting.append(book)  # whoever is to take it may need longer: others first
+                        break
                     time.sleep(0.005)
-            except (pykka.ActorDeadError, pykka.Timeout):
-                waiting.pop()
 
     def wait_ready(self, timeout: float = 30.0) -> None:
         """Wait until commands of every market can be sent from this node.
