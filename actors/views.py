@@ -63,7 +63,10 @@ class Rejected:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Trade:
-    """A fill at the maker's price. ``side`` is the taker's."""
+    """A fill at the maker's price. ``side`` is the taker's.
+
+    ``timestamp_ns``: when it was ordered, by the leader's clock, in ns since the Unix epoch: the same everywhere.
+    """
 
     kind: ClassVar[str] = "trade"
     sequence: int
@@ -75,6 +78,7 @@ class Trade:
     maker_account: str
     taker_account: str
     side: str
+    timestamp_ns: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -144,7 +148,7 @@ def to_event(event: Event, rules: MarketRules) -> MarketEvent:
     price_of, quantity_of = rules.ticks_to_price, rules.lots_to_quantity
     kind = event[0]
     if kind == TRADE:
-        _, sequence, trade_id, price, lots, maker, taker, maker_account, taker_account, side = event
+        _, sequence, trade_id, price, lots, maker, taker, maker_account, taker_account, side, timestamp_ns = event
         return Trade(
             sequence,
             trade_id,
@@ -155,6 +159,7 @@ def to_event(event: Event, rules: MarketRules) -> MarketEvent:
             maker_account,
             taker_account,
             side_name(side),
+            timestamp_ns,
         )
     if kind == ACCEPTED:
         _, sequence, order_id, account, client_order_id, side, price, lots = event

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import re
@@ -304,7 +305,9 @@ def test_orders_go_in_and_books_come_out_as_text_and_as_json(desk: ExchangeNode,
         "     1     0.250   99.00\n"
         "last trade: 0.500 at 100.50\n"
     )
-    assert run("trades", MARKET).output == "       4  #1  0.500 at 100.50, desk bought, desk made\n"
+    when, _, trade = run("trades", MARKET).output.partition("Z")
+    assert trade == "         4  #1  0.500 at 100.50, desk bought, desk made\n"
+    assert abs(datetime.datetime.fromisoformat(when[:26]).timestamp() - time.time()) < 24 * 3600
     assert run("orders", MARKET).output == "       2  sell  1.500 of 2.000 at 100.50\n"
     (order,) = json.loads(run("orders", MARKET, "--account", "eve", "--json").output)
     assert (order["order_id"], order["post_only"]) == (3, True)

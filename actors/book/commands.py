@@ -18,7 +18,7 @@ Events, each with the sequence number of the command that caused it::
 
     (ACCEPTED, sequence, order_id, account, client_order_id, side, price | None, quantity)
     (REJECTED, sequence, account, client_order_id, code)
-    (TRADE, sequence, trade_id, price, quantity, maker_id, taker_id, maker_account, taker_account, taker_side)
+    (TRADE, sequence, trade_id, price, quantity, maker_id, taker_id, maker_account, taker_account, taker_side, time_ns)
     (CANCELLED, sequence, order_id, account, side, price | None, quantity, open_quantity, reason)  the order's own price
     (AMENDED, sequence, order_id, account, side, price, open_quantity, priority_kept)
     (DUPLICATE, sequence, first_sequence)   the same request was answered before; that answer stands

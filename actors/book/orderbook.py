@@ -507,6 +507,7 @@ class OrderBook:
         trade = self.last_trade
         trade_id = self.trade_count
         taken = 0
+        now: Any = self.timestamp_ns
         maker_id: Any
         at_price: Any
         while open_lots and keys and keys[-1] >= floor:
@@ -534,7 +535,8 @@ class OrderBook:
                 level.lots -= lots
                 trade_id += 1
                 maker_id = maker.id
-                trade = (TRADE, sequence, trade_id, at_price, lots, maker_id, taker_id, owner.name, account, side)
+                maker_name = owner.name
+                trade = (TRADE, sequence, trade_id, at_price, lots, maker_id, taker_id, maker_name, account, side, now)
                 events.append(trade)
                 if lots == maker_open:
                     maker.open = 0

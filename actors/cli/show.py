@@ -13,6 +13,7 @@ import click
 from ...transport.errors import Unavailable
 from ..condition import READY, condition
 from ..control import ITEMS_MAX
+from ..inspection import time_words
 from . import live
 from .common import at_node, connect, print_json, until_signalled
 
@@ -111,7 +112,8 @@ def trades(
 def trade_line(trade: dict[str, Any]) -> str:
     verb = "bought" if trade["side"] == "buy" else "sold"
     parties = f"{trade['taker_account']} {verb}, {trade['maker_account']} made"
-    return f"{trade['sequence']:>8}  #{trade['trade_id']}  {trade['quantity']} at {trade['price']}, {parties}"
+    when = time_words(trade["timestamp_ns"])
+    return f"{when}  {trade['sequence']:>8}  #{trade['trade_id']}  {trade['quantity']} at {trade['price']}, {parties}"
 
 
 @click.command()

@@ -281,6 +281,7 @@ class NaiveBook:
             maker.account,
             taker.account,
             taker.side,
+            self.now_ns,
         )
         self.resting = [order for order in self.resting if order.open]
 

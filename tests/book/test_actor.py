@@ -191,7 +191,7 @@ def test_a_snapshot_that_comes_while_the_log_is_put_aside_is_dropped(
         actor.on_receive(SnapshotFailed(asked.number, True, StorageError("the folder has another name by now")))
     handle(actor, lambda: actor.aside is not None)
     actor._hand(CutLog(0))  # whatever it has been handed before has been done when this has
-    handle(actor, lambda: actor._writer.at_hand)
+    handle(actor, lambda: actor._writer.handled == actor._writer.handed)
     assert actor.replica.role is Role.FOLLOWING
     assert actor.replica.tail == EMPTY
 
