@@ -330,7 +330,7 @@ class Replica:
             effects += self._step_down() if self.role is not Role.FOLLOWING else []
             if record.epoch > self.epoch or self.leader != record.leader:
                 self._follow(record.leader, record.epoch)
-            self.in_sync = record.in_sync
+            self._learn(record.in_sync)
             lapsed, self._lapsed = self._lapsed, None
             if lapsed == record.leader and self.node in record.in_sync and self._swap is None:
                 left = tuple([member for member in record.in_sync if member != lapsed])
@@ -350,9 +350,14 @@ class Replica:
             if record.version == self._swap.expected.version:
                 return [self._swap]  # again: whichever attempt comes second fails, and says so
             self._swap = None
-            self.in_sync = record.in_sync
+            self._learn(record.in_sync)
             return [*self._advance(), *self._reconsider(now_ns)]
         return []
+
+    def _learn(self, in_sync: tuple[str, ...]) -> None:
+        """Who is in sync now. Whoever was taken out is no more of those that are gone: when it is back in, it lives."""
+        self.in_sync = in_sync
+        self.gone.intersection_update(in_sync)
 
     def _take(self, record: MarketRecord) -> None:
         if self.record is not None and record.forced > self.record.forced:
@@ -494,7 +499,7 @@ class Replica:
             return [ReadRecord()]
         self._swap = None
         self._take(record)
-        self.in_sync = record.in_sync
+        self._learn(record.in_sync)
         effects: list[Effect] = []
         begun = False
         if self.role is Role.CLAIMING:
@@ -861,7 +866,7 @@ class Replica:
             return []
         if message.epoch > self.epoch or sender != self.leader:
             return self._doubt()
-        self.in_sync = message.in_sync
+        self._learn(message.in_sync)
         return [*(self._join() if not self.matched else []), *self._repaired()]
 
     def _doubt(self) -> list[Effect]:

@@ -27,7 +27,7 @@ from openoutcry.actors.book.replica import (
     Send,
     SwapRecord,
 )
-from openoutcry.actors.messages import Ack, Append, Join, Lead, LogRead, Rewind
+from openoutcry.actors.messages import Ack, Append, Join, Lead, LogRead, Resign, Rewind
 from openoutcry.transport.coordinator import MarketRecord
 from openoutcry.transport.errors import ProtocolError
 
@@ -143,6 +143,19 @@ def test_a_leader_whose_node_ends_waits_for_who_could_take_over_and_takes_nobody
     assert replica.heirs() == []
     replica.retired = False
     assert [effect.in_sync for effect in replica.on_tick(100_000_000_001)] == [("a",)]
+
+
+def test_a_member_that_was_gone_and_has_been_taken_back_meanwhile_is_waited_for_like_any_other() -> None:
+    replica = follower(epoch=2, records=1)
+    replica.on_record(MarketRecord("M", 3, 2, "a", ("a", "b", "c")), 0)
+    replica.on_peer_gone("c", 0)
+    for in_sync in (("a", "b"), ("a", "b", "c")):  # "a" has taken it out, and back
+        replica.on_lead("a", Lead("M", 2, in_sync))
+    replica.on_resign("a", Resign("M", 2))
+    (claim,) = replica.on_record(MarketRecord("M", 5, 2, "a", ("a", "b", "c")), 0)
+    assert claim.in_sync == ("b", "c")
+    effects = replica.on_swapped(claim, MarketRecord("M", 6, 3, "b", ("b", "c")), 0)
+    assert not [effect for effect in effects if isinstance(effect, SwapRecord)], "it is taken out at once"
 
 
 def test_a_follower_that_leaves_while_it_is_being_added_is_not_waited_for() -> None:
