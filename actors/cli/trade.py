@@ -53,7 +53,7 @@ def _cancelled(result: OrderResult, reason: str) -> list[Cancelled]:
 
 def _all_cancelled(result: OrderResult) -> str:
     """Return what a cancel-all did; orders that lapsed just then are not its doing."""
-    ids = [str(event.order_id) for event in _cancelled(result, Reason.REQUESTED)]
+    ids = [str(order_id) for order_id in result.cancelled_ids]
     if not ids:
         return "no open orders"
     more = f" and {len(ids) - _IDS_MAX} more" if len(ids) > _IDS_MAX else ""
