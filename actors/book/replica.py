@@ -803,7 +803,8 @@ class Replica:
             self._offered_to.pop(node, None)
         follower.told = self.committed
         send = Send((node,), self._append(Tail(0, after, read.chain), read.bodies, join=follower.join))
-        return [send, *self._advance(), *self._reconsider(now_ns)]
+        # What has become durable since the read: with nothing in this one to acknowledge, nothing else would bring it.
+        return [send, *self._feed(node, follower), *self._advance(), *self._reconsider(now_ns)]
 
     def _feed(self, name: str, follower: _Follower) -> list[Effect]:
         """Read on for a follower that catches up at its own pace: the next piece once it holds the last one."""

@@ -102,6 +102,17 @@ class GivesUpASwapWithoutAnAnswer(Replica):
         return effects
 
 
+class ReadsOnceForAFollower(Replica):
+    """What the log was read for a follower without is not sent to it unless something more happens."""
+
+    def on_log_read(self, read: Any, now_ns: int) -> list[Any]:
+        feed, self._feed = self._feed, lambda *_: []  # type: ignore[method-assign]
+        try:
+            return super().on_log_read(read, now_ns)
+        finally:
+            self._feed = feed  # type: ignore[method-assign]
+
+
 class ForgetsASwap(Replica):
     """The leader goes on with the in-sync set that it had before its swap."""
 
@@ -339,6 +350,7 @@ REPLICAS: list[tuple[type[Replica], int, str | None]] = [
     (RemovesBeforeTheSwap, 40, None),
     (ForgetsThatAnAddedMemberIsRequired, 100, None),
     (GivesUpASwapWithoutAnAnswer, 400, "slow+lapse"),
+    (ReadsOnceForAFollower, 250, "cut"),
     (ForgetsASwap, 100, None),
     (FollowsAnOlderEpoch, 40, "close"),
     (TakesALateRewind, 200, "lapse"),

@@ -225,6 +225,20 @@ def test_a_flood_of_joins_makes_the_leader_read_once_at_a_time() -> None:
     assert replica._followers["b"].join == 1000
 
 
+def test_what_has_become_durable_since_the_log_was_read_for_a_follower_is_read_too() -> None:
+    """The leader writes on by itself while the answer waits for it; perhaps no later command comes to bring this one."""
+    replica = leader()
+    (read,) = replica.on_join("b", join(1), 0)
+    nothing = LogRead("b", 0, read.token, EMPTY.chain, (), (), 0)
+    persist = replica.propose(((3, "ann", "c"),), (), timestamp_ns=1, now_ns=0)[-1]
+    (record,) = persist.records
+    replica.on_durable(persist.generation, 1, 0)
+    (again,) = [effect for effect in replica.on_log_read(nothing, 0) if isinstance(effect, ReadJournal)]
+    effects = replica.on_log_read(LogRead("b", 0, again.token, EMPTY.chain, (record.body,), (), 0), 0)
+    assert [append.bodies for append in sent(effects, Append)] == [(record.body,)]
+    assert replica._followers["b"].streaming
+
+
 def test_a_follower_whose_place_in_the_log_was_pruned_is_offered_the_state_once_and_no_log_until_it_joins() -> None:
     replica = leader()
 

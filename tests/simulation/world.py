@@ -149,6 +149,8 @@ class Node:
             repairing=self.marked,
         )
         self.journal: deque[Any] = deque()
+        self.reads: deque[LogRead] = deque()
+        """What was read for followers and is not heard of yet: a leader may write on by itself meanwhile."""
         self.calls: deque[Any] = deque()
         self.answers: deque[tuple[Any, Any]] = deque()
         self.links: set[str] = set()
@@ -294,6 +296,9 @@ class Node:
 
     def work_journal(self) -> None:
         """Carry out the next task of the disk; what comes in two steps can be interrupted between them."""
+        if self.reads and (not self.journal or self.world.chance.random() < 0.8):
+            self.run(self.replica.on_log_read(self.reads.popleft(), self.now_ns))
+            return
         if isinstance(self.journal[0], KeepFetched) and self.snapshot is not self.fetched:
             self.keep_fetched()
             return
@@ -318,7 +323,7 @@ class Node:
             self.world.put_aside += 1
             self.run(self.replica.on_put_aside())
         else:
-            self.run(self.replica.on_log_read(self.read_log(task), now_ns))
+            self.reads.append(self.read_log(task))
 
     def read_log(self, task: ReadJournal) -> LogRead:
         base, chance = self.base, self.world.chance
@@ -612,7 +617,7 @@ class World:
                 may(0.4 if self.faulty else 5.0, node.start)
                 continue
             pace = node.pace
-            if node.journal:
+            if node.journal or node.reads:
                 may(3.0 * pace, node.work_journal)
             if node.calls:
                 may(2.0 * pace, node.call_store)
