@@ -14,18 +14,18 @@ One life of a link carries :class:`~.messages.Parcel` frames of items: what queu
 written travels in the next. Who sends an item to an actor for the first time in a life of the link asks to be told of
 its end; the end of the link is the end of all that was heard over it.
 
-=======================================  ==========================================================================
-item                                     meaning
-=======================================  ==========================================================================
-``TELL  actor, type, body``              a message
-``ASK   actor, type, body, request``     a message that is to be answered
-``REPLY request, code, type, body``      the answer; with a code the body is the text of an error
-``FIND  request, name``                  who is served under that name? Answered by FOUND, or REPLY with a code
-``FOUND request, actor, accepted``       this one, and these are the keys and signatures of what it accepts
-``WATCH actor``                          tell me of the actor's end
-``GONE  actor, reason, detail``          the actor has ended, or is served no more
-``CREDIT actor, bytes``                  so many bytes of your messages have been taken from its mailbox
-=======================================  ==========================================================================
+========================================  ==========================================================================
+item                                      meaning
+========================================  ==========================================================================
+``TELL  actor, type, body``               a message
+``ASK   actor, type, body, request``      a message that is to be answered
+``REPLY request, code, type, body``       the answer; with a code the body is the text of an error
+``FIND  request, name``                   who is served under that name? Answered by FOUND, or REPLY with a code
+``FOUND request, actor, name, accepted``  this one, and these are the keys and signatures of what it accepts
+``WATCH actor``                           tell me of the actor's end
+``GONE  actor, reason, detail``           the actor has ended, or is served no more
+``CREDIT actor, bytes``                   so many bytes of your messages have been taken from its mailbox
+========================================  ==========================================================================
 """
 
 from __future__ import annotations

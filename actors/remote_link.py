@@ -149,7 +149,8 @@ class RemoteLink:
         self._waiting_size = self._answers_size = 0
         self._scheduled = False
         self._requests = itertools.count(1)
-        self._asks: dict[int, tuple[RemoteFuture, int]] = {}
+        self._asks: dict[int, tuple[RemoteFuture, int | str]] = {}
+        """Who waits for the answer to a request, and what it was: an ask of that actor, or a search for that name."""
         self._sweep_at = 1024
         self._under_way: dict[int, int] = {}
         self._gone: dict[int, tuple[Reason, str]] = {}
@@ -185,7 +186,7 @@ class RemoteLink:
         """Ask who is served under ``name``; the answer is a :class:`RemoteRef`."""
         with self._changed:
             self._check_open()
-            future, request = self._expect(0, timeout_s, time.monotonic() + timeout_s, f"node {self.name}")
+            future, request = self._expect(name, timeout_s, time.monotonic() + timeout_s, f"node {self.name}")
             self._put((FIND, request, name), at_once=True)
         return future
 
@@ -248,7 +249,7 @@ class RemoteLink:
             self._under_way[actor] = 0
             self._put((WATCH, actor))
 
-    def _expect(self, actor: int, timeout_s: float, deadline_s: float, what: str) -> tuple[RemoteFuture, int]:
+    def _expect(self, asked: int | str, timeout_s: float, deadline_s: float, what: str) -> tuple[RemoteFuture, int]:
         if len(self._asks) >= self._sweep_at:
             now_s = time.monotonic()
             self._asks = {n: ask for n, ask in self._asks.items() if ask[0].deadline_s > now_s}
@@ -257,13 +258,25 @@ class RemoteLink:
                 raise Overloaded(f"{ASKS_MAX} asks to node {self.name} are unanswered; wait for answers")
         request = next(self._requests)
         future = RemoteFuture(lambda: self._take_ask(request), timeout_s, what, deadline_s=deadline_s)
-        self._asks[request] = (future, actor)
+        self._asks[request] = (future, asked)
         return future, request
 
-    def _take_ask(self, request: int) -> RemoteFuture | None:
-        """Return the future of an ask that is still waited for, which the caller then settles."""
+    def _take_ask(self, request: int, answers: Callable[[int | str], bool] = lambda _: True) -> RemoteFuture | None:
+        """Return the future of an ask that is still waited for, which the caller then settles.
+
+        Raises:
+            ProtocolError: ``answers`` does not hold of what was asked; whoever asked is told by the end of the link.
+        """
         with self._changed:
-            return self._asks.pop(request, (None, 0))[0]
+            found = self._asks.get(request)
+            if found is None:
+                return None
+            future, asked = found
+            if not answers(asked):
+                what = f"an ask of actor {asked}" if isinstance(asked, int) else f"a search for actor {asked!r}"
+                raise ProtocolError(f"an answer that cannot be one to {what}")
+            del self._asks[request]
+            return future
 
     def _check_open(self) -> None:
         if self._closed is not None:
@@ -446,7 +459,7 @@ class RemoteLink:
 
     def _answer(self, item: Item) -> None:
         _, request, code, key, body = item
-        future = self._take_ask(request)
+        future = self._take_ask(request, lambda asked: bool(code) or isinstance(asked, int))
         if future is None:
             return  # who asked has given up
         if code:
@@ -505,7 +518,7 @@ class RemoteLink:
     def _found(self, item: Item) -> None:
         _, request, actor, name, accepts = item
         with self._changed:
-            future = self._take_ask(request)
+            future = self._take_ask(request, lambda asked: asked == name)
             if future is None:
                 return  # who looked has given up
             if actor not in self._watchers:  # being found is being watched

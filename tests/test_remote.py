@@ -971,6 +971,36 @@ def test_what_nobody_looked_for_is_not_remembered(bench: Bench) -> None:
     assert list(link._watchers) == list(link._under_way) == [5]
 
 
+@pytest.mark.parametrize("answer", ["REPLY to FIND", "FOUND another", "FOUND to ASK", "FOUND to ASK of no such actor"])
+def test_answer_of_another_kind_than_was_asked_for_costs_the_link_and_answers_nobody(bench: Bench, answer: str) -> None:
+    bench.up(7, 80)
+    link = bench.remote._links["alice.1"]
+    ref = RemoteRef(bench.remote, "alice.1", "alice", "probe", 5, {})
+    wrong: dict[str, tuple[Callable[[], Any], tuple[Any, ...]]] = {
+        "REPLY to FIND": (lambda: link.find("probe", 10), (REPLY, 1, "", "", b"\xc0")),
+        "FOUND another": (lambda: link.find("probe", 10), (FOUND, 1, 5, "other", ())),
+        "FOUND to ASK": (lambda: link.ask(ref, "test.say/1", b"", 10), (FOUND, 1, 5, "probe", ())),
+        "FOUND to ASK of no such actor": (lambda: link.ask(ref, "test.say/1", b"", 10), (FOUND, 1, 6, "5", ())),
+    }
+    ask, item = wrong[answer]
+    future = ask()
+    with pytest.raises(ProtocolError, match="answer"):
+        bench.hear(80, item)
+    with pytest.raises(pykka.Timeout):
+        future.get(timeout=0)
+    bench.remote.link_down("alice.1")  # as the inbox sees to, and as who waits is told by
+    assert code_of(future.get, Unreachable) == "unreachable"
+
+
+def test_error_is_an_answer_to_a_search_and_to_an_ask(bench: Bench) -> None:
+    bench.up(7, 80)
+    link = bench.remote._links["alice.1"]
+    ref = RemoteRef(bench.remote, "alice.1", "alice", "probe", 5, {})
+    for request, future in enumerate((link.find("probe", 10), link.ask(ref, "test.say/1", b"", 10)), 1):
+        bench.hear(80, (REPLY, request, "overloaded", "", b"later"))
+        assert code_of(future.get, Overloaded) == "overloaded"
+
+
 def test_what_comes_before_the_link_is_up_is_bounded_by_its_bytes(bench: Bench) -> None:
     for number in range(1000):  # as when many look for an actor while its node starts
         bench.hear(80, (FIND, number + 1, "probe"))
