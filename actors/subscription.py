@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from ..transport.errors import OpenOutcryError, Overloaded
+from ..transport.errors import OpenOutcryError, Overloaded, Unavailable, text_of
 from ..transport.log import get_logger
 from .book.actor import Applied, Watcher
 from .meters import MarketMeters
@@ -31,8 +31,9 @@ class Subscription:
     """The receiving end of ``ExchangeNode.subscribe``; iterate over it, or let it call a function or fill a queue.
 
     It ends when :meth:`close` is called, the node closes, the subscriber falls ``queue_size_max`` updates behind
-    (:attr:`error` is then Overloaded), or the market's replica at this node stops (:attr:`error` says why). It has no
-    gaps: after an end, subscribe again with ``after=last_sequence``.
+    (:attr:`error` is then Overloaded), the function or queue that it is given to raises (Unavailable, code
+    ``subscriber_failed``), or the market's replica at this node stops (:attr:`error` says why). It has no gaps: after
+    an end, subscribe again with ``after=last_sequence``; the update on which a subscriber has raised counts as given.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Subscription:
         self._size_max = queue_size_max
         self._queue: queue.SimpleQueue[Applied | _End] = queue.SimpleQueue()
         self._ended = threading.Event()
+        self._ending = threading.Lock()
         self._thread: threading.Thread | None = None
         if to is not None:
             give: Callable[[MarketUpdate], None] = to if callable(to) else to.put
@@ -80,25 +82,26 @@ class Subscription:
         if self._ended.is_set():
             return False
         if update is None:
-            self.error = Overloaded(
-                f"market {self.market}: this node was too far behind and took over the leader's state; events were "
-                "passed over: take the book anew and subscribe from its sequence",
-                code="too_far_behind",
+            self._end(
+                Overloaded(
+                    f"market {self.market}: this node was too far behind and took over the leader's state; events were "
+                    "passed over: take the book anew and subscribe from its sequence",
+                    code="too_far_behind",
+                )
             )
-            self._end()
             return False
         if isinstance(update, OpenOutcryError):
-            self.error = update
-            self._end()
+            self._end(update)
             return False
         if self._queue.qsize() >= self._size_max:
-            self.error = Overloaded(
-                f"market {self.market}: the subscriber fell {self._size_max} updates behind and was cut; "
-                f"subscribe again with after=last_sequence"
-            )
             self._meters.subscribers_cut += 1
             logger.warning("subscriber_cut", market=self.market, after=self.last_sequence, waiting=self._size_max)
-            self._end()
+            self._end(
+                Overloaded(
+                    f"market {self.market}: the subscriber fell {self._size_max} updates behind and was cut; "
+                    f"subscribe again with after=last_sequence"
+                )
+            )
             return False
         self._put(update)
         return True
@@ -139,8 +142,7 @@ class Subscription:
         A thread that delivers has ``CLOSE_S_MAX`` to hand over what waits; if the subscriber blocks it for longer, it
         is left behind and ends when the subscriber lets it.
         """
-        if not self._ended.is_set():
-            self._end()
+        if self._end(None):
             self._on_end(self.offer)
         thread = self._thread
         if thread is not None and thread is not threading.current_thread() and thread.is_alive():
@@ -148,15 +150,23 @@ class Subscription:
             if thread.is_alive():
                 logger.error("subscriber_blocked", market=self.market, seconds=CLOSE_S_MAX)
 
-    def _end(self) -> None:
-        self._ended.set()
+    def _end(self, error: OpenOutcryError | None) -> bool:
+        """End, because of ``error``; return False, and change nothing, if it has ended before."""
+        with self._ending:
+            if self._ended.is_set():
+                return False
+            self.error = error
+            self._ended.set()
         self._put(_END)
+        return True
 
     def _deliver(self, give: Callable[[MarketUpdate], None]) -> None:
         for update in self:
             try:
                 give(update)
-            except Exception:
-                logger.exception("subscriber_failed", market=self.market)
-                self.close()
+            except Exception as error:
+                logger.exception("subscriber_failed", market=self.market, sequence=update.sequence)
+                why = f"market {self.market}: the subscriber raised {text_of(error):.200} and was cut"
+                if self._end(Unavailable(f"{why}; subscribe again with after=last_sequence", code="subscriber_failed")):
+                    self._on_end(self.offer)
                 return

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from openoutcry.actors import ExchangeNode, InvalidRequest, MarketRules, Unavailable
 from openoutcry.actors.book.actor import Watch
+from openoutcry.actors.subscription import Subscription
+from openoutcry.actors.views import MarketUpdate
 from processes import eventually
 
 MARKET = "BTC-USD"
@@ -20,6 +23,13 @@ def node() -> Iterator[ExchangeNode]:
     with ExchangeNode("alone", markets={MARKET: MarketRules()}) as made:
         made.wait_ready()
         yield made
+
+
+class Mute(Exception):
+    """What has no text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no")
 
 
 def watchers(node: ExchangeNode) -> int:
@@ -69,6 +79,47 @@ def test_one_that_raises_on_the_markets_thread_is_cut_and_the_others_and_the_mar
     assert (record.levelno, record.exc_info is not None) == (logging.ERROR, True)
     assert watchers(node) == 2
     assert node.submit_order(MARKET, "buy", "100", "1").sequence == order.sequence + 1
+
+
+@pytest.mark.parametrize("after_cut", [False, True], ids=["ends by it", "was cut before"])
+def test_a_function_that_raises_ends_its_subscription_with_an_error_that_says_so(
+    node: ExchangeNode, after_cut: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    given: list[int] = []
+    go_on = threading.Event()
+
+    def function(update: MarketUpdate) -> None:
+        given.append(update.sequence)
+        assert go_on.wait(10)
+        raise Mute
+
+    subscription = node.subscribe(MARKET, function, queue_size_max=1)
+    first = node.submit_order(MARKET, "buy", "100", "1")
+    eventually(lambda: given, "the function has the first update")
+    if after_cut:
+        eventually(lambda: node.submit_order(MARKET, "buy", "100", "1") and subscription.ended, "too many wait")
+    go_on.set()
+    eventually(lambda: subscription.ended and watchers(node) == 0, "the market tells it nothing any more")
+    assert (given, subscription.last_sequence) == ([first.sequence], first.sequence)
+    eventually(lambda: [r for r in caplog.records if vars(r).get("event") == "subscriber_failed"], "it is logged")
+    assert subscription.error is not None
+    if after_cut:
+        assert subscription.error.code == "overloaded", "the first end is the one that counts"
+    else:
+        assert isinstance(subscription.error, Unavailable)
+        assert (subscription.error.code, "Mute" in subscription.error.message) == ("subscriber_failed", True)
+
+
+def test_a_function_that_closes_its_own_subscription_ends_it_without_an_error(node: ExchangeNode) -> None:
+    made: list[Subscription] = []
+
+    def function(_: MarketUpdate) -> None:
+        made[0].close()
+
+    made.append(node.subscribe(MARKET, function))
+    node.submit_order(MARKET, "buy", "100", "1")
+    eventually(lambda: made[0].ended, "it has closed it")
+    assert made[0].error is None
 
 
 def test_one_that_raises_whatever_it_is_told_does_not_keep_the_replica_from_ending(node: ExchangeNode) -> None:
