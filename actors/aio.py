@@ -27,7 +27,7 @@ from .book.actor import BookActor
 from .book.commands import CANCEL_ALL, Command, OrderType, SelfTradePrevention, Side, TimeInForce
 from .book.record import COMMANDS_MAX
 from .book.rules import DecimalLike
-from .border import checked, checked_count
+from .border import checked, checked_count, checked_market, checked_order_id, checked_timeout
 from .kit import put_always
 from .messages import Query
 from .node import READY_LOOK_S, ExchangeNode, partly_sent
@@ -96,7 +96,7 @@ class AsyncNode:
 
     async def wait_ready(self, timeout: float = 30.0) -> None:
         """Wait until commands of every market can be sent; see :meth:`ExchangeNode.wait_ready`."""
-        node, deadline_s = self.node, time.monotonic() + timeout
+        node, deadline_s = self.node, time.monotonic() + checked_timeout(timeout)
         for market in node.markets:
             while not node._take_readiness(
                 market, await self._ask(market, Query(queries.readiness), max(timeout, node.timeout))
@@ -174,7 +174,8 @@ class AsyncNode:
         See :meth:`ExchangeNode.submit_many`.
         """
         deadline_s = self.node._deadline_s(timeout)
-        every = checked(tuple(commands))
+        self.node._book(market)
+        every = checked(commands)
         requests: list[_Awaited] = []
         for at in range(0, len(every), COMMANDS_MAX):
             try:
@@ -194,7 +195,7 @@ class AsyncNode:
 
     async def get_order(self, market: str, order_id: int) -> OpenOrder | None:
         """Return an open order, or None if it is not in the book (filled, cancelled, never there)."""
-        return await self._read(market, queries.order(market, order_id))
+        return await self._read(market, queries.order(market, checked_order_id(order_id)))
 
     async def open_orders(self, market: str, account: str | None = None) -> list[OpenOrder]:
         """Return an account's open orders (default: the node's own), oldest first."""
@@ -231,7 +232,7 @@ class AsyncNode:
 
     async def _know(self, market: str) -> None:
         """Have the market's rules at hand: they are asked for once."""
-        if market not in self.node._rules:
+        if checked_market(market) not in self.node._rules:
             self.node._take_rules(market, await self._read(market, queries.rules))
 
     async def _one(self, market: str, command: Command, timeout: float | None) -> OrderResult:

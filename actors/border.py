@@ -7,6 +7,8 @@ here needs no other check; one that comes from elsewhere has :func:`checked`.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeVar, cast
 
 from ..transport.errors import InvalidRequest, ProtocolError, shown
@@ -75,7 +77,7 @@ def submit_command(
 
 def cancel_command(account: str, client_order_id: str, order_id: int) -> Command:
     """Return the command that cancels an order."""
-    return (CANCEL, account, client_order_id, _order_id(order_id))
+    return (CANCEL, account, client_order_id, checked_order_id(order_id))
 
 
 def amend_command(
@@ -93,18 +95,56 @@ def amend_command(
         AMEND,
         account,
         client_order_id,
-        _order_id(order_id),
+        checked_order_id(order_id),
         rules.price_to_ticks(price) if price is not None else None,
         rules.quantity_to_lots(quantity) if quantity is not None else None,
     )
 
 
-def checked(commands: tuple[Command, ...]) -> tuple[Command, ...]:
+def checked(commands: Iterable[Command]) -> tuple[Command, ...]:
     """Return ``commands``, made by whomever, if a leader can take them."""
     try:
-        return checked_commands(commands)
+        each = iter(commands)
+    except TypeError:
+        raise InvalidRequest(f"a batch is a list of commands, not {shown(commands)}", code="invalid_command") from None
+    try:
+        return checked_commands(tuple(each))
     except ProtocolError as error:
         raise InvalidRequest(error.message, code="invalid_command") from error
+
+
+def checked_market(value: str) -> str:
+    """Return ``value`` if it can be the name of a market, whether there is such a market or not."""
+    return _text(value, "a market's name", "invalid_market")
+
+
+def checked_node(value: str) -> str:
+    """Return ``value`` if it can be the name or the id of a node, whether there is such a node or not."""
+    return _text(value, "a node's name or id", "invalid_node")
+
+
+def checked_service(service: str, address: str = "", metadata: Mapping[str, str] | None = None) -> str:
+    """Return the name of a service if all that is told of it is text; the directory looks at the rest."""
+    _text(address, "a service's address", "invalid_request")
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise InvalidRequest(f"a service's metadata are a mapping of strings, not {shown(metadata)}")
+    for each in itertools.chain.from_iterable((metadata or {}).items()):
+        _text(each, "a key or value of a service's metadata", "invalid_request")
+    return _text(service, "a service's name", "invalid_request")
+
+
+def checked_rules(value: MarketRules) -> MarketRules:
+    """Return ``value`` if it is the rules of a market."""
+    if not isinstance(value, MarketRules):
+        raise InvalidRequest(f"rules are MarketRules, not {type(value).__name__}", code="invalid_rules")
+    return value
+
+
+def checked_order_id(value: int) -> int:
+    """Return ``value`` if it can be the number of an order."""
+    if type(value) is not int or not 1 <= value <= INT64_MAX:
+        raise InvalidRequest(f"an order id is a positive integer, not {shown(value)}", code="invalid_order_id")
+    return value
 
 
 def checked_account(value: str) -> str:
@@ -154,7 +194,7 @@ def _name(value: str, what: str, code: str) -> str:
     return value
 
 
-def _order_id(value: int) -> int:
-    if type(value) is not int or not 1 <= value <= INT64_MAX:
-        raise InvalidRequest(f"an order id is a positive integer, not {shown(value)}", code="invalid_order_id")
+def _text(value: str, what: str, code: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{what} is a string, not {shown(value)}", code=code)
     return value

@@ -78,6 +78,11 @@ from .border import (
     checked_account,
     checked_client_order_id,
     checked_count,
+    checked_market,
+    checked_node,
+    checked_order_id,
+    checked_rules,
+    checked_service,
     checked_timeout,
     submit_command,
 )
@@ -468,8 +473,8 @@ class ExchangeNode:
             self.phase = "closed"
 
     def _open_market(self, market: str, rules: MarketRules | None, *, observer: bool) -> None:
-        if not market or len(market) > NAME_LENGTH_MAX or market in (".", ".."):
-            raise ConfigurationError(f"a market's name has 1 to {NAME_LENGTH_MAX} characters, not {market!r:.80}")
+        if not isinstance(market, str) or not 1 <= len(market) <= NAME_LENGTH_MAX or market in (".", ".."):
+            raise ConfigurationError(f"a market's name has 1 to {NAME_LENGTH_MAX} characters, not {shown(market, 80)}")
         if self._actors_only:
             raise ConfigurationError(
                 f"node {self.name} was started for actors only; to have markets, give it a coordinator or markets",
@@ -556,9 +561,13 @@ class ExchangeNode:
         """Join one more market while the node runs, and wait until it can trade; opens it with ``rules`` if nobody has.
 
         Raises:
+            InvalidRequest: ``market`` is no string, or ``rules`` are none.
             ConfigurationError: the market exists with other rules (code ``rules_mismatch``), or is joined already.
             RequestTimeout: it was not ready in time; the node goes on trying.
         """
+        checked_market(market)
+        rules = None if rules is None else checked_rules(rules)
+        deadline_s = time.monotonic() + checked_timeout(timeout)
         with self._opening:
             if self._closed:
                 raise Closed(f"node {self.name} is closed")
@@ -567,7 +576,7 @@ class ExchangeNode:
             self._open_market(market, rules, observer=False)
             if rules is not None:
                 self._proposed[market] = rules
-        self._wait_market(market, time.monotonic() + timeout, timeout)
+        self._wait_market(market, deadline_s, timeout)
 
     def create_market(self, market: str, rules: MarketRules, *, timeout: float = 30.0) -> None:
         """Create a market, at any node, for the whole exchange; returns once orders can be submitted here.
@@ -590,11 +599,10 @@ class ExchangeNode:
         if type(market) is not str or not _MARKET_NAME.fullmatch(market):
             raise InvalidRequest(
                 f"a new market's name has 1 to {NAME_LENGTH_MAX} letters, digits and any of . _ : / + - or blanks "
-                f"between, not {market!r:.80}; names that begin with _ are reserved",
+                f"between, not {shown(market, 80)}; names that begin with _ are reserved",
                 code="invalid_market",
             )
-        if not isinstance(rules, MarketRules):
-            raise InvalidRequest(f"rules are MarketRules, not {type(rules).__name__}", code="invalid_rules")
+        checked_rules(rules)
         deadline_s = time.monotonic() + checked_timeout(timeout)
         with self._creating:
             if market not in self._books and not self._folder(market).exists() and market in self.all_markets():
@@ -680,6 +688,8 @@ class ExchangeNode:
                 ``not_transferred``).
         """
         book = self._book(market)
+        to = None if to is None else checked_node(to)
+        checked_timeout(timeout)
         leader = self._read(market, lambda actor: actor.replica.leader)
         if leader != self.node_id:
             raise Unavailable(f"market {market} is led by {leader}, not by this node", code="not_leader")
@@ -805,7 +815,7 @@ class ExchangeNode:
             ConfigurationError: a market exists with other rules than this node was given (code ``rules_mismatch``).
             StorageError: a market's replica has stopped.
         """
-        deadline_s = time.monotonic() + timeout
+        deadline_s = time.monotonic() + checked_timeout(timeout)
         for market in list(self._books):
             self._wait_market(market, deadline_s, timeout)
 
@@ -959,7 +969,8 @@ class ExchangeNode:
         Blocks only while ``IN_FLIGHT_MAX`` commands are unanswered.
         """
         deadline_s = self._deadline_s(timeout)
-        every = checked(tuple(commands))
+        self._book(market)
+        every = checked(commands)
         requests: list[Request] = []
         for at in range(0, len(every), COMMANDS_MAX):
             try:
@@ -1059,7 +1070,7 @@ class ExchangeNode:
             Unavailable: the market's log has not reached this node yet (code ``not_ready``; ``not_enough_in_sync``
                 where it has no entry for want of replicas).
         """
-        found = self._rules.get(market)
+        found = self._rules.get(checked_market(market))
         return found if found is not None else self._take_rules(market, self._read(market, queries.rules))
 
     def _take_rules(self, market: str, found: MarketRules | dict[str, Any]) -> MarketRules:
@@ -1075,7 +1086,7 @@ class ExchangeNode:
 
     def get_order(self, market: str, order_id: int) -> OpenOrder | None:
         """Return an open order, or None if it is not in the book (filled, cancelled, never there)."""
-        return self._read(market, queries.order(market, order_id))
+        return self._read(market, queries.order(market, checked_order_id(order_id)))
 
     def open_orders(self, market: str, account: str | None = None) -> list[OpenOrder]:
         """Return an account's open orders (default: the node's own), oldest first."""
@@ -1136,7 +1147,7 @@ class ExchangeNode:
 
     def market_statuses(self, timeout: float) -> dict[str, dict[str, Any]]:
         """Return each market's status, as :meth:`status` has it; who does not answer in time is ``unresponsive``."""
-        deadline_s = time.monotonic() + timeout
+        deadline_s = time.monotonic() + checked_timeout(timeout)
         query = Query(lambda actor: actor.status())
         asked: dict[str, pykka.Future[Any] | None] = {}
         for market, book in list(self._books.items()):
@@ -1174,10 +1185,19 @@ class ExchangeNode:
         return self._links.linked()
 
     def queues(self, market: str) -> dict[str, tuple[int, int]]:
-        """Return what waits in a market's queues, by their names, and the bound, 0 without one."""
-        found = {"in_flight": (self._submissions[market].in_flight, IN_FLIGHT_MAX)}
-        found["book_mailbox"] = cast("TickingInbox", self._books[market].actor_inbox).qsize(), 0
-        return found
+        """Return what waits in a market's queues, by their names, and the bound, 0 without one.
+
+        Raises:
+            InvalidRequest: this node has not joined the market (code ``unknown_market``).
+        """
+        with self._lock:
+            submissions, book = self._submissions.get(checked_market(market)), self._books.get(market)
+        if submissions is None or book is None:
+            raise self._unknown(market)
+        return {
+            "in_flight": (submissions.in_flight, IN_FLIGHT_MAX),
+            "book_mailbox": (cast("TickingInbox", book.actor_inbox).qsize(), 0),
+        }
 
     def remote_queues(self) -> dict[str, tuple[int, int]]:
         """Return what waits on the way to and from remote actors, by queue, and the bound of each."""
@@ -1217,6 +1237,7 @@ class ExchangeNode:
         Raises:
             RequestTimeout: they were not in time.
         """
+        checked_count(nodes, "nodes")
         self._wait_for(
             lambda: self._read(market, lambda actor: len(actor.replica.in_sync)) >= nodes,
             timeout,
@@ -1229,6 +1250,7 @@ class ExchangeNode:
         Raises:
             RequestTimeout: it had not in time.
         """
+        checked_count(sequence, "sequence")
         self._wait_for(
             lambda: self.sequence(market) >= sequence,
             timeout,
@@ -1236,9 +1258,9 @@ class ExchangeNode:
         )
 
     def _wait_for(self, condition: Callable[[], bool], timeout: float, why: Callable[[], str]) -> None:
-        deadline = time.monotonic() + timeout
+        deadline_s = time.monotonic() + checked_timeout(timeout)
         while not condition():
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline_s:
                 raise RequestTimeout(f"after {timeout:g} s: {why()}")
             time.sleep(0.005)
 
@@ -1263,7 +1285,8 @@ class ExchangeNode:
                 gap, but an end, and resumes with ``after=subscription.last_sequence``.
 
         Raises:
-            InvalidRequest: ``after`` or ``queue_size_max`` is no whole number, or the latter 0.
+            InvalidRequest: ``after`` or ``queue_size_max`` is no whole number, or the latter 0; or ``to`` can be given
+                nothing (code ``invalid_subscriber``).
             Unavailable: the events after ``after`` are not held any more (code ``too_far_behind``).
         """
         return self._subscribe(market, to, after, queue_size_max, None)
@@ -1296,6 +1319,10 @@ class ExchangeNode:
         """Return a subscription, and what its market has to be asked before it begins; if that fails, close it."""
         book = self._book(market)
         after = None if after is None else checked_count(after, "after")
+        if to is not None and not callable(to) and not callable(getattr(to, "put", None)):
+            raise InvalidRequest(
+                f"a subscriber is a function, or a queue to put into, not {shown(to)}", code="invalid_subscriber"
+            )
         subscription = Subscription(
             market,
             to,
@@ -1318,14 +1345,14 @@ class ExchangeNode:
 
         Returns how many rendezvous know it now; it is announced again by itself where one comes later.
         """
-        entry = self._entry(service, address, metadata)
+        entry = self._entry(checked_service(service, address, metadata), address, metadata)
         known = cast("int", self._ask_directory(Announce(entry), self.timeout))
         self._services[service] = entry
         return known
 
     def unannounce(self, service: str) -> int:
         """Take a service of this node out of the directory; return how many rendezvous have acknowledged."""
-        self._services.pop(service, None)
+        self._services.pop(checked_service(service), None)
         return cast("int", self._ask_directory(Unannounce(self._entry(service, "-", None)), self.timeout))
 
     def lookup(self, service: str, timeout: float | None = None) -> Lookup:
@@ -1334,6 +1361,7 @@ class ExchangeNode:
         Raises:
             Unavailable: no rendezvous has answered in time (code ``directory_unavailable``).
         """
+        checked_service(service)
         deadline_s = self._deadline_s(timeout)
         while True:
             # In short pieces: the actor has this node to announce meanwhile, and to end when it is closed.
@@ -1396,7 +1424,7 @@ class ExchangeNode:
         Raises:
             Unavailable: the last error of :meth:`actor`, after ``timeout`` seconds.
         """
-        deadline_s = self._deadline_s(timeout)
+        deadline_s = time.monotonic() + checked_timeout(timeout)
         last: Unavailable | None = None
         while True:
             left_s = max(0.0, deadline_s - time.monotonic())
@@ -1440,15 +1468,18 @@ class ExchangeNode:
     # -- actors -------------------------------------------------------------------------------------------------
 
     def _book(self, market: str) -> pykka.ActorRef[BookActor]:
+        book = self._books.get(checked_market(market))
         if self._closed:
             raise Closed(f"node {self.name} is closed")
-        book = self._books.get(market)
         if book is None:
-            known = ", ".join(sorted(self._books)) or "none"
-            raise InvalidRequest(
-                f"node {self.name} has not joined market {shown(market, 80)}; it has: {known}", code="unknown_market"
-            )
+            raise self._unknown(market)
         return book
+
+    def _unknown(self, market: str) -> InvalidRequest:
+        known = ", ".join(sorted(self._books)) or "none"
+        return InvalidRequest(
+            f"node {self.name} has not joined market {shown(market, 80)}; it has: {known}", code="unknown_market"
+        )
 
     def _read(self, market: str, read: Callable[[BookActor], _T]) -> _T:
         return self._ask(self._book(market), read, self.timeout)

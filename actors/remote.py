@@ -50,6 +50,7 @@ from ..transport.errors import (
     RequestTimeout,
     UnknownActor,
     Unreachable,
+    shown,
 )
 from ..transport.log import get_logger
 from ._base import TICK, NodeActor, stop_and_join
@@ -196,7 +197,7 @@ class RemoteActors:
         _checked_name(name)
         _checked_ref(ref, "an actor to register")
         if isinstance(accepts, type) or not isinstance(accepts, Iterable):
-            raise InvalidRequest(f"accepts is a list of message classes, not {accepts!r:.80}")
+            raise InvalidRequest(f"accepts is a list of message classes, not {shown(accepts, 80)}")
         kinds = {(kind := type_of(accepted)).key: kind for accepted in accepts}
         with self._lock:
             self._check_open()
@@ -213,6 +214,7 @@ class RemoteActors:
 
     def unregister(self, name: str) -> bool:
         """See ``ExchangeNode.unregister``."""
+        _checked_name(name)
         with self._lock:
             served = self._names.get(name)
         if served is not None:
@@ -477,12 +479,12 @@ def ended_by(ref: pykka.ActorRef[Any], timeout_s: float) -> Terminated:
 
 def _checked_ref(ref: object, what: str) -> None:
     if not isinstance(ref, pykka.ActorRef):
-        raise InvalidRequest(f"{what} is given by its pykka.ActorRef, not {ref!r:.80}", code="invalid_actor_ref")
+        raise InvalidRequest(f"{what} is given by its pykka.ActorRef, not {shown(ref, 80)}", code="invalid_actor_ref")
 
 
 def _checked_name(name: str) -> None:
     if type(name) is not str or not 1 <= len(name) <= NAME_LENGTH_MAX or "@" in name or not name.isprintable():
         raise InvalidRequest(
-            f"an actor's name has 1 to {NAME_LENGTH_MAX} printable characters, none of them '@', not {name!r:.80}",
+            f"an actor's name has 1 to {NAME_LENGTH_MAX} printable characters, none of them '@', not {shown(name, 80)}",
             code="invalid_actor_name",
         )

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
 import queue
 import shutil
 import threading
 import time
+from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pykka
 import pynng
 import pytest
 from openoutcry.actors import (
     Accepted,
+    AsyncNode,
     Cancelled,
     Closed,
     ConfigurationError,
@@ -160,6 +165,100 @@ def test_a_malformed_request_is_refused_at_the_edge_with_its_own_code(
         net[0].submit_order(**{"market": MARKET, "side": "buy", "price": "100", "quantity": "1", **arguments})
     assert caught.value.code == code
     assert net[0].sequence(MARKET) == before
+
+
+class Mute:
+    """What has no text."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+WRONG = [["a list"], b"bytes", {}, ("a tuple",), 10**5000, Mute(), 1.5, object]
+"""What no name and no number of an order is: unhashable, unprintable, or of another type."""
+ACTOR = pykka.ActorRef.__new__(pykka.ActorRef)
+GOOD: dict[str, dict[str, Any]] = {
+    "submit_order": {"market": MARKET, "side": "buy", "price": "1", "quantity": "1"},
+    "cancel_order": {"market": MARKET, "order_id": 1},
+    "cancel_all": {"market": MARKET},
+    "amend_order": {"market": MARKET, "order_id": 1, "price": "1"},
+    "submit_many": {"market": MARKET, "commands": []},
+    "submit_many_async": {"market": MARKET, "commands": []},
+    "order": {"market": MARKET, "side": "buy", "price": "1", "quantity": "1"},
+    "cancel": {"order_id": 1},
+    "amend": {"market": MARKET, "order_id": 1, "price": "1"},
+    "rules": {"market": MARKET},
+    "get_order_book": {"market": MARKET},
+    "get_order": {"market": MARKET, "order_id": 1},
+    "open_orders": {"market": MARKET},
+    "all_orders": {"market": MARKET},
+    "orders_at": {"market": MARKET, "price": "1"},
+    "trades": {"market": MARKET},
+    "sequence": {"market": MARKET},
+    "state_hash": {"market": MARKET},
+    "position": {"market": MARKET},
+    "queues": {"market": MARKET},
+    "market_statuses": {"timeout": 1},
+    "wait_ready": {},
+    "wait_in_sync": {"market": MARKET, "nodes": 1},
+    "wait_sequence": {"market": MARKET, "sequence": 1},
+    "subscribe": {"market": MARKET},
+    "open_market": {"market": "NEW", "rules": RULES},
+    "create_market": {"market": "NEW", "rules": RULES},
+    "transfer": {"market": MARKET, "to": "alone"},
+    "force_plan": {"market": MARKET},
+    "force_leader": {"market": MARKET, "reason": "a test"},
+    "announce": {"service": "prices", "address": "tcp://127.0.0.1:1"},
+    "unannounce": {"service": "prices"},
+    "lookup": {"service": "prices"},
+    "register": {"name": "actor", "ref": ACTOR, "accepts": []},
+    "unregister": {"name": "actor"},
+    "actor": {"address": "actor@alone"},
+    "wait_actor": {"address": "actor@alone"},
+    "watch": {"ref": ACTOR, "watcher": ACTOR},
+    "unwatch": {"ref": ACTOR, "watcher": ACTOR},
+}
+"""Arguments that each method takes."""
+NAMES = {
+    "market", "order_id", "account", "client_order_id", "to", "commands", "rules", "service", "address", "metadata",
+    "name", "ref", "accepts", "watcher", "nodes", "sequence", "timeout",
+}  # fmt: skip
+"""Arguments that are checked for their type."""
+FITS = {("to", type), ("accepts", dict), ("metadata", dict), ("commands", dict), ("timeout", float)}
+"""What is not wrong there."""
+
+
+def wrong_calls(kind: type) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield method, argument and arguments of every public call of ``kind`` with one that is of a wrong type."""
+    for method, function in inspect.getmembers(kind, inspect.isfunction):
+        for argument in NAMES.intersection(inspect.signature(function).parameters):
+            for value in WRONG:
+                if not method.startswith("_") and (argument, type(value)) not in FITS:
+                    yield method, argument, {**GOOD[method], argument: value}
+
+
+def test_what_is_of_a_wrong_type_is_refused_at_the_edge_by_every_method(tmp_path: Path) -> None:
+    def refused(caught: pytest.ExceptionInfo[InvalidRequest], called: str) -> None:
+        assert len(str(caught.value)) < 400, f"{called}: it can be written, and read"
+
+    async def await_each(node: ExchangeNode) -> None:
+        awaited = AsyncNode(node)
+        for method, argument, arguments in wrong_calls(AsyncNode):
+            with pytest.raises(InvalidRequest) as caught:
+                await getattr(awaited, method)(**arguments)
+            refused(caught, f"AsyncNode.{method}: {argument}")
+
+    with ExchangeNode("alone", markets={MARKET: RULES}, data_dir=tmp_path, serve_directory="tcp://127.0.0.1:0") as node:
+        node.wait_ready()
+        called = set()
+        for method, argument, arguments in wrong_calls(ExchangeNode):
+            with pytest.raises(InvalidRequest) as caught:
+                getattr(node, method)(**arguments)
+            refused(caught, f"{method}: {argument}")
+            called.add(method)
+        assert called == set(GOOD), "every method that is given something is called"
+        asyncio.run(await_each(node))
+        assert (node.sequence(MARKET), node.markets) == (1, (MARKET,)), "nothing has come of it"
 
 
 def test_a_float_is_refused_with_a_message_that_says_why_and_what_to_write(exchange: Any) -> None:
