@@ -852,6 +852,7 @@ class ExchangeNode:
             raise ConfigurationError(
                 f"market {market} exists with other rules than this node was given: {difference(rules, own)}",
                 code="rules_mismatch",
+                market=market,
             )
         self._rules[market] = rules
         return True

@@ -520,6 +520,16 @@ def test_settings_that_no_restart_mends_exit_with_78_and_what_passes_with_1(
     assert f"use --join {MARKET}, or join = true in the file" in told
 
 
+def test_rules_that_are_others_are_told_with_the_market_that_has_them(run: Run, home: Path) -> None:
+    store, folder = home / "coordinator.sqlite", home / "nodes" / "solo"
+    markets = {"EUR": MarketRules(), "EUR USD": RULES}
+    with ExchangeNode("solo", markets=markets, data_dir=folder, coordinator=store) as solo:
+        solo.wait_ready()
+    result = run("node", "--name", "solo", "--market", "EUR", "--market", "EUR USD", "--log-file", home / "node.log")
+    assert result.exit_code == 78
+    assert "use --join 'EUR USD', or join = true" in result.output
+
+
 def test_rejection_with_json_prints_the_whole_answer_and_fails(desk: ExchangeNode, run: Run) -> None:
     result = run("cancel", MARKET, "7", "--json")
     assert result.exit_code == 1

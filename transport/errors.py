@@ -103,6 +103,11 @@ class ConfigurationError(OpenOutcryError):
 
     default_code = "configuration"
 
+    def __init__(self, message: str, *, code: str | None = None, market: str | None = None) -> None:
+        super().__init__(message, code=code)
+        self.market = market
+        """The market whose rules are others (code ``rules_mismatch``)."""
+
 
 class StorageError(OpenOutcryError):
     """The journal could not be written, synced or read back; the replica stops rather than guess."""

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import shlex
 import threading
 import time
 from collections.abc import Iterator
@@ -228,13 +229,13 @@ def _run(config: NodeConfig, ended: threading.Event) -> None:
                     logger.warning("node_waits", node=exchange_node.node_id, error=error)
                 continue
             except ConfigurationError as error:
-                if error.code != "rules_mismatch":
+                if error.market is None:
                     raise
-                name = next((name for name in config.markets if error.message.startswith(f"market {name} ")), "NAME")
                 raise ConfigurationError(
-                    f"{error.message}. To join with the market's own rules, use --join {name}, or join = true in the "
-                    "file, in place of rules",
+                    f"{error.message}. To join with the market's own rules, use --join {shlex.quote(error.market)}, or "
+                    "join = true in the file, in place of rules",
                     code=error.code,
+                    market=error.market,
                 ) from error
             logger.info("node_ready", markets=sorted(exchange_node.markets))
             break
