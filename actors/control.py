@@ -534,9 +534,9 @@ class ControlClient:
     def close(self) -> None:
         """Close the link. Idempotent."""
         self._closed = True
-        self._socket.close()
+        sockets.close_dialled(self._socket)
         if self._status_socket is not None:
-            self._status_socket.close()
+            sockets.close_dialled(self._status_socket)
 
     def submit_order(
         self,

@@ -5,7 +5,9 @@ Owns every pynng socket of the stream links between nodes: one :class:`Inbox` (`
 
 Rules that keep nng safe (each was a crash or a hang once): a socket has short time-outs; the one thread that
 receives is stopped by a flag and joined before the socket is closed; callbacks run on nng's threads and only
-hand over; ``recv_max_size`` is set before dial or listen, and read back.
+hand over; ``recv_max_size`` is set before dial or listen, and read back; a ``Push0`` has one pipe in its life, and is
+left alone once that is gone (see :meth:`Outlet._pipe_removed`); what has been dialled is closed by
+:func:`close_dialled`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import re
 import stat
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from socket import create_connection
 from typing import Any, Final, TypeVar
@@ -34,6 +37,10 @@ FRAME_SIZE_MAX: Final = 4 * 1024 * 1024
 
 _HEADER_ALLOWANCE = 64
 _POLL_MS = 100
+_SEND_MS = 20
+_NEVER_MS: Final = 1_000_000_000
+_RETIRED_S: Final = 2.0
+"""How long a socket is kept that may be connecting: longer than ``reconnect_ms`` and a look-up, in seconds."""
 _PROBE_S = 0.1
 _SCHEMES = ("tcp", "ipc", "inproc")
 
@@ -165,6 +172,47 @@ def refuses(address: str) -> bool:
     return False
 
 
+_retired: deque[tuple[float, pynng.Socket]] = deque()
+"""Sockets that are to be closed, and since when."""
+
+
+def close_dialled(socket: pynng.Socket) -> None:
+    """Close a socket that has been dialled: its connections at once, and what nng keeps of it when that is safe.
+
+    At each attempt to connect, nng looks the address up, also a number, on a thread of its own. A close that frees the
+    attempt at the moment when this ends has nng abort the process (nanomsg/nng#2110). So a socket that may be at it
+    makes no more attempts, and is closed when a later one is opened or closed; or with the process.
+    """
+    _close_retired()
+    dialers = socket.dialers
+    for dialer in dialers:
+        _stop_dialling(dialer.dialer)
+    connected = {pynng.lib.nng_dialer_id(pynng.lib.nng_pipe_dialer(pipe.pipe)) for pipe in socket.pipes}
+    if connected.issuperset([dialer.id for dialer in dialers]):
+        socket.close()
+        return
+    socket.add_pre_pipe_connect_cb(_close_pipe)  # an attempt that is under way may succeed yet
+    for pipe in socket.pipes:
+        _close_pipe(pipe)
+    _retired.append((time.monotonic(), socket))
+
+
+def _stop_dialling(dialer: Any) -> None:
+    """Have nng make no attempt to connect after the next, or after the end of the connection that there is."""
+    pynng.lib.nng_dialer_set_ms(dialer, b"reconnect-time-min", _NEVER_MS)  # it waits for a random part of that
+
+
+def _close_pipe(pipe: pynng.Pipe) -> None:
+    with contextlib.suppress(pynng.NNGException):  # its peer has gone already
+        pipe.close()
+
+
+def _close_retired() -> None:
+    while _retired and time.monotonic() - _retired[0][0] > _RETIRED_S:
+        with contextlib.suppress(IndexError):  # another thread was quicker
+            _retired.popleft()[1].close()
+
+
 class Inbox:
     """A listening ``Pull0`` with one reader thread: every frame that peers send to this node.
 
@@ -250,8 +298,12 @@ class Outlet:
     def __init__(self, address: str, *, on_connected: Callable[[], None], on_broken: Callable[[], None]) -> None:
         self._on_connected = on_connected
         self._on_broken = on_broken
-        self._socket = open_socket(pynng.Push0)
+        self._made = self._broken = False
+        self._sending = threading.Lock()
+        _close_retired()
+        self._socket = open_socket(pynng.Push0, send_timeout_ms=_SEND_MS)
         self._socket.send_buffer_size = 8
+        self._socket.add_pre_pipe_connect_cb(self._pipe_made)
         self._socket.add_post_pipe_connect_cb(self._pipe_connected)
         self._socket.add_post_pipe_remove_cb(self._pipe_removed)
         self._closed = False
@@ -261,11 +313,28 @@ class Outlet:
             self._socket.close()
             raise
 
-    def _pipe_connected(self, _pipe: Any) -> None:
-        self._on_connected()
+    def _pipe_made(self, pipe: pynng.Pipe) -> None:
+        with self._sending:
+            wanted = not (self._made or self._closed)
+            self._made = True
+        if not wanted:
+            _close_pipe(pipe)  # before nng puts it on its list, behind one that was freed: see below
 
-    def _pipe_removed(self, _pipe: Any) -> None:
+    def _pipe_connected(self, _pipe: Any) -> None:
+        if not self._broken:  # nng may tell the end of a pipe first
+            self._on_connected()
+
+    def _pipe_removed(self, pipe: pynng.Pipe) -> None:
+        """Let nng free the pipe once nothing can reach it any more.
+
+        A pipe that ends just as it becomes ready stays on the list of the pipes that are ready (nanomsg/nng#1653), and
+        is freed when this returns. The next send, or the next pipe, would write into what was freed.
+        """
+        self._broken = True
+        _stop_dialling(pynng.lib.nng_pipe_dialer(pipe.pipe))
         self._on_broken()
+        with self._sending:  # what began before ends first, within _SEND_MS
+            pass
 
     def send(self, frame: bytes, *, timeout_ms: int) -> None:
         """Hand ``frame`` to nng, waiting up to ``timeout_ms`` while the peer is slow.
@@ -284,7 +353,10 @@ class Outlet:
         deadline = time.monotonic() + timeout_ms / 1000
         while True:
             try:
-                self._socket.send(frame)
+                with self._sending:
+                    if self._broken:
+                        raise LinkBroken("the connection has ended")
+                    self._socket.send(frame)
             except pynng.Timeout:
                 if time.monotonic() >= deadline:
                     raise WouldBlock(f"the peer took no frame for {timeout_ms} ms") from None
@@ -295,15 +367,23 @@ class Outlet:
 
     def offer(self, frame: bytes) -> bool:
         """Hand ``frame`` to nng if it takes it at once; return whether it did. Any thread, but not during a close."""
-        if len(frame) > FRAME_SIZE_MAX:
+        if len(frame) > FRAME_SIZE_MAX or not self._sending.acquire(blocking=False):
             return False
         try:
+            if self._broken:
+                return False
             self._socket.send(frame, block=False)
         except pynng.NNGException:
             return False
+        finally:
+            self._sending.release()
         return True
 
     def close(self) -> None:
         """Close the socket, while no other thread sends. Idempotent."""
-        self._closed = True
-        self._socket.close()
+        with self._sending:
+            closed, self._closed = self._closed, True
+        if self._made:  # then it makes no more attempts
+            self._socket.close()
+        elif not closed:
+            close_dialled(self._socket)

@@ -401,7 +401,7 @@ class Directory:
         if not self._closed:
             self._closed = True
             self._events.close()
-            self._socket.close()
+            sockets.close_dialled(self._socket)
 
     def announce(self, entry: ServiceEntry) -> int:
         """Announce ``entry`` for one TTL, and keep it for :meth:`refresh`; return how many rendezvous leased it.
