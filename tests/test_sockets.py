@@ -140,3 +140,21 @@ for thread in threads:
 def test_process_survives_peers_that_hang_up_as_soon_as_they_are_connected_and_closes_at_any_moment() -> None:
     done = subprocess.run([sys.executable, "-c", HANG_UP], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+LEFT_OPEN = """
+import atexit, threading
+import pynng  # registers what ends nng, which is called last; this is called before it
+atexit.register(lambda: print([thread.name for thread in threading.enumerate() if thread.daemon]))
+from openoutcry.transport.rendezvous import Rendezvous
+from openoutcry.transport.sockets import Inbox
+
+Rendezvous("tcp://127.0.0.1:0").start()
+Inbox("tcp://127.0.0.1:0", on_frame=print, on_pipe_removed=print).start()
+assert len([thread for thread in threading.enumerate() if thread.daemon]) == 2
+"""
+
+
+def test_no_thread_receives_any_more_when_the_process_ends_and_ends_nng() -> None:
+    done = subprocess.run([sys.executable, "-c", LEFT_OPEN], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")

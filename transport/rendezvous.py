@@ -256,6 +256,7 @@ class Rendezvous:
 
     def start(self) -> None:
         """Begin to answer."""
+        sockets.close_at_exit(self)
         self._thread.start()
 
     def close(self) -> None:

@@ -7,11 +7,12 @@ Rules that keep nng safe (each was a crash or a hang once): a socket has short t
 receives is stopped by a flag and joined before the socket is closed; callbacks run on nng's threads and only
 hand over; ``recv_max_size`` is set before dial or listen, and read back; a ``Push0`` has one pipe in its life, and is
 left alone once that is gone (see :meth:`Outlet._pipe_removed`); what has been dialled is closed by
-:func:`close_dialled`.
+:func:`close_dialled`; no thread receives any more when the process ends (see :func:`close_at_exit`).
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ipaddress
 import os
@@ -20,10 +21,11 @@ import re
 import stat
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from socket import create_connection
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import pynng
 
@@ -213,6 +215,30 @@ def _close_retired() -> None:
             _retired.popleft()[1].close()
 
 
+class Closable(Protocol):
+    """What :func:`close_at_exit` takes."""
+
+    def close(self) -> None:
+        """Close it. Idempotent."""
+
+
+_readers: weakref.WeakSet[Closable] = weakref.WeakSet()
+
+
+def close_at_exit(reader: Closable) -> None:
+    """Have what has a thread that receives closed before pynng ends nng at the end of the process.
+
+    A daemon thread that is in nng then has it abort the process.
+    """
+    _readers.add(reader)
+
+
+@atexit.register  # after pynng's own, so called before it
+def _close_readers() -> None:
+    for reader in list(_readers):
+        reader.close()
+
+
 class Inbox:
     """A listening ``Pull0`` with one reader thread: every frame that peers send to this node.
 
@@ -246,6 +272,7 @@ class Inbox:
 
     def start(self) -> None:
         """Begin to read. Frames that arrived since construction wait in nng's buffers."""
+        close_at_exit(self)
         self._thread.start()
 
     def close(self) -> None:
