@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ..transport.errors import (
+        AccessDenied,
         ActorStopped,
         Closed,
         ConfigurationError,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Accepted",
+    "AccessDenied",
     "Actor",
     "ActorStopped",
     "Amended",

@@ -247,6 +247,7 @@ class AsyncNode:
         """Hand commands to the BookActor, without waiting but for room; the request's future is done when answered."""
         node = self.node
         node._book(market)
+        node._check_accounts(commands)
         submissions = node._submissions[market]
         request = _Awaited(commands, int(deadline_s * 1e9), self._tell)
         request.future = self._loop.create_future()

@@ -11,13 +11,16 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ..transport.errors import TransportError
 from ..transport.log import get_logger
 from ..transport.survey import Directory, ServiceEntry
 from ._base import TICK, NodeActor, tell
 from .messages import ActorFailed, PeerFound, PeerLost
+
+if TYPE_CHECKING:
+    from ..transport.certificates import Identity
 
 logger = get_logger(__name__)
 
@@ -72,6 +75,7 @@ class DiscoveryActor(NodeActor):
         ttl_ms: int,
         tell_node: Callable[[PeerFound | PeerLost], None],
         report: Callable[[ActorFailed], None],
+        identity: Identity | None = None,
     ) -> None:
         """``entry``: the node's own; ``services``: what else it announces from the start."""
         super().__init__(report=report)
@@ -83,7 +87,7 @@ class DiscoveryActor(NodeActor):
         self._answered_s = time.monotonic()
         self._complained = False
         ref = self.actor_ref
-        self._directory = Directory(rendezvous, ttl_ms=ttl_ms, on_change=lambda: _hand_over(ref))
+        self._directory = Directory(rendezvous, ttl_ms=ttl_ms, on_change=lambda: _hand_over(ref), identity=identity)
 
     def on_start(self) -> None:
         for entry in (self._entry, *self._services):

@@ -9,16 +9,18 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pykka
 
 from ..transport.errors import Closed, InvalidRequest, ProtocolError
+from ..transport.identity import CERTIFICATE_REFUSED, Member, name_of
 from ..transport.log import get_logger
 from ._base import stop_and_join, tell
 from .messages import (
     CODEC,
     ActorFailed,
+    Credentials,
     Hello,
     HelloHeard,
     PeerDown,
@@ -32,6 +34,9 @@ from .meters import LinkMeters
 from .peer import PeerActor
 from .remote import RemoteActors
 from .supervision import RestartPolicy, Supervisor
+
+if TYPE_CHECKING:
+    from ..transport.certificates import Identity
 
 logger = get_logger(__name__)
 
@@ -59,8 +64,13 @@ class Links:
         hand_on: Callable[[str, Any], None],
         again: Callable[[str, Start], Start],
         report: Callable[[ActorFailed], None],
+        identity: Identity | None = None,
+        certified: Callable[[int], str] = lambda _pipe_id: "",
     ) -> None:
         """Know nobody yet.
+
+        With an ``identity``, nobody is taken for another than who it is certified to be; ``certified(pipe_id)`` is the
+        name that TLS has seen to, on the reader's thread.
 
         ``remote`` is told of links besides those that :meth:`listen`. ``hand_on(node, message)`` takes what ``node``
         has sent that is no hello, on the reader's thread. ``again(kind, start)`` counts how often ``start`` is called.
@@ -71,6 +81,10 @@ class Links:
         self._hand_on = hand_on
         self._again = again
         self._report = report
+        self._identity = identity
+        self._certified = certified
+        self._credentials: dict[int, Member] = {}
+        """What the certificate says that has come over a connection to the inbox, by nng's number. The reader's."""
         self._lock = threading.RLock()
         self._closed = False
         self._names: dict[str, str] = {}
@@ -85,6 +99,8 @@ class Links:
         """The links that are up, by the node's id."""
         self.pipes: dict[int, str] = {}
         """Whose frames come over a connection to the inbox, by nng's number of it. The reader's."""
+        self.members: dict[str, Member] = {}
+        """What the certificates of nodes say that have said hello, by their ids; empty without an identity."""
 
     # -- questions ----------------------------------------------------------------------------------------------
 
@@ -178,6 +194,9 @@ class Links:
             peer = self.peers.get(message.node)
             tell(peer if peer is not None and peer.is_alive() else supervisor, HelloHeard(message, pipe_id))
             return
+        if isinstance(message, Credentials):
+            self._certify(pipe_id, message)
+            return
         sender = self.pipes.get(pipe_id)
         if sender is None:
             raise ProtocolError("a frame before the hello")
@@ -187,8 +206,26 @@ class Links:
             meters.bytes_in += len(frame)
         self._hand_on(sender, message)
 
+    def _certify(self, pipe_id: int, credentials: Credentials) -> None:
+        """Note what the certificate says that belongs to a pipe."""
+        if self._identity is None:
+            raise ProtocolError("a certificate, where nodes have no identities")
+        member = self._identity.verified(credentials.certificate)
+        if member.name != self._certified(pipe_id):
+            raise ProtocolError(f"the certificate of {member.name} over a link of another", code=CERTIFICATE_REFUSED)
+        self._credentials[pipe_id] = member
+
     def _introduce(self, pipe_id: int, hello: Hello) -> None:
         """Note whose frames come over a pipe: one node's, which is another than this, of the same exchange."""
+        if self._identity is not None:
+            member = self._credentials.get(pipe_id)
+            if member is None:
+                raise ProtocolError("a hello before the certificate")
+            if not hello.name == name_of(hello.node) == member.name:
+                raise ProtocolError(
+                    f"{hello.node} says hello with the certificate of {member.name}", code=CERTIFICATE_REFUSED
+                )
+            self.members[hello.node] = member
         if hello.node == self._me.node:
             raise ProtocolError(
                 f"{hello.name} at {hello.address} has the id of this node: was its data directory copied from here?",
@@ -209,6 +246,7 @@ class Links:
 
     def pipe_removed(self, pipe_id: int) -> None:
         """A connection to the inbox has ended."""
+        self._credentials.pop(pipe_id, None)
         node = self.pipes.pop(pipe_id, None)
         peer = self.peers.get(node) if node is not None else None
         if peer is not None:
@@ -284,6 +322,7 @@ class Links:
             tell_all=self.tell_all,
             report=self._report,
             meters=self._meters.setdefault(found.node, LinkMeters()),
+            identity=self._identity,
         )
         with self._lock:
             self.peers[found.node] = peer
@@ -299,6 +338,7 @@ class Links:
             self._names.pop(node, None)
             self._meters.pop(node, None)
             self._strangers.pop(node, None)
+            self.members.pop(node, None)
         self._remote.forget(node)
         supervisor.release(LINK_OF + node)
 

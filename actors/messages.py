@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from ..transport import codec
 from ..transport.errors import ConfigurationError, ProtocolError, StorageError
+from ..transport.identity import CERTIFICATE_SIZE_MAX
 from ..transport.sockets import checked_address
 from .book.commands import NAME_LENGTH_MAX, Command, checked_commands
 from .book.record import CHAIN_START, COMMANDS_MAX, RECORD_SIZE_MAX
@@ -115,6 +116,13 @@ class Hello:
     coordinator: Annotated[str, codec.Str(80, 1)]
     session: Annotated[int, codec.Int(1)]
     echo: Annotated[int, codec.Int(0)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Credentials:
+    """The certificate (DER) of who sends on this link, ahead of its first hello. Between nodes with identities only."""
+
+    certificate: Annotated[bytes, codec.Bytes(CERTIFICATE_SIZE_MAX, 1)]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -297,11 +305,25 @@ class Parcel:
 
 
 MarketMessage = Lead | Join | Rewind | Append | Offer | Fetch | Chunk | Ack | Forward | Refused | Resign
-Message = Hello | Parcel | MarketMessage
+Message = Hello | Credentials | Parcel | MarketMessage
 
-CODEC: Final[codec.Codec[Any]] = codec.Codec(
-    dict(enumerate((Hello, Lead, Join, Rewind, Append, Ack, Forward, Refused, Resign, Offer, Fetch, Chunk, Parcel), 1))
+_KINDS: Final = (
+    Hello,
+    Lead,
+    Join,
+    Rewind,
+    Append,
+    Ack,
+    Forward,
+    Refused,
+    Resign,
+    Offer,
+    Fetch,
+    Chunk,
+    Parcel,
+    Credentials,
 )
+CODEC: Final[codec.Codec[Any]] = codec.Codec(dict(enumerate(_KINDS, 1)))
 
 
 # -- between the actors of one node ---------------------------------------------------------------------------------

@@ -99,6 +99,9 @@ METRICS: Final[Mapping[str, Metric]] = {
     "openoutcry_remote_messages_refused_total": Metric(
         "counter", "Messages to actors here that were not of their types."
     ),
+    "openoutcry_certificate_end_timestamp_seconds": Metric(
+        "gauge", "When the node's certificate ends, in seconds since the Unix epoch."
+    ),
     "openoutcry_coordinator_up": Metric("gauge", "1 if the coordinator has answered last time."),
     "openoutcry_coordinator_seconds": Metric("histogram", "Questions to the coordinator, answered or not."),
     "openoutcry_coordinator_failures_total": Metric("counter", "Questions to the coordinator that failed."),
@@ -178,6 +181,8 @@ class _Samples:
         for queue, (depth, limit) in node.remote_queues().items():
             self._add("openoutcry_queue_depth", depth, "", queue)
             self._add("openoutcry_queue_limit", limit, "", queue)
+        if (ends_ns := node.certificate_ends_ns) is not None:
+            self._add("openoutcry_certificate_end_timestamp_seconds", ends_ns / 1e9)
         up = node.links_up()
         for peer, meters in list(node.meters.links.items()):
             self._add("openoutcry_peer_up", peer in up, peer)

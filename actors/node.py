@@ -44,6 +44,7 @@ from ..transport.errors import (
     shown,
 )
 from ..transport.etcd import is_etcd
+from ..transport.identity import SCHEME, check_addresses, open_identity
 from ..transport.log import get_logger
 from ..transport.rendezvous import Rendezvous
 from ..transport.sockets import Inbox, checked_address, is_wildcard
@@ -132,6 +133,7 @@ from .views import (
 )
 
 if TYPE_CHECKING:
+    from ..transport.certificates import Identity
     from .health import HealthServer
 
 logger = get_logger(__name__)
@@ -152,6 +154,8 @@ LOOK_S: Final = 2.0
 """Longest that a market which exists is looked at before it is joined, in seconds."""
 RECORDS_S: Final = 5.0
 """Longest that the coordinator is waited for when all records are read, in seconds."""
+ENDS_SOON_S: Final = 30 * 86_400.0
+"""A certificate that ends sooner after the node's start, in seconds, is told of in the log."""
 STATUS_S_MAX: Final = 2.0
 """How long :meth:`ExchangeNode.status` waits for a market, in seconds."""
 REASON_LENGTH_MAX: Final = 500
@@ -228,7 +232,7 @@ class ExchangeNode:
         directory: str | Sequence[str] = (),
         data_dir: str | Path | None = None,
         coordinator: str | Path | Coordinator | None = None,
-        listen: str = "tcp://127.0.0.1:0",
+        listen: str | None = None,
         advertise: str | None = None,
         serve_directory: str | None = None,
         ttl_ms: int = 2000,
@@ -240,6 +244,7 @@ class ExchangeNode:
         balance: bool = True,
         timeout: float = 5.0,
         metrics: str | None = None,
+        identity: str | Path | Identity | None = None,
     ) -> None:
         """Start the node; it is announced and recovering when this returns, :meth:`wait_ready` tells when it can trade.
 
@@ -247,12 +252,13 @@ class ExchangeNode:
             name: what people call the node; also the default account of its orders.
             markets: the markets to join, with the rules to open each with if nobody has (None, or a plain list
                 of names: join only a market that somebody else opens).
-            directory: addresses of the rendezvous (``tcp://HOST:PORT``) through which nodes find each other.
+            directory: addresses of the rendezvous through which nodes find each other: ``tcp://HOST:PORT``, or with an
+                identity ``tls+tcp://HOST:PORT``, here and elsewhere.
             data_dir: where journals live. None: a temporary directory, gone when the node is closed.
             coordinator: the store that nodes which share markets have to share: a path of an SQLite file, an
                 address of etcd (``etcd://HOST:PORT,…/PREFIX``, see :func:`~openoutcry.transport.etcd.open_etcd`) or an
                 object. None: ``coordinator.sqlite`` in ``data_dir``, for a node that stands alone (no ``directory``).
-            listen: where other nodes reach this one; port 0 = any free port.
+            listen: where other nodes reach this one; port 0 = any free port. None: any free port of 127.0.0.1.
             advertise: the address to announce where it differs from ``listen`` (behind NAT, or 0.0.0.0).
             serve_directory: also be a rendezvous, at this address.
             ttl_ms: how long the directory remembers this node when it falls silent.
@@ -266,6 +272,9 @@ class ExchangeNode:
             timeout: the default bound of every call, in seconds.
             metrics: serve ``/metrics``, ``/healthz`` and ``/readyz`` over HTTP at this address, as in
                 ``127.0.0.1:9464``; port 0 = any, see :attr:`metrics_address`. None: do not.
+            identity: the node's file of key and certificate, see :mod:`~openoutcry.transport.identity`: links are TLS,
+                only members of the exchange get one, and each acts for its own accounts only. All nodes of an exchange
+                have one, or none has. None: whoever reaches this node may link to it, and act for anybody.
 
         Raises:
             ConfigurationError: an address is in use or malformed, the data directory is another node's, …
@@ -281,6 +290,12 @@ class ExchangeNode:
                 code="no_coordinator",
             )
         self.name = checked_node_name(name)
+        self._identity = open_identity(identity) if isinstance(identity, (str, Path)) else identity
+        if self._identity is not None and self._identity.name != name:
+            raise ConfigurationError(
+                f"the identity is that of {self._identity.name}, but the node is to be called {name!r:.80}",
+                code="identity",
+            )
         self.timeout = checked_timeout(timeout)
         self._ttl_ms = ttl_ms
         self._closing = threading.Lock()
@@ -343,7 +358,7 @@ class ExchangeNode:
         rendezvous: list[str],
         data_dir: str | Path | None,
         coordinator: str | Path | Coordinator | None,
-        listen: str,
+        listen: str | None,
         advertise: str | None,
         serve_directory: str | None,
         min_in_sync: int,
@@ -383,13 +398,22 @@ class ExchangeNode:
         )
         undo.callback(stop_and_join, keeper, timeout_s=10)
         self._keeper = keeper
+        listen = listen or f"{SCHEME if self._identity else 'tcp'}://127.0.0.1:0"
+        given = [address for address in (listen, advertise, serve_directory, *rendezvous) if address]
+        check_addresses(given, self._identity)
         if is_wildcard(advertise or listen):
             raise ConfigurationError(
                 f"{advertise or listen} is every address of this machine, and none that others can dial: give with "
                 "advertise the one where they reach this node, as in tcp://10.0.0.5:7500"
             )
         checked_address(listen, to_listen=True)
-        self._inbox = Inbox(listen, on_frame=self._hear, on_pipe_removed=self._pipe_removed, name=self.name)
+        self._inbox = Inbox(
+            listen,
+            on_frame=self._hear,
+            on_pipe_removed=self._pipe_removed,
+            name=self.name,
+            identity=self._identity,
+        )
         undo.callback(self._inbox.close)
         self.listen_address = self._inbox.address
         """Where this node listens, with the port filled in; :attr:`address` is what others are told to dial."""
@@ -410,13 +434,17 @@ class ExchangeNode:
             hand_on=self._hear_message,
             again=self._again,
             report=self._report,
+            identity=self._identity,
+            certified=self._inbox.certified,
         )
+        if self._identity is not None and self._identity.seconds_left < ENDS_SOON_S:
+            logger.warning("certificate_ends_soon", node=self.node_id, ends=self._identity.member.ends)
         self._supervisor = _Supervisor.start(self)
         undo.callback(stop_and_join, self._supervisor, timeout_s=10)
         undo.callback(self._stop_snapshots)
         self._supervise("SnapshotActor", self._make_snapshotter)
         if serve_directory is not None:
-            server = Rendezvous(serve_directory, peers=rendezvous)
+            server = Rendezvous(serve_directory, peers=rendezvous, identity=self._identity)
             server.start()
             undo.callback(server.close)
             self.directory_address: str | None = server.address
@@ -499,6 +527,7 @@ class ExchangeNode:
             observer=observer,
             report=self._report,
             meters=meters,
+            member_of=self._links.members.get if self._identity is not None else None,
         )
         submissions.open(functools.partial(tell, book))
         with self._lock:
@@ -1046,7 +1075,12 @@ class ExchangeNode:
 
     def _send(self, market: str, commands: tuple[Command, ...], deadline_s: float) -> Request:
         self._book(market)
+        self._check_accounts(commands)
         return self._submissions[market].submit(commands, deadline_s)
+
+    def _check_accounts(self, commands: tuple[Command, ...]) -> None:
+        if self._identity is not None and (denied := self._identity.member.denied([each[1] for each in commands])):
+            raise denied
 
     def _account(self, account: str | None) -> str:
         return self.name if account is None else checked_account(account)
@@ -1123,6 +1157,7 @@ class ExchangeNode:
             "name": self.name,
             "node_id": self.node_id,
             "address": self.address,
+            "identity": self._identity and self._identity.member.as_json(),
             "directory": list(self._rendezvous),
             "coordinator": self._coordinator_id,
             "coordinator_error": self._store_error(),
@@ -1180,6 +1215,11 @@ class ExchangeNode:
             ]
         why = "; ".join(self._failures) or "see the log"
         return [f"{ref.actor_class.__name__} does not run: {why}" for ref in actors if not ref.is_alive()]
+
+    @property
+    def certificate_ends_ns(self) -> int | None:
+        """When the node's certificate ends, in nanoseconds since the Unix epoch; None without an identity."""
+        return None if self._identity is None else self._identity.member.ends_ns
 
     def links_up(self) -> set[str]:
         """Return the ids of the nodes that this node has a link to."""
@@ -1592,6 +1632,7 @@ class ExchangeNode:
             ttl_ms=self._ttl_ms,
             tell_node=lambda message: tell(self._supervisor, message) and None,
             report=self._report,
+            identity=self._identity,
         )
         return self._discovery
 

@@ -25,17 +25,19 @@ import enum
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import pykka
 
 from ..transport.errors import ConfigurationError, TransportError, WouldBlock
+from ..transport.identity import check_addresses
 from ..transport.log import get_logger
 from ..transport.sockets import Outlet, refuses
 from ._base import TICK, NodeActor, tell
 from .messages import (
     CODEC,
     ActorFailed,
+    Credentials,
     Hello,
     HelloHeard,
     OutletBroken,
@@ -51,10 +53,17 @@ from .messages import (
 )
 from .meters import LinkMeters
 
+if TYPE_CHECKING:
+    from ..transport.certificates import Identity
+
 logger = get_logger(__name__)
 
 SILENCE_MS_MAX: Final = 2000
 """After this long without a hello from the peer the link is down."""
+
+
+UNLINKED_S: Final = 5.0
+"""After so long without its first link to a node that is announced, in seconds, this is told of in the log, once."""
 
 
 class LinkState(enum.Enum):
@@ -143,8 +152,12 @@ class PeerActor(NodeActor):
         tell_all: Callable[[PeerUp | PeerDown | PeerGone], None],
         report: Callable[[ActorFailed], None],
         meters: LinkMeters | None = None,
+        identity: Identity | None = None,
     ) -> None:
-        """``me``: how this node introduces itself; ``tell_all``: reaches every actor that cares for links."""
+        """``me``: how this node introduces itself; ``tell_all``: reaches every actor that cares for links.
+
+        With an ``identity`` the peer has to prove that it is called ``name``.
+        """
         super().__init__(report=report)
         self._me = me
         self._node = node
@@ -152,6 +165,7 @@ class PeerActor(NodeActor):
         self._address = address
         self._log = logger.bind(node=me.node, peer=node, peer_name=name)
         self._tell_all = tell_all
+        self._identity = identity
         self._meters = meters or LinkMeters()
         self._state = LinkState.DIALLING
         self._session = time.time_ns()
@@ -163,6 +177,7 @@ class PeerActor(NodeActor):
         self._outlet: Outlet | None = None
         self._link: Link | None = None
         self._complained = False
+        self._dialled_s = time.monotonic()
 
     def on_start(self) -> None:
         self._open()
@@ -191,6 +206,8 @@ class PeerActor(NodeActor):
         elif isinstance(message, OutletConnected):
             if message.session == self._session:
                 self._connected = True
+                if self._identity is not None:
+                    self._send(CODEC.encode(Credentials(self._identity.certificate)))
                 self._say_hello()
         elif isinstance(message, OutletBroken):
             if message.session == self._session:
@@ -243,6 +260,14 @@ class PeerActor(NodeActor):
             self._open()
         self._say_hello()
         self._look_for_it()
+        if not self._meters.ups and not self._complained and time.monotonic() - self._dialled_s > UNLINKED_S:
+            self._complained = True
+            why = (
+                "is it reachable?"
+                if self._identity is None
+                else "is it reachable, and its certificate of our authority?"
+            )
+            self._log.warning("link_not_made", address=self._address, connected=self._connected, hint=why)
 
     def _say_hello(self) -> None:
         if self._connected:
@@ -292,8 +317,10 @@ class PeerActor(NodeActor):
     def _open(self) -> None:
         session, ref = self._session, self.actor_ref
         try:
+            check_addresses([self._address], self._identity)
             self._outlet = Outlet(
                 self._address,
+                tls=self._identity and self._identity.client(self._name),
                 on_connected=lambda: _hand_over(ref, OutletConnected(session)),
                 on_broken=lambda: _hand_over(ref, OutletBroken(session)),
             )

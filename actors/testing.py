@@ -27,6 +27,7 @@ import pytest
 if TYPE_CHECKING:
     import pykka
 
+    from ..transport.certificates import Authority
     from .book.rules import MarketRules
     from .kit import Timer
     from .node import ExchangeNode
@@ -532,6 +533,7 @@ class _AnyExchange(Generic[_NodeT]):
         nodes: int = 2,
         markets: Mapping[str, MarketRules] | Sequence[str] = ("BTC-USD",),
         faults: bool = False,
+        identities: bool = False,
         **node_options: Any,
     ) -> None:
         """Start ``nodes`` nodes.
@@ -541,6 +543,8 @@ class _AnyExchange(Generic[_NodeT]):
             nodes: how many.
             markets: names with their rules, or just names: markets with default rules. May be empty.
             faults: put a proxy before each node, for :meth:`cut`, :meth:`drop` and :meth:`delay`.
+            identities: give each node an identity of :attr:`authority`: links are TLS, and ``node-0`` may act for the
+                accounts ``node-0`` and ``node-0/…`` only. Not together with ``faults``: a proxy cannot read TLS.
             node_options: go to every :class:`~openoutcry.actors.node.ExchangeNode`.
         """
         # Here, so that a run that starts no exchange pays nothing.
@@ -548,6 +552,7 @@ class _AnyExchange(Generic[_NodeT]):
         from .book.rules import MarketRules  # noqa: PLC0415
 
         assert nodes >= 1, "an exchange has at least one node"
+        assert not (faults and identities), "faults and identities exclude each other: a proxy cannot read TLS"
         self._folder = folder
         self._markets = dict(markets if isinstance(markets, Mapping) else {name: MarketRules() for name in markets})
         self._node_options = node_options
@@ -555,7 +560,16 @@ class _AnyExchange(Generic[_NodeT]):
         self.nodes: list[_NodeT] = []
         """The nodes, in order; :meth:`restart` replaces one in place."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._rendezvous = Rendezvous("tcp://127.0.0.1:0")
+        self.authority: Authority | None = None
+        """Who issues the nodes' identities, if they have any."""
+        if identities:
+            from ..transport.certificates import Authority, Identity  # noqa: PLC0415
+
+            self.authority = Authority.create(folder / "authority")
+            identity = Identity(self.authority.issue("rendezvous"))
+            self._rendezvous = Rendezvous("tls+tcp://127.0.0.1:0", identity=identity)
+        else:
+            self._rendezvous = Rendezvous("tcp://127.0.0.1:0")
         try:
             self._rendezvous.start()
             for index in range(nodes):
@@ -677,6 +691,11 @@ class _AnyExchange(Generic[_NodeT]):
             **self._node_options,
             **more,
         }
+        if self.authority is not None and "identity" not in options:
+            path = self._folder / f"{name}.pem"
+            if not path.exists():
+                path.write_text(self.authority.issue(name))
+            options["identity"] = path
         if self._proxies is None:
             return self._make(name, options)
         from .proxy import Proxy  # noqa: PLC0415

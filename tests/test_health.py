@@ -31,6 +31,7 @@ from openoutcry.actors.discovery import Announce
 from openoutcry.actors.health import REQUESTS_MAX
 from openoutcry.actors.logs import LogWriter
 from openoutcry.actors.metrics import METRICS
+from openoutcry.transport.certificates import Authority, Identity
 from openoutcry.transport.rendezvous import Rendezvous
 from processes import eventually
 from prometheus_client.parser import text_string_to_metric_families
@@ -183,12 +184,14 @@ def test_dead_actor_makes_the_node_unhealthy() -> None:
 def test_every_metric_is_in_the_list_and_every_listed_metric_is_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with LogWriter(file=tmp_path / "log"), Rendezvous("tcp://127.0.0.1:0") as rendezvous:
+    authority = Authority.create(tmp_path / "authority")
+    one, other, place = [Identity(authority.issue(name)) for name in ("a", "b", "place")]
+    with LogWriter(file=tmp_path / "log"), Rendezvous("tls+tcp://127.0.0.1:0", identity=place) as rendezvous:
         shared: dict[str, Any] = {"directory": rendezvous.address, "coordinator": tmp_path / "c", "metrics": ANY_PORT}
         rules = {MARKET: MarketRules()}
         with (
-            ExchangeNode("a", markets=rules, data_dir=tmp_path / "a", snapshot_every=5, **shared) as a,
-            ExchangeNode("b", markets=[MARKET], data_dir=tmp_path / "b", **shared) as b,
+            ExchangeNode("a", identity=one, markets=rules, data_dir=tmp_path / "a", snapshot_every=5, **shared) as a,
+            ExchangeNode("b", identity=other, markets=[MARKET], data_dir=tmp_path / "b", **shared) as b,
         ):
             a.wait_ready()
             a.wait_in_sync(MARKET, 2)

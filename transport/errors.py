@@ -5,6 +5,7 @@
     OpenOutcryError
     ├── InvalidRequest        what you asked for is malformed; nothing was sent
     │   └── MessageRefused    a message to an actor is not of a type it accepts, or not as its type says
+    ├── AccessDenied          it is not yours to ask for: the account is none that the node may act for
     ├── OrderRejected         the book refused the command; it carries the result
     ├── Unavailable           the market or its leader cannot be used now; a retry is safe
     │   ├── Overloaded        a bound was hit: slow down, then retry
@@ -45,6 +46,12 @@ class InvalidRequest(OpenOutcryError, ValueError):
     """The request is malformed (a float for a price, an unknown side, …); it was not sent anywhere."""
 
     default_code = "invalid_request"
+
+
+class AccessDenied(OpenOutcryError):
+    """The node may not act for that account: its certificate names others. Nothing was executed."""
+
+    default_code = "access_denied"
 
 
 class Unavailable(OpenOutcryError):

@@ -14,12 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pynng
 
 from . import sockets
 from .errors import ConfigurationError, Overloaded, ProtocolError
+from .identity import CERTIFICATE_REFUSED, check_addresses, name_of
 from .log import get_logger
 from .survey import (
     ANSWERS,
@@ -40,6 +41,9 @@ from .survey import (
     decode,
     row_size,
 )
+
+if TYPE_CHECKING:
+    from .certificates import Identity
 
 logger = get_logger(__name__)
 
@@ -222,7 +226,13 @@ class Rendezvous:
         peers: Sequence[str] = (),
         advertise: str | None = None,
         clock: Callable[[], float] = time.monotonic,
+        identity: Identity | None = None,
     ) -> None:
+        """Listen at ``address``; with an ``identity``, only to members of its exchange.
+
+        Each of these may then announce nodes of its own name only.
+        """
+        check_addresses([address, *([advertise] if advertise else [])], identity)
         if len(peers) > RENDEZVOUS_MAX or not all(0 < len(peer) <= 255 for peer in (*peers, advertise or address)):
             raise ConfigurationError(f"a rendezvous takes up to {RENDEZVOUS_MAX} peers, each of up to 255 characters")
         self._clock = clock
@@ -234,8 +244,12 @@ class Rendezvous:
         self.frames_refused = 0
         """Malformed surveys, each of which cost its sender the pipe, since the start."""
         self._socket = sockets.open_socket(
-            pynng.Respondent0, recv_timeout_ms=_IDLE_MS, frame_size_max=SURVEY_FRAME_SIZE_MAX
+            pynng.Respondent0,
+            recv_timeout_ms=_IDLE_MS,
+            frame_size_max=SURVEY_FRAME_SIZE_MAX,
+            tls=identity and identity.server(),
         )
+        self._secure = identity is not None
         self._socket.add_post_pipe_remove_cb(lambda pipe: self._gone.put(pipe.id))
         try:
             self.address = sockets.listen(self._socket, address)
@@ -292,7 +306,10 @@ class Rendezvous:
         if pipe is None:
             return  # it has gone already
         try:
-            answer = self._answer(pipe.id, decode(REQUESTS, message.bytes))
+            request = decode(REQUESTS, message.bytes)
+            if self._secure and isinstance(request, Announce):
+                _check_own(request, sockets.certified_name(pipe))
+            answer = self._answer(pipe.id, request)
         except ProtocolError as error:
             self.frames_refused += 1
             logger.warning("rendezvous_refused", address=self.address, pipe=pipe.id, error=error)
@@ -345,6 +362,13 @@ class Rendezvous:
 
     def _now_ns(self) -> int:
         return int(self._clock() * 1e9)
+
+
+def _check_own(request: Announce, name: str) -> None:
+    """Check that who is certified as ``name`` announces its own nodes only, and takes back no other's."""
+    for _, node, _, _ in request.rows:
+        if name_of(node) != name:
+            raise ProtocolError(f"{name} announces {node}, which is not its own", code=CERTIFICATE_REFUSED)
 
 
 def _drained(gone: queue.SimpleQueue[int]) -> Iterable[int]:

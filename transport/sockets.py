@@ -25,12 +25,15 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from socket import create_connection
-from typing import Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import pynng
 
 from .errors import Closed, ConfigurationError, LinkBroken, TransportError, WouldBlock
 from .log import get_logger
+
+if TYPE_CHECKING:
+    from .certificates import Identity
 
 logger = get_logger(__name__)
 
@@ -44,11 +47,13 @@ _NEVER_MS: Final = 1_000_000_000
 _RETIRED_S: Final = 2.0
 """How long a socket is kept that may be connecting: longer than ``reconnect_ms`` and a look-up, in seconds."""
 _PROBE_S = 0.1
-_SCHEMES = ("tcp", "ipc", "inproc")
+_TCP = ("tcp", "tls+tcp")
+_SCHEMES = ("tcp", "tls+tcp", "ipc", "inproc")
 
 _SocketT = TypeVar("_SocketT", bound=pynng.Socket)
 
 
+_PEER_NAME: Final = pynng.nng.StringOption("tls-peer-cn")
 _PORT: Final = re.compile("[0-9]{1,5}")
 _WILDCARD: Final = re.compile(r"[a-z0-9+]+://(0\.0\.0\.0|\[::\]|\*|):")
 
@@ -60,8 +65,9 @@ def open_socket(
     send_timeout_ms: int = _POLL_MS,
     frame_size_max: int = FRAME_SIZE_MAX,
     reconnect_ms: tuple[int, int] = (10, 500),
+    tls: pynng.TLSConfig | None = None,
 ) -> _SocketT:
-    """Return a new socket of ``kind`` with every option set and read back.
+    """Return a new socket of ``kind`` with every option set and read back, and with ``tls``, for addresses of TLS.
 
     Raises:
         TransportError: an option did not take (pynng swallows some failures).
@@ -79,6 +85,8 @@ def open_socket(
             setattr(socket, option, value)
             if (got := getattr(socket, option)) != value:
                 raise TransportError(f"nng did not accept {option}={value} on {kind.__name__}: it reads back {got}")
+        if tls is not None:
+            socket.tls_config = tls
     except BaseException:
         socket.close()
         raise
@@ -122,7 +130,7 @@ def checked_address(address: str, *, to_listen: bool = False) -> str:
     """
     scheme, separator, rest = address.partition("://")
     good = bool(separator and rest and scheme in _SCHEMES)
-    if good and scheme == "tcp":
+    if good and scheme in _TCP:
         host, _, port = rest.rpartition(":")
         good = _PORT.fullmatch(port) is not None and int(port) <= 65535
         good = good and (to_listen or bool(host and int(port)))
@@ -144,11 +152,19 @@ def dial(socket: pynng.Socket, address: str) -> None:
         raise ConfigurationError(f"cannot dial {address}: {error}; expected tcp://HOST:PORT or ipc:///PATH") from error
 
 
+def certified_name(pipe: pynng.Pipe) -> str:
+    """Return the common name in the certificate of who is at the other end of ``pipe``; empty without TLS."""
+    try:
+        return str(_PEER_NAME.__get__(pipe, type(pipe)))
+    except pynng.NNGException:
+        return ""
+
+
 def refuses(address: str) -> bool:
     """Return whether the host of ``address`` answers that nobody listens there: who did has ended.
 
-    False wherever that is not certain: no answer within 0.1 s, another transport than tcp, a host that is not given by
-    number (to look a name up may take long), or what is no address at all.
+    False wherever that is not certain: no answer within 0.1 s, a transport that is not over TCP, a host that is not
+    given by number (to look a name up may take long), or what is no address at all.
     """
     scheme, _, rest = address.partition("://")
     host, _, port = rest.rpartition(":")
@@ -158,7 +174,7 @@ def refuses(address: str) -> bool:
         ipaddress.ip_address(host)
     except (ConfigurationError, ValueError):
         return False
-    if scheme != "tcp":
+    if scheme not in _TCP:
         return False
     for _ in range(2):  # a process that is just ending takes the first connection with it
         try:
@@ -244,7 +260,8 @@ class Inbox:
 
     ``on_frame(pipe_id, frame)`` runs on the reader thread, in order of arrival for each pipe; if it raises, the
     error is counted and logged, and the pipe is closed: what was in the frame is lost, and its sender is to know.
-    ``on_pipe_removed(pipe_id)`` runs on the reader thread too, after the last frame of the pipe.
+    ``on_pipe_removed(pipe_id)`` runs on the reader thread too, after the last frame of the pipe. With an ``identity``
+    only who has a certificate of the exchange gets a connection.
     """
 
     def __init__(
@@ -254,12 +271,14 @@ class Inbox:
         on_frame: Callable[[int, bytes], None],
         on_pipe_removed: Callable[[int], None],
         name: str = "inbox",
+        identity: Identity | None = None,
     ) -> None:
         self._on_frame = on_frame
         self._on_pipe_removed = on_pipe_removed
         self._removed: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._stopping = threading.Event()
-        self._socket = open_socket(pynng.Pull0)
+        self._socket = open_socket(pynng.Pull0, tls=identity and identity.server())
+        self._certified: dict[int, str] = {}
         self.frames_refused = 0
         """Frames that cost their sender the link, since the start."""
         self._socket.add_post_pipe_remove_cb(lambda pipe: self._removed.put(pipe.id))
@@ -275,6 +294,10 @@ class Inbox:
         close_at_exit(self)
         self._thread.start()
 
+    def certified(self, pipe_id: int) -> str:
+        """Return whose certificate stands behind the pipe of the frame that is being handed on. Reader thread only."""
+        return self._certified[pipe_id]
+
     def close(self) -> None:
         """Stop the reader, join it, then close the socket. Idempotent."""
         self._stopping.set()
@@ -285,7 +308,9 @@ class Inbox:
     def _read(self) -> None:
         while not self._stopping.is_set():
             while not self._removed.empty():
-                self._on_pipe_removed(self._removed.get())
+                removed = self._removed.get()
+                self._certified.pop(removed, None)
+                self._on_pipe_removed(removed)
             try:
                 message = self._socket.recv_msg()
             except pynng.Timeout:
@@ -299,8 +324,11 @@ class Inbox:
             pipe = message.pipe
             if pipe is None:
                 continue  # the pipe is already gone: its removal has been, or will be, reported
+            pipe_id = pipe.id
+            if pipe_id not in self._certified:
+                self._certified[pipe_id] = certified_name(pipe)
             try:
-                self._on_frame(pipe.id, message.bytes)
+                self._on_frame(pipe_id, message.bytes)
             except TransportError as error:
                 logger.warning("frame_refused", address=self.address, pipe=pipe.id, error=error)
                 self._refuse(pipe)
@@ -322,13 +350,20 @@ class Outlet:
     threads and may only hand over.
     """
 
-    def __init__(self, address: str, *, on_connected: Callable[[], None], on_broken: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        on_connected: Callable[[], None],
+        on_broken: Callable[[], None],
+        tls: pynng.TLSConfig | None = None,
+    ) -> None:
         self._on_connected = on_connected
         self._on_broken = on_broken
         self._made = self._broken = False
         self._sending = threading.Lock()
         _close_retired()
-        self._socket = open_socket(pynng.Push0, send_timeout_ms=_SEND_MS)
+        self._socket = open_socket(pynng.Push0, send_timeout_ms=_SEND_MS, tls=tls)
         self._socket.send_buffer_size = 8
         self._socket.add_pre_pipe_connect_cb(self._pipe_made)
         self._socket.add_post_pipe_connect_cb(self._pipe_connected)

@@ -23,14 +23,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import pynng
 
 from . import sockets
 from .codec import Array, Bool, Codec, Int, Record, Str, pack
 from .errors import Closed, ConfigurationError, InvalidRequest, Overloaded, ProtocolError, TransportError, Unavailable
+from .identity import MEMBER, check_addresses
 from .log import get_logger
+
+if TYPE_CHECKING:
+    from .certificates import Identity
 
 logger = get_logger(__name__)
 
@@ -51,7 +55,7 @@ SILENT_GRACE_MS: Final = 25
 
 _PAGES_MAX = 1024
 _RECONNECT_MS = (10, 200)
-_SCHEMES = ("tcp://", "ipc://", "inproc://")
+_SCHEMES = ("tcp://", "tls+tcp://", "ipc://", "inproc://")
 
 Row = tuple[str, str, str, tuple[tuple[str, str], ...]]
 """A :class:`ServiceEntry` on the wire."""
@@ -330,7 +334,8 @@ class Directory:
     Used by one thread, which also closes it. ``on_change()`` runs on one of nng's threads whenever a rendezvous
     has connected or gone, and may only hand over: the owner then calls :meth:`reconnected`, and if that is true
     :meth:`refresh`. The owner also calls :meth:`refresh` every third of ``ttl_ms``. Any rendezvous that lives is
-    enough; the peers that they name are dialled too, up to ``RENDEZVOUS_MAX`` in all.
+    enough; the peers that they name are dialled too, up to ``RENDEZVOUS_MAX`` in all. With an ``identity``, they have
+    to be members of its exchange.
     """
 
     def __init__(
@@ -340,6 +345,7 @@ class Directory:
         survey_ms: int = 500,
         ttl_ms: int = 2000,
         on_change: Callable[[], None] | None = None,
+        identity: Identity | None = None,
     ) -> None:
         if not 1 <= len(set(rendezvous)) <= RENDEZVOUS_MAX:
             raise ConfigurationError(f"a directory needs 1 to {RENDEZVOUS_MAX} rendezvous, got {len(set(rendezvous))}")
@@ -349,6 +355,7 @@ class Directory:
             raise ConfigurationError(f"survey_ms is {survey_ms}; it must be at least 1")
         self._survey_s = survey_ms / 1000
         self._ttl_ms = ttl_ms
+        self._identity = identity
         self._own: dict[tuple[str, str], Row] = {}
         self._views: dict[str, _View] = {}
         self._dialled: list[str] = []
@@ -359,7 +366,10 @@ class Directory:
         self.answers_refused = 0
         """Malformed answers, each of which cost its sender the pipe, since the start."""
         self._socket = sockets.open_socket(
-            pynng.Surveyor0, frame_size_max=SURVEY_FRAME_SIZE_MAX, reconnect_ms=_RECONNECT_MS
+            pynng.Surveyor0,
+            frame_size_max=SURVEY_FRAME_SIZE_MAX,
+            reconnect_ms=_RECONNECT_MS,
+            tls=identity and identity.client(MEMBER),
         )
         self._events = _PipeEvents(self._socket, on_change)
         try:
@@ -474,8 +484,9 @@ class Directory:
                 return Lookup(found, finding.complete, finding.answered, finding.asked)
             remaining_s = deadline - time.monotonic()
             if remaining_s <= 0:
+                certified = "" if self._identity is None else ", and certified by an authority that is trusted here"
                 raise Unavailable(
-                    f"no rendezvous of {', '.join(self._dialled)} has answered; is one running, and reachable?",
+                    f"no rendezvous of {', '.join(self._dialled)} has answered; is one running, reachable{certified}?",
                     code="directory_unavailable",
                 )
             if not self._events.connected:
@@ -615,6 +626,7 @@ class Directory:
 
     def _dial(self, address: str) -> None:
         if address not in self._dialled:
+            check_addresses([address], self._identity)
             sockets.dial(self._socket, address)
             self._dialled.append(address)
 

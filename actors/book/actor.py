@@ -27,6 +27,7 @@ import pykka
 
 from ...transport.coordinator import MarketRecord
 from ...transport.errors import (
+    AccessDenied,
     Closed,
     OpenOutcryError,
     Overloaded,
@@ -37,6 +38,7 @@ from ...transport.errors import (
     anew,
     shown,
 )
+from ...transport.identity import Member
 from ...transport.log import get_logger
 from .._base import QUIET, TICK, NodeActor, stop_and_join, tell
 from ..messages import (
@@ -123,6 +125,8 @@ BATCH_MAX: Final = 512
 Half of what a record can hold: while one record is being replicated the next can be made.
 """
 NOT_LEADER: Final = "not_leader"
+_REFUSALS: Final = {kind.default_code: kind for kind in (Overloaded, AccessDenied)}
+"""Kinds of a leader's refusals that are not just Unavailable."""
 LOGGED: Final = "=logged"
 """Behind the name of a market's folder: a file whose existence says that there was a log, so that it can be missed."""
 REPAIRING: Final = "repairing"
@@ -230,6 +234,7 @@ class BookActor(NodeActor):
         report: Callable[[ActorFailed], None],
         meters: MarketMeters | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
+        member_of: Callable[[str], Member | None] | None = None,
     ) -> None:
         """Open the journal in ``folder`` and recover the book as far as it is known to be committed.
 
@@ -240,6 +245,9 @@ class BookActor(NodeActor):
 
         ``observer``: read only, outside the in-sync set. A damaged journal is put aside, and the replica repaired from
         a peer; until it is, it does not lead.
+
+        ``member_of`` tells what the certificate of a node says, by the node's id: for which accounts it may bring
+        commands here to be ordered. None: nodes have none, and may bring anybody's.
 
         Raises:
             StorageError: the journal cannot be opened.
@@ -253,6 +261,7 @@ class BookActor(NodeActor):
         self._submissions = submissions
         self._coordinator = coordinator
         self._clock_ns = clock_ns
+        self._member_of = member_of
         self.book = OrderBook()
         self.recovered = 0
         self._snapshot_every = snapshot_every
@@ -765,7 +774,7 @@ class BookActor(NodeActor):
         if message.code == NOT_LEADER:
             request.sent_to = None
         else:
-            kind = Overloaded if message.code == Overloaded.default_code else Unavailable
+            kind = _REFUSALS.get(message.code, Unavailable)
             self._fail_requests([message.request], kind(message.reason, code=message.code))
 
     def _take_forward(self, sender: str, message: Forward) -> None:
@@ -776,10 +785,19 @@ class BookActor(NodeActor):
                 code=NOT_LEADER,
             )
         for request, commands in message.requests:
-            if error := not_leading or self._refusal(len(commands)):
+            if error := not_leading or self._refusal(len(commands)) or self._denied(sender, commands):
                 self._send((sender,), Refused(self._market, request, error.code, error.message[:500]))
             else:
                 self._enqueue((sender, request, commands))
+
+    def _denied(self, sender: str, commands: tuple[Command, ...]) -> AccessDenied | None:
+        """Return why ``sender`` may not ask for ``commands``, or None."""
+        if self._member_of is None:
+            return None
+        member = self._member_of(sender)
+        if member is None:
+            return AccessDenied(f"market {self._market}: {sender} has shown no certificate; nothing was executed")
+        return member.denied([command[1] for command in commands])
 
     def _send(self, nodes: Iterable[str], message: Any) -> None:
         frame = CODEC.encode(message)

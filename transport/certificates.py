@@ -1,0 +1,416 @@
+"""Certificates: read the identity of a node, and be the authority that issues them. Needs ``cryptography``.
+
+What stands in a certificate is described in :mod:`.identity`. Owns the files of an authority, and reads those of
+identities; opens no socket.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, unquote
+
+import pynng
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+
+from .errors import ConfigurationError, InvalidRequest, ProtocolError, shown
+from .identity import AUTHORITY_DAYS, CERTIFICATE_REFUSED, DAYS, MEMBER, NAME, Member
+
+DAYS_MAX: Final = 36_500
+ACCOUNTS_MAX: Final = 100
+"""Most patterns of accounts in one certificate."""
+
+_ACCOUNT_URI: Final = "openoutcry:account:"
+_BLOCK: Final = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
+_PATTERN_LENGTH_MAX: Final = 65
+_EARLIER: Final = timedelta(hours=1)
+"""How long before it was issued a certificate is in force: clocks differ."""
+
+
+class Identity:
+    """A node's key and certificate, and the authorities whose certificates it takes. Read once, at the node's start."""
+
+    def __init__(self, pem: str, *, source: str = "the identity") -> None:
+        """Read the blocks of ``pem``, in any order; ``source`` names it in errors.
+
+        Raises:
+            ConfigurationError: a part is missing, malformed, out of date, or does not fit the others (code
+                ``identity``).
+        """
+        self._source = source
+        self._authorities: list[x509.Certificate] = []
+        blocks = [(found[1], f"{found[0]}\n") for found in _BLOCK.finditer(pem)]
+        keys = [text for kind, text in blocks if kind.endswith("PRIVATE KEY")]
+        if len(keys) != 1:
+            raise self._wrong(f"holds {len(keys)} private keys where one is needed")
+        public = self._public_key_of(keys[0])
+        try:
+            certificates = [x509.load_pem_x509_certificate(text.encode()) for kind, text in blocks if kind == _CERT]
+            revocations = [x509.load_pem_x509_crl(text.encode()) for kind, text in blocks if kind == _CRL]
+        except ValueError as error:
+            raise self._wrong(f"holds a malformed block: {error}") from error
+        own = [each for each in certificates if _public_bytes(each.public_key()) == public]
+        if len(own) != 1:
+            raise self._wrong(f"holds {len(own)} certificates of its private key where one is needed")
+        self._authorities = [each for each in certificates if each is not own[0]]
+        for each in self._authorities:
+            if not _is_authority(each):
+                raise self._wrong(f"holds a certificate of {each.subject.rfc4514_string()}, which is no authority")
+        for found in revocations:
+            if not any([_signed(found, authority) for authority in self._authorities]):
+                raise self._wrong("holds a list of revoked certificates that none of its authorities has signed")
+        self._revoked = frozenset([(found.issuer, one.serial_number) for found in revocations for one in found])
+        self.certificate: Final = own[0].public_bytes(Encoding.DER)
+        """DER."""
+        try:
+            self.member: Final = self.verified(self.certificate)
+        except ProtocolError as error:
+            raise self._wrong(f"cannot be used: {error.message}") from error
+        self._own = (_pem(own[0]), keys[0])
+        self._trusted = "".join([_pem(each) for each in self._authorities])
+        self._revocations = "".join([text for kind, text in blocks if kind == _CRL]) or None
+        self.server()  # what nng cannot use is found now, not at the first link
+
+    @classmethod
+    def load(cls, path: str | Path) -> Identity:
+        """Read the file at ``path``. Raises as the constructor does, also where it cannot be read."""
+        try:
+            pem = Path(path).expanduser().read_text(encoding="ascii", errors="replace")
+        except OSError as error:
+            raise ConfigurationError(
+                f"the identity {path} cannot be read: {error.strerror or error}", code="identity"
+            ) from error
+        return cls(pem, source=str(path))
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        return self.member.name
+
+    @property
+    def seconds_left(self) -> float:
+        """How long the certificate is still in force, in seconds; negative: it has ended."""
+        return self.member.ends_ns / 1e9 - time.time()
+
+    def server(self) -> pynng.TLSConfig:
+        """Return the TLS of a socket that listens: it takes whom an authority of ours has certified."""
+        return self._config(pynng.TLSConfig.MODE_SERVER)
+
+    def client(self, name: str) -> pynng.TLSConfig:
+        """Return the TLS of a socket that dials: it takes the node called ``name``; any member, if that is MEMBER."""
+        config = self._config(pynng.TLSConfig.MODE_CLIENT)
+        config.set_server_name(name)
+        return config
+
+    def verified(self, certificate: bytes) -> Member:
+        """Return what a certificate (DER) says, if an authority of ours has issued it, and it is in force.
+
+        Raises:
+            ProtocolError: it is malformed, of another authority, out of date or revoked, or names no node (code
+                ``certificate_refused``).
+        """
+        try:
+            found = x509.load_der_x509_certificate(certificate)
+            member = _read(found)
+        except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+            raise _refused(f"it is malformed: {error}") from error
+        if not NAME.fullmatch(member.name) or member.name == MEMBER:
+            raise _refused(f"{member.name!r:.80} cannot be a node's name")
+        if not any([_issued(found, authority) for authority in self._authorities]):
+            raise _refused(f"that of {member.name} is issued by no authority that is trusted here")
+        if (found.issuer, found.serial_number) in self._revoked:
+            raise _refused(f"that of {member.name} is revoked")
+        begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
+        if not begins <= datetime.now(UTC) <= ends:
+            raise _refused(f"that of {member.name} is in force from {_date(begins)} to {_date(ends)}")
+        return member
+
+    def _config(self, mode: int) -> pynng.TLSConfig:
+        config = pynng.TLSConfig(mode, auth_mode=pynng.TLSConfig.AUTH_MODE_REQUIRED)
+        try:
+            config.set_ca_chain(self._trusted, self._revocations)
+            config.set_own_cert(*self._own)
+        except pynng.NNGException as error:
+            raise self._wrong(f"cannot be used for TLS ({error}); a key is ECDSA, as on P-256, or RSA") from error
+        return config
+
+    def _public_key_of(self, private_key: str) -> bytes:
+        try:
+            return _public_bytes(load_pem_private_key(private_key.encode(), None).public_key())
+        except TypeError as error:
+            raise self._wrong("holds an encrypted private key; a node has nobody to ask for a password") from error
+        except ValueError as error:
+            raise self._wrong(f"holds a malformed private key: {error}") from error
+
+    def _wrong(self, what: str) -> ConfigurationError:
+        return ConfigurationError(f"{self._source} {what}", code="identity")
+
+
+class Authority:
+    """Who says which nodes belong to an exchange: the key that signs their certificates, in a folder.
+
+    ====================  =============================================================================================
+    file                  holds
+    ====================  =============================================================================================
+    ``authority.key``     the private key; whoever has it can make members: keep it off the nodes
+    ``authority.pem``     its certificate, which every identity holds too
+    ``revoked.pem``       the list of what was revoked, once something was
+    ``issued/``           each certificate that was issued, as ``NAME-SERIAL.pem``; no key
+    ====================  =============================================================================================
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open an authority.
+
+        Raises:
+            ConfigurationError: there is none, or not a whole one (code ``authority``).
+        """
+        self.folder = Path(folder)
+        try:
+            self._certificate = x509.load_pem_x509_certificate((self.folder / "authority.pem").read_bytes())
+            key = load_pem_private_key((self.folder / "authority.key").read_bytes(), None)
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigurationError(f"{folder} holds no authority: {error}", code="authority") from error
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ConfigurationError(f"{folder} holds no key of an authority", code="authority")
+        self._key = key
+
+    @classmethod
+    def create(cls, folder: str | Path, *, name: str = "Open Outcry", days: int = AUTHORITY_DAYS) -> Authority:
+        """Make a key and its certificate in ``folder``, which must not hold an authority already."""
+        folder = Path(folder)
+        _check_days(days)
+        if (folder / "authority.key").exists():
+            raise ConfigurationError(f"{folder} holds an authority already", code="authority")
+        (folder / "issued").mkdir(mode=0o700, parents=True, exist_ok=True)
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = _named(name)
+        certificate = (
+            _builder(subject, subject, key.public_key(), days)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(_usage(signs_certificates=True), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .sign(key, SHA256())
+        )
+        write_private(folder / "authority.key", _key_pem(key))
+        _write(folder / "authority.pem", _pem(certificate))
+        return cls(folder)
+
+    def issue(self, name: str, *, accounts: Iterable[str] = (), days: int = DAYS) -> str:
+        """Return a new identity, as PEM, of a node called ``name``; its key is nowhere else.
+
+        Args:
+            name: letters, digits and any of ``. _ -``, up to 63.
+            accounts: what the node may act for, instead of its own name and what is below it: up to 100 names, or
+                beginnings of names and ``*``. ``*`` alone: every account.
+            days: how long the certificate is in force.
+
+        Raises:
+            InvalidRequest: an argument is malformed.
+        """
+        if type(name) is not str or not NAME.fullmatch(name) or name == MEMBER:
+            raise InvalidRequest(
+                f"a node with an identity has a name of 1 to 63 letters, digits and any of . _ -, and is not called "
+                f"{MEMBER}; not {shown(name)}",
+                code="invalid_name",
+            )
+        _check_days(days)
+        patterns = tuple(accounts)
+        if len(patterns) > ACCOUNTS_MAX:
+            raise InvalidRequest(f"a certificate names at most {ACCOUNTS_MAX} accounts", code="invalid_account")
+        for pattern in patterns:
+            if type(pattern) is not str or not 1 <= len(pattern) <= _PATTERN_LENGTH_MAX or "*" in pattern[:-1]:
+                raise InvalidRequest(
+                    f"an account is given by its name, or by the beginning of names and *, not {shown(pattern)}",
+                    code="invalid_account",
+                )
+        key = ec.generate_private_key(ec.SECP256R1())
+        alternatives: list[x509.GeneralName] = [x509.DNSName(name), x509.DNSName(MEMBER)]
+        alternatives += [x509.UniformResourceIdentifier(_ACCOUNT_URI + quote(each, safe="/*")) for each in patterns]
+        certificate = (
+            _builder(_named(name), self._certificate.subject, key.public_key(), days)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_usage(signs_certificates=False), critical=True)
+            .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
+            .sign(self._key, SHA256())
+        )
+        text = _pem(certificate)
+        _write(self.folder / "issued" / f"{name}-{certificate.serial_number:x}.pem", text)
+        return "".join([_key_pem(key), text, _pem(self._certificate), self.revocations()])
+
+    def issued(self) -> list[tuple[Member, bool]]:
+        """Return each certificate that was issued, by name and end, and whether it is revoked."""
+        revoked = self._revoked()
+        paths = (self.folder / "issued").glob("*.pem")
+        found = [_read(x509.load_pem_x509_certificate(path.read_bytes())) for path in paths]
+        found.sort(key=lambda member: (member.name, member.ends_ns))
+        return [(member, member.serial in revoked) for member in found]
+
+    def revoke(self, name: str, *, serial: int | None = None) -> int:
+        """Revoke every certificate that was issued to ``name``, or the one with ``serial``; return how many that are.
+
+        It takes effect where identities hold the list: see :meth:`revocations`.
+
+        Raises:
+            InvalidRequest: there is none such (code ``unknown_certificate``).
+        """
+        revoked = self._revoked()
+        members = [found for found, _ in self.issued() if found.name == name and serial in (None, found.serial)]
+        if not members:
+            which = "" if serial is None else f" with the serial number {serial:x}"
+            raise InvalidRequest(f"no certificate{which} was issued to {shown(name)} here", code="unknown_certificate")
+        now = datetime.now(UTC)
+        for member in members:
+            revoked.setdefault(member.serial, now)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self._certificate.subject)
+            .last_update(now - _EARLIER)
+            .next_update(self._certificate.not_valid_after_utc)  # it may be old, and is nowhere fetched from
+        )
+        for number, since in revoked.items():
+            one = x509.RevokedCertificateBuilder().serial_number(number).revocation_date(since).build()
+            builder = builder.add_revoked_certificate(one)
+        _write(self.folder / "revoked.pem", builder.sign(self._key, SHA256()).public_bytes(Encoding.PEM).decode())
+        return len(members)
+
+    def revocations(self) -> str:
+        """Return the list of what was revoked, as PEM, to be added to each identity; empty if nothing was."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.folder / "revoked.pem").read_text(encoding="ascii")
+        return ""
+
+    def _revoked(self) -> dict[int, datetime]:
+        text = self.revocations()
+        if not text:
+            return {}
+        return {one.serial_number: one.revocation_date_utc for one in x509.load_pem_x509_crl(text.encode())}
+
+
+_CERT: Final = "CERTIFICATE"
+_CRL: Final = "X509 CRL"
+
+
+def _read(certificate: x509.Certificate) -> Member:
+    """Return what a certificate says, whoever has issued it."""
+    names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    name = str(names[0].value) if len(names) == 1 else ""
+    uris: list[str] = []
+    with contextlib.suppress(x509.ExtensionNotFound):
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        uris = found.value.get_values_for_type(x509.UniformResourceIdentifier)
+    accounts = tuple([unquote(uri[len(_ACCOUNT_URI) :]) for uri in uris if uri.startswith(_ACCOUNT_URI)])
+    ends_ns = int(certificate.not_valid_after_utc.timestamp()) * 1_000_000_000
+    return Member(name, accounts or (name, f"{name}/*"), ends_ns, certificate.serial_number)
+
+
+def _is_authority(certificate: x509.Certificate) -> bool:
+    with contextlib.suppress(x509.ExtensionNotFound):
+        return certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    return False
+
+
+def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def _signed(revocations: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:
+    key: Any = authority.public_key()
+    return revocations.issuer == authority.subject and revocations.is_signature_valid(key)
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+) -> x509.CertificateBuilder:
+    now = datetime.now(UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _EARLIER)
+        .not_valid_after(now + timedelta(days=days))
+    )
+
+
+def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=not signs_certificates,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=signs_certificates,
+        crl_sign=signs_certificates,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _check_days(days: int) -> None:
+    if type(days) is not int or not 1 <= days <= DAYS_MAX:
+        raise InvalidRequest(f"days is a whole number from 1 to {DAYS_MAX}, not {shown(days)}", code="invalid_days")
+
+
+def _named(name: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+
+
+def _pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(Encoding.PEM).decode()
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> str:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+
+
+def _public_bytes(key: Any) -> bytes:
+    found: bytes = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return found
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner can read; it must not be there yet."""
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file in one step: who reads it finds the old text or the new."""
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    write_private(new, text)
+    new.chmod(0o644)
+    new.replace(path)
+
+
+def _date(when: datetime) -> str:
+    return f"{when:%Y-%m-%d %H:%M} UTC"
+
+
+def _refused(why: str) -> ProtocolError:
+    return ProtocolError(f"a certificate was refused: {why}", code=CERTIFICATE_REFUSED)
