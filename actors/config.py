@@ -26,6 +26,7 @@ from typing import Any, Final
 
 from ..transport.errors import ConfigurationError
 from ..transport.etcd import is_etcd
+from ..transport.identity import SCHEME, check_addresses
 from ..transport.log import without_secrets
 from ..transport.sockets import checked_address
 from .book.rules import MarketRules
@@ -53,6 +54,8 @@ class NodeConfig:
     data_dir: Path
     coordinator: Path | str
     """The path of a file, or the address of an etcd."""
+    identity: Path | None = None
+    """The file of key and certificate; with it, addresses are of TLS, also where they are defaults."""
     listen: str = "tcp://127.0.0.1:0"
     advertise: str | None = None
     directory: tuple[str, ...] = (DIRECTORY_DEFAULT,)
@@ -117,7 +120,12 @@ def load_config(
     name = node.pop("name", "node")
     data_dir = node.pop("data_dir", None) or home / "nodes" / name
     coordinator = node.pop("coordinator", None) or home / "coordinator.sqlite"
-    return NodeConfig(name=name, data_dir=data_dir, coordinator=coordinator, markets=markets, sources=sources, **node)
+    if "identity" in node:
+        node = {"listen": f"{SCHEME}://127.0.0.1:0", "directory": (f"{SCHEME}://127.0.0.1:7400",), **node}
+    found = NodeConfig(name=name, data_dir=data_dir, coordinator=coordinator, markets=markets, sources=sources, **node)
+    addresses = (found.listen, found.advertise, found.serve_directory, *found.directory)
+    check_addresses([address for address in addresses if address], found.identity)
+    return found
 
 
 def settings(config: NodeConfig) -> list[tuple[str, Any, str]]:
@@ -213,7 +221,7 @@ def _parse(
                         raise ConfigurationError(f"market {key} is a section: write [markets.{key}]")
                     else:
                         markets[key] = _rules_of_file(key, value, slips)
-    for key in ("data_dir", "coordinator", "log_file"):
+    for key in ("data_dir", "coordinator", "identity", "log_file"):
         if isinstance(node.get(key), Path):
             node[key] = folder / node[key]
     return node, markets
@@ -380,6 +388,7 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "directory": _addresses,
     "serve_directory": _listened_at,
     "coordinator": _store,
+    "identity": _path,
     "ttl_ms": _whole,
     "min_in_sync": _whole,
     "timeout": _seconds,

@@ -133,7 +133,6 @@ class Sandbox:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("OPENOUTCRY_", "PYTEST_"))}
         self._environment = kept | {
             "HOME": str(folder),
-            "OPENOUTCRY_DIRECTORY": f"tcp://{self._own('127.0.0.1:7400')}",
             "PATH": os.pathsep.join([here, os.environ.get("PATH", os.defpath)]),
             "PYTHONDONTWRITEBYTECODE": "1",
             "NO_COLOR": "1",
@@ -230,7 +229,8 @@ class Sandbox:
         while SERVERS.search(command):
             path = self._new_output()
             with path.open("wb") as output:
-                server = self._spawn(f"exec {command}", output)
+                default = f"export OPENOUTCRY_DIRECTORY=tcp://{self._own('127.0.0.1:7400')}"
+                server = self._spawn(f"{default}; exec {command}", output)
             while not path.stat().st_size and server.poll() is None and time.monotonic() < deadline_s:
                 time.sleep(0.02)
             if _ERROR.search(_text(path)):  # what it needs is held by one that is still ending

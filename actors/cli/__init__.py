@@ -11,7 +11,7 @@ from typing import Final
 import click
 
 from ..book import engine_build
-from . import admin, coordinator, demo, disk, replaying, serve, settings, show, trade
+from . import admin, coordinator, demo, disk, identity, replaying, serve, settings, show, trade
 from .common import Group
 
 
@@ -36,6 +36,7 @@ _COMMANDS: Final[tuple[click.Command, ...]] = (
     admin.market,
     admin.force_leader,
     coordinator.coordinator,
+    identity.identity,
     disk.verify,
     disk.log,
     replaying.replay,

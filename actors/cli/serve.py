@@ -17,6 +17,7 @@ from typing import Any, Final
 import click
 
 from ...transport.errors import ConfigurationError, RequestTimeout
+from ...transport.identity import SCHEME, open_identity
 from ...transport.log import get_logger
 from ...transport.rendezvous import Rendezvous
 from ..config import DIRECTORY_DEFAULT, NodeConfig, load_config
@@ -55,6 +56,7 @@ node_settings = options(
     click.option("--serve-directory", help="Be a rendezvous too, at this address."),
     click.option("--data-dir", type=click.Path(path_type=Path), help="For its journals.  [default: HOME/nodes/NAME]"),
     click.option("--coordinator", help="The SQLite file, or etcd://HOST:PORT,…/PREFIX, that all nodes share."),
+    click.option("--identity", type=click.Path(path_type=Path), help="Its key and certificate: links are TLS then."),
     click.option("--listen", help="Where other nodes reach this one.  [default: tcp://127.0.0.1:0]"),
     click.option("--advertise", help="The address to announce where it differs from --listen."),
     click.option("--ttl-ms", type=int, help="How long the directory remembers a silent node.  [default: 2000]"),
@@ -95,15 +97,19 @@ def judged_settings() -> Iterator[None]:
 
 
 @click.command()
-@click.option("--listen", default=DIRECTORY_DEFAULT, show_default=True, help="Where nodes reach it; port 0 = any.")
+@click.option("--listen", help=f"Where nodes reach it; port 0 = any.  [default: {DIRECTORY_DEFAULT}]")
 @click.option("--advertise", help="Its address as nodes reach it, where that differs.")
 @click.option("--peer", "peers", multiple=True, help="Address of another rendezvous, to tell nodes of. Repeatable.")
+@click.option(
+    "--identity", type=click.Path(path_type=Path), help="Its key and certificate: it talks to members only then."
+)
 @log_settings
 def directory(
     *,
-    listen: str,
+    listen: str | None,
     advertise: str | None,
     peers: tuple[str, ...],
+    identity: Path | None,
     log_format: str | None,
     log_level: str | None,
     log_file: Path | None,
@@ -116,10 +122,17 @@ def directory(
         judged_settings(),
         LogWriter(form=log_format or FORMATS[0], level=log_level or "info", file=log_file) as log,
         until_signalled(on_hangup=log.reopen) as ended,
-        Rendezvous(listen, peers=peers, advertise=advertise) as rendezvous,
+        _rendezvous(listen, peers, advertise, identity) as rendezvous,
     ):
         click.echo(rendezvous.address)
         wait_for(ended)
+
+
+def _rendezvous(listen: str | None, peers: tuple[str, ...], advertise: str | None, identity: Path | None) -> Rendezvous:
+    if identity is None:
+        return Rendezvous(listen or DIRECTORY_DEFAULT, peers=peers, advertise=advertise)
+    listen = listen or DIRECTORY_DEFAULT.replace("tcp", SCHEME)
+    return Rendezvous(listen, peers=peers, advertise=advertise, identity=open_identity(identity))
 
 
 @click.command()
@@ -200,6 +213,7 @@ def _run(config: NodeConfig, ended: threading.Event) -> None:
             directory=[address for address in config.directory if address != config.serve_directory],
             data_dir=config.data_dir,
             coordinator=config.coordinator,
+            identity=config.identity,
             listen=config.listen,
             advertise=config.advertise,
             serve_directory=config.serve_directory,

@@ -1,0 +1,112 @@
+"""The identities of an exchange's nodes: the authority that issues them, and what one says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, cast
+
+import click
+
+from ...transport.errors import InvalidRequest
+from ...transport.identity import AUTHORITY_DAYS, DAYS, certificates, open_identity
+from .common import print_json
+from .show import table
+
+if TYPE_CHECKING:
+    from ...transport.certificates import Authority
+
+_FOLDER: Final = click.Path(file_okay=False, path_type=Path)
+_FILE: Final = click.Path(dir_okay=False, path_type=Path)
+_at_authority = click.option("--authority", "folder", type=_FOLDER, required=True, help="The authority's folder.")
+_as_json = click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def identity() -> None:
+    """Give the nodes of an exchange identities: then links are TLS, and each node acts for its own accounts only."""
+
+
+@identity.command("create-authority")
+@click.argument("folder", metavar="DIR", type=_FOLDER)
+@click.option("--name", default="Open Outcry", show_default=True, help="The authority's name in its certificate.")
+@click.option("--days", type=int, default=AUTHORITY_DAYS, show_default=True, help="How long it is in force.")
+def create_authority(*, folder: Path, name: str, days: int) -> None:
+    """Make the authority of a new exchange in DIR. Whoever has its key can make members: keep it off the nodes."""
+    certificates().Authority.create(folder, name=name, days=days)
+    click.echo(f"{folder} holds the authority; its key is {folder / 'authority.key'}")
+
+
+@identity.command()
+@click.argument("name")
+@_at_authority
+@click.option(
+    "--account",
+    "accounts",
+    multiple=True,
+    metavar="PATTERN",
+    help="An account that the node acts for, or the beginning of some and *. Repeatable.  [default: NAME, NAME/*]",
+)
+@click.option("--days", type=int, default=DAYS, show_default=True, help="How long it is in force.")
+@click.option("--out", type=_FILE, help="The file to write, which must not be there.  [default: NAME.pem]")
+def issue(*, name: str, folder: Path, accounts: tuple[str, ...], days: int, out: Path | None) -> None:
+    """Write the identity of a new node called NAME: its key, its certificate, and whom it trusts, in one file."""
+    out = out or Path(f"{name}.pem")
+    if out.exists():
+        raise InvalidRequest(f"{out} is there already: move it away, or give another name with --out", code="exists")
+    certificates().write_private(out, _open(folder).issue(name, accounts=accounts, days=days))
+    said = open_identity(out).member
+    click.echo(f"{out}: node {said.name}, acts for {', '.join(said.accounts)}, until {said.ends}")
+
+
+@identity.command("list")
+@_at_authority
+@_as_json
+def list_issued(*, folder: Path, as_json_text: bool) -> None:
+    """List what an authority has issued."""
+    found = _open(folder).issued()
+    if as_json_text:
+        print_json([{**member.as_json(), "revoked": revoked} for member, revoked in found])
+        return
+    rows = [("NODE", "ACCOUNTS", "UNTIL", "SERIAL", "")]
+    for member, revoked in found:
+        rows.append(
+            (member.name, ", ".join(member.accounts), member.ends, f"{member.serial:x}", "revoked" if revoked else "")
+        )
+    click.echo("\n".join(table(rows)))
+
+
+@identity.command()
+@click.argument("name")
+@_at_authority
+@click.option("--serial", metavar="HEX", help="Only the certificate with this serial number.")
+def revoke(*, name: str, folder: Path, serial: str | None) -> None:
+    """Revoke all that was issued to NAME.
+
+    It takes effect at a node once its identity holds the list: add DIR/revoked.pem to its file, and restart it.
+    """
+    try:
+        number = None if serial is None else int(serial, 16)
+    except ValueError:
+        raise click.UsageError(f"--serial is a number in hexadecimal, not {serial!r:.80}") from None
+    count = _open(folder).revoke(name, serial=number)
+    what = "1 certificate" if count == 1 else f"{count} certificates"
+    click.echo(
+        f"{what} of {name} revoked; add {folder / 'revoked.pem'} to the other nodes' identities, and restart them"
+    )
+
+
+@identity.command()
+@click.argument("file", type=_FILE)
+@_as_json
+def show(*, file: Path, as_json_text: bool) -> None:
+    """Check an identity's file, and show what it says; never the key."""
+    said = open_identity(file).member
+    if as_json_text:
+        print_json(said.as_json())
+        return
+    for what, value in said.as_json().items():
+        click.echo(f"{what:<10}{', '.join(value) if isinstance(value, list) else value}")
+
+
+def _open(folder: Path) -> Authority:
+    return cast("Authority", certificates().Authority(folder))

@@ -1,0 +1,561 @@
+"""Identities: who has no certificate of the exchange gets in nowhere, and nobody is taken for another."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import queue
+import re
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pynng
+import pytest
+from click.testing import CliRunner
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
+from openoutcry.actors import AsyncNode, ConfigurationError, ExchangeNode, InvalidRequest, MarketRules, message
+from openoutcry.actors.cli import main
+from openoutcry.actors.kit import Actor
+from openoutcry.actors.messages import CODEC, Credentials, Hello, PeerFound
+from openoutcry.transport import sockets
+from openoutcry.transport.certificates import Authority, Identity
+from openoutcry.transport.errors import AccessDenied, ProtocolError, Unavailable
+from openoutcry.transport.identity import MEMBER
+from openoutcry.transport.rendezvous import Rendezvous
+from openoutcry.transport.sockets import Inbox
+from openoutcry.transport.survey import Directory, ServiceEntry
+
+MARKET = "BTC-USD"
+RULES = MarketRules()
+ANY_PORT = "tls+tcp://127.0.0.1:0"
+SHORT_MS = 400
+"""How long a connection that is not to come about is waited for; one that is takes some 10 ms."""
+
+
+def until(condition: Callable[[], Any], what: str, within: float = 20.0) -> Any:
+    deadline = time.monotonic() + within
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"not within {within} s: {what}"
+        time.sleep(0.005)
+    return found
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority.create(tmp_path / "authority")
+
+
+@pytest.fixture
+def alice(authority: Authority) -> Iterator[ExchangeNode]:
+    """A node with an identity that stands alone, is a rendezvous, and has a market."""
+    identity = Identity(authority.issue("alice"))
+    with ExchangeNode("alice", markets={MARKET: RULES}, serve_directory=ANY_PORT, identity=identity) as node:
+        node.wait_ready()
+        yield node
+
+
+# -- making odd certificates -------------------------------------------------------------------------------------------
+
+
+def issued_by(
+    folder: Path, name: str, *, begins: int = -1, ends: int = 30, names: tuple[str, ...] = (), key: Any = None
+) -> str:
+    """Return an identity that the authority in ``folder`` would not issue itself; days are counted from now."""
+    authority = x509.load_pem_x509_certificate((folder / "authority.pem").read_bytes())
+    signer: Any = load_pem_private_key((folder / "authority.key").read_bytes(), None)
+    key = key or ec.generate_private_key(ec.SECP256R1())
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]))
+        .issuer_name(authority.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now + timedelta(days=begins))
+        .not_valid_after(now + timedelta(days=ends))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.DNSName(each) for each in (*names, name, MEMBER)]), critical=False
+        )
+        .sign(signer, SHA256())
+    )
+    text = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    return "".join([text, pem(certificate), pem(authority)])
+
+
+def pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(Encoding.PEM).decode()
+
+
+def der(identity: str) -> bytes:
+    """Return the node's own certificate in an identity's text."""
+    return x509.load_pem_x509_certificates(identity.encode())[0].public_bytes(Encoding.DER)
+
+
+def tls(identity: str | None, name: str, trusted: str) -> pynng.TLSConfig:
+    """Return what a client would use that checks nothing of what is its own."""
+    config = pynng.TLSConfig(
+        pynng.TLSConfig.MODE_CLIENT, auth_mode=pynng.TLSConfig.AUTH_MODE_REQUIRED, server_name=name, ca_string=trusted
+    )
+    if identity is not None:
+        key, certificate = re.findall(r"-----BEGIN.*?-----END.*?-----\n", identity, re.DOTALL)[:2]
+        config.set_own_cert(certificate, key)
+    return config
+
+
+@contextlib.contextmanager
+def connected(address: str, config: pynng.TLSConfig | None) -> Iterator[Callable[[bytes], bool]]:
+    """Dial an inbox by hand; what is given sends one frame, and returns whether there was a connection to take it."""
+    socket = sockets.open_socket(pynng.Push0, send_timeout_ms=SHORT_MS, tls=config)
+    try:
+        sockets.dial(socket, address)
+
+        def send(frame: bytes) -> bool:
+            try:
+                socket.send(frame)
+            except pynng.Timeout:
+                return False
+            return True
+
+        yield send
+    finally:
+        socket.close()
+
+
+def hello(name: str, node_id: str, address: str = "tls+tcp://127.0.0.1:9") -> bytes:
+    return CODEC.encode(Hello(node_id, name, address, "-", 1, 0))
+
+
+@message("test_identity.say")
+class Say:
+    what: str
+
+
+class Echo(Actor):
+    def on_receive(self, message: Any) -> Any:
+        return message.what
+
+
+# -- who gets in -------------------------------------------------------------------------------------------------------
+
+
+def test_nodes_with_identities_share_one_book_over_tls_and_a_remote_actor_answers(exchange: Any) -> None:
+    net = exchange(nodes=3, markets={MARKET: RULES}, identities=True)
+    assert all(node.address.startswith("tls+tcp://") for node in net)
+    net[0].submit_order(MARKET, "sell", "10", "2")
+    assert net[1].submit_order(MARKET, "buy", "10", "1").status == "filled"
+    net[2].submit_order(MARKET, "buy", "9", "1", account="node-2/algo")
+    net.assert_same_hash(MARKET)
+    assert [order.account for order in net[0].open_orders(MARKET, "node-2/algo")] == ["node-2/algo"]
+
+    echo = Echo.start()
+    net[0].register("echo", echo, accepts=[Say])
+    try:
+        assert net[1].actor("echo@node-0").ask(Say("hi")) == "hi"
+    finally:
+        echo.stop()
+    assert net[0].status()["identity"]["accounts"] == ["node-0", "node-0/*"]
+
+
+def test_another_takes_over_when_the_leader_s_process_is_killed_and_it_comes_back(exchange_processes: Any) -> None:
+    net = exchange_processes(nodes=3, markets={MARKET: RULES}, identities=True)
+    order = net[0].submit_order(MARKET, "sell", "10", "1")
+    net[0].kill()
+    assert net[1].submit_order(MARKET, "buy", "10", "1", timeout=20).trades[0].maker_order_id == order.order_id
+    net.restart(0)
+    net.assert_same_hash(MARKET)
+
+
+OUTSIDERS: dict[str, Callable[[Path, Path], str | None]] = {
+    "a member": lambda own, _: issued_by(own, "bob"),
+    "no certificate": lambda _own, _foreign: None,
+    "another exchange's": lambda _, foreign: issued_by(foreign, "bob"),
+    "one that has ended": lambda own, _: issued_by(own, "bob", begins=-3, ends=-1),
+    "one that has not begun": lambda own, _: issued_by(own, "bob", begins=1),
+}
+
+
+@pytest.mark.parametrize("who", OUTSIDERS)
+def test_only_who_has_a_certificate_of_the_exchange_in_force_gets_a_connection(
+    alice: ExchangeNode, authority: Authority, tmp_path: Path, who: str
+) -> None:
+    foreign = Authority.create(tmp_path / "foreign")
+    text = OUTSIDERS[who](authority.folder, foreign.folder)
+    trusted = (authority.folder / "authority.pem").read_text()
+    with connected(alice.address, tls(text, "alice", trusted)) as send:
+        assert send(CODEC.encode(Credentials(der(text) if text else b"-"))) == (who == "a member")
+    with connected(alice.address.removeprefix("tls+"), None) as send:
+        assert not send(hello("bob", "bob.1")), "without TLS nobody does"
+
+
+def test_a_certificate_that_was_revoked_is_refused_where_the_list_is_known(
+    authority: Authority, tmp_path: Path
+) -> None:
+    bob, carol = authority.issue("bob"), authority.issue("carol")
+    assert authority.revoke("bob") == 1
+    identity = Identity(authority.issue("alice"))
+    with pytest.raises(ProtocolError, match="that of bob is revoked"):
+        identity.verified(der(bob))
+    assert identity.verified(der(carol)).name == "carol"
+    trusted = (authority.folder / "authority.pem").read_text()
+    with ExchangeNode("alice", data_dir=tmp_path / "alice", identity=identity) as node:
+        with connected(node.address, tls(bob, "alice", trusted)) as send:
+            assert not send(b"frame")
+        with connected(node.address, tls(carol, "alice", trusted)) as send:
+            assert send(b"frame")
+    assert [(member.name, revoked) for member, revoked in authority.issued()] == [
+        ("alice", False),
+        ("bob", True),
+        ("carol", False),
+    ]
+
+
+def test_members_of_two_authorities_link_where_both_are_trusted(tmp_path: Path) -> None:
+    """As while one authority takes the place of another."""
+    old, new = Authority.create(tmp_path / "old"), Authority.create(tmp_path / "new")
+    both = "".join([(each.folder / "authority.pem").read_text() for each in (old, new)])
+    shared = {"coordinator": tmp_path / "c", "markets": {MARKET: RULES}}
+    with (
+        ExchangeNode("a", identity=Identity(old.issue("a") + pem_of(new)), serve_directory=ANY_PORT, **shared) as a,
+        ExchangeNode(
+            "b", identity=Identity(new.issue("b") + pem_of(old)), directory=a.directory_address, **shared
+        ) as b,
+    ):
+        b.wait_in_sync(MARKET, 2)
+    assert both.count("BEGIN CERTIFICATE") == 2
+
+
+def pem_of(authority: Authority) -> str:
+    return (authority.folder / "authority.pem").read_text()
+
+
+# -- nobody is taken for another ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("credentials", "name", "node_id", "refused"),
+    [
+        ("mallory", "mallory", "mallory.1", False),
+        ("mallory", "alice", "alice.00000000", True),
+        ("mallory", "mallory", "bob.00000000", True),
+        ("mallory", "bob", "mallory.00000000", True),
+        ("bob", "bob", "bob.00000000", True),
+        (None, "mallory", "mallory.1", True),
+    ],
+)
+def test_a_member_that_says_it_is_another_loses_the_link(
+    alice: ExchangeNode, authority: Authority, credentials: str | None, name: str, node_id: str, refused: bool
+) -> None:
+    """Certificates are public: to have seen bob's is not to be bob."""
+    known = {each: authority.issue(each) for each in ("mallory", "bob")}
+    with connected(alice.address, tls(known["mallory"], "alice", pem_of(authority))) as send:
+        if credentials is not None:
+            assert send(CODEC.encode(Credentials(der(known[credentials]))))
+        assert send(hello(name, node_id))
+        if refused:
+            until(lambda: alice.status()["frames_refused"] == 1, "it is refused")
+        until(lambda: refused or node_id in alice._links.peers, "it is known")
+    assert (node_id in alice._links.peers) != refused
+
+
+def test_a_member_cannot_announce_a_node_of_another_nor_take_it_back(alice: ExchangeNode, authority: Authority) -> None:
+    entries = {name: ServiceEntry("prices", f"{name}.1", f"tls+tcp://127.0.0.1:{port}") for name, port in PORTS.items()}
+    address = str(alice.directory_address)
+
+    def directory(name: str) -> Directory:
+        return Directory([address], identity=Identity(authority.issue(name)))
+
+    def found() -> list[str]:
+        return [entry.node for entry in bob.lookup("prices", deadline=time.monotonic() + 20).entries]
+
+    with directory("bob") as bob, directory("mallory") as mallory:
+        until(lambda: bob.connected and mallory.connected, "both are connected")
+        assert bob.announce(entries["bob"]) == 1
+        assert mallory.announce(entries["mallory"]) == 1
+        assert found() == ["bob.1", "mallory.1"]
+        assert mallory.unannounce(entries["bob"]) == 0
+        until(lambda: found() == ["bob.1"], "who tries loses the connection, and with it what it has announced")
+        until(lambda: mallory.connected, "it is connected again")
+        assert mallory.announce(ServiceEntry("prices", "bob.2", "tls+tcp://127.0.0.1:3")) == 0
+        assert found() == ["bob.1"]
+
+
+PORTS = {"bob": 1, "mallory": 2}
+
+
+@pytest.mark.parametrize(("said_to_be", "is_told"), [("mallory", True), ("bob", False)])
+def test_a_node_says_nothing_to_who_is_not_the_one_that_it_was_told_of(
+    alice: ExchangeNode, authority: Authority, said_to_be: str, is_told: bool
+) -> None:
+    """Whoever plays rendezvous may name any address for bob; who listens there has to be bob."""
+    frames: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    mallory = Identity(authority.issue("mallory"))
+    inbox = Inbox(ANY_PORT, on_frame=lambda _, f: frames.put(f), on_pipe_removed=lambda _: None, identity=mallory)
+    inbox.start()
+    try:
+        alice._supervisor.tell(PeerFound(f"{said_to_be}.1", said_to_be, inbox.address))
+        if is_told:
+            assert CODEC.decode(frames.get(timeout=20)) == Credentials(alice._identity.certificate)  # type: ignore[union-attr]
+        else:
+            with pytest.raises(queue.Empty):
+                frames.get(timeout=SHORT_MS / 1000)
+    finally:
+        inbox.close()
+
+
+def test_an_address_without_tls_is_never_dialled_whoever_names_it(alice: ExchangeNode, authority: Authority) -> None:
+    bob = authority.issue("bob")
+    listener = sockets.open_socket(pynng.Pull0, recv_timeout_ms=SHORT_MS)
+    try:
+        plain = sockets.listen(listener, "tcp://127.0.0.1:0")
+        with connected(alice.address, tls(bob, "alice", pem_of(authority))) as send:
+            assert send(CODEC.encode(Credentials(der(bob))))
+            assert send(hello("bob", "bob.1", plain))
+            until(lambda: "bob.1" in alice._links.peers, "it is known")
+            with pytest.raises(pynng.Timeout):
+                listener.recv()
+    finally:
+        listener.close()
+
+
+def test_a_rendezvous_without_tls_is_not_taken_from_another_that_names_it(authority: Authority) -> None:
+    plain, secure = "tcp://127.0.0.1:9", "tls+tcp://127.0.0.1:9"
+    identity = Identity(authority.issue("place"))
+    with (
+        Rendezvous(ANY_PORT, peers=[plain, secure], identity=identity) as rendezvous,
+        Directory([rendezvous.address], identity=identity) as directory,
+    ):
+        directory.lookup("prices", deadline=time.monotonic() + 20)
+        assert directory.rendezvous == (rendezvous.address, secure)
+
+
+def test_nodes_with_and_without_identities_say_so_when_they_are_started_together(
+    authority: Authority, tmp_path: Path
+) -> None:
+    identity = Identity(authority.issue("alice"))
+    for name, options, code in (
+        ("alice", {"identity": identity, "listen": "tcp://127.0.0.1:0"}, "insecure_address"),
+        ("alice", {"identity": identity, "directory": "tcp://127.0.0.1:7400"}, "insecure_address"),
+        ("alice", {"identity": identity, "serve_directory": "tcp://127.0.0.1:0"}, "insecure_address"),
+        ("bob", {"identity": identity}, "identity"),
+        ("bob", {"listen": ANY_PORT}, "no_identity"),
+        ("bob", {"directory": "tls+tcp://127.0.0.1:7400"}, "no_identity"),
+    ):
+        with pytest.raises(ConfigurationError) as refused:
+            ExchangeNode(name, data_dir=tmp_path / name, **options)  # type: ignore[arg-type]
+        assert refused.value.code == code
+    with pytest.raises(ConfigurationError, match="needs an identity"):
+        Rendezvous(ANY_PORT)
+
+
+# -- for whom a node acts ----------------------------------------------------------------------------------------------
+
+
+def test_a_node_acts_for_the_accounts_of_its_certificate_only(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES}, identities=True)
+    order = net[1].submit_order(MARKET, "sell", "10", "1")
+    node = net[0]
+    assert node.status()["markets"][MARKET]["leader"] == node.node_id, "nobody but itself refuses"
+    theirs = {"account": "node-1"}
+    attempts: list[Callable[[], Any]] = [
+        lambda: node.submit_order(MARKET, "buy", "10", "1", **theirs),
+        lambda: node.cancel_order(MARKET, order.order_id, **theirs),
+        lambda: node.amend_order(MARKET, order.order_id, quantity="2", **theirs),
+        lambda: node.cancel_all(MARKET, **theirs),
+        lambda: node.submit_many(MARKET, [node.cancel(1), node.cancel(order.order_id, **theirs)]),
+        lambda: asyncio.run(_in_a_loop(node, order.order_id)),
+    ]
+    for attempt in attempts:
+        with pytest.raises(AccessDenied, match="node node-0 may act for node-0, node-0/\\*, not for account 'node-1'"):
+            attempt()
+    assert net.wait_same_sequence(MARKET) == order.sequence, "nothing was executed"
+    assert node.get_order(MARKET, order.order_id) is not None
+
+
+async def _in_a_loop(node: ExchangeNode, order_id: int) -> None:
+    await AsyncNode(node).cancel_order(MARKET, order_id, account="node-1")
+
+
+def test_the_leader_refuses_what_a_node_that_does_not_check_itself_brings(exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES}, identities=True)
+    order = net[0].submit_order(MARKET, "sell", "10", "1")
+    net[1]._identity = None  # it does not look any more; its links are as they were
+    with pytest.raises(AccessDenied, match="not for account 'node-0'"):
+        net[1].cancel_order(MARKET, order.order_id, account="node-0")
+    assert net[1].submit_order(MARKET, "buy", "9", "1").status == "resting"
+    assert net.wait_same_sequence(MARKET) == order.sequence + 1
+
+
+@pytest.mark.parametrize(
+    ("patterns", "allowed", "denied"),
+    [
+        ((), ["desk", "desk/a", "desk/"], ["desk2", "Desk", "des", "", "other/desk"]),
+        (("a", "b*"), ["a", "b", "bc", "b*"], ["ab", "A", "desk", "desk/a"]),
+        (("*",), ["anybody", "desk"], []),
+        (("Zoë Ünal", "x%20*"), ["Zoë Ünal", "x%20y"], ["Zoe Unal", "x y"]),
+    ],
+)
+def test_accounts_are_given_by_name_or_by_their_beginning(
+    authority: Authority, patterns: tuple[str, ...], allowed: list[str], denied: list[str]
+) -> None:
+    member = Identity(authority.issue("desk", accounts=patterns)).member
+    assert member.accounts == (patterns or ("desk", "desk/*"))
+    assert [account for account in allowed if member.denied([account])] == []
+    assert [account for account in denied if not member.denied([account])] == []
+    assert member.denied(allowed) is None
+    assert (member.denied([*allowed, *denied]) is None) == (not denied)
+
+
+# -- files -------------------------------------------------------------------------------------------------------------
+
+
+def broken(what: str, folder: Path, good: str) -> str:
+    key, own, authority = re.findall(r"-----BEGIN.*?-----END.*?-----\n", good, re.DOTALL)
+    foreign = Authority.create(folder / "foreign")
+    other = foreign.issue("other")
+    foreign.revoke("other")
+    password = BestAvailableEncryption(b"secret")
+    locked = load_pem_private_key(key.encode(), None).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, password)
+    return {
+        "holds 0 private keys": own + authority,
+        "holds 2 private keys": good + other.partition("-----BEGIN CERT")[0],
+        "holds 0 certificates of its private key": key + authority,
+        "holds an encrypted private key": locked.decode() + own + authority,
+        "holds a malformed private key": key.replace("\nMI", "\nAA", 1) + own + authority,
+        "holds a malformed block": key + own.replace("\nMI", "\nAA", 1) + authority,
+        "is issued by no authority": key + own + pem_of(foreign),
+        "which is no authority": good + pem(x509.load_pem_x509_certificates(other.encode())[0]),
+        "a list of revoked certificates that none of its authorities has signed": good + foreign.revocations(),
+        "is in force from": issued_by(folder / "authority", "alice", begins=-3, ends=-1),
+        "cannot be a node's name": issued_by(folder / "authority", "no name"),
+        "cannot be used for TLS": issued_by(folder / "authority", "alice", key=ed25519.Ed25519PrivateKey.generate()),
+    }[what]
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "holds 0 private keys",
+        "holds 2 private keys",
+        "holds 0 certificates of its private key",
+        "holds an encrypted private key",
+        "holds a malformed private key",
+        "holds a malformed block",
+        "is issued by no authority",
+        "which is no authority",
+        "a list of revoked certificates that none of its authorities has signed",
+        "is in force from",
+        "cannot be a node's name",
+        "cannot be used for TLS",
+    ],
+)
+def test_an_identity_that_cannot_be_used_says_why_when_it_is_read(
+    authority: Authority, tmp_path: Path, what: str
+) -> None:
+    path = tmp_path / "identity.pem"
+    path.write_text(broken(what, tmp_path, authority.issue("alice")))
+    with pytest.raises(ConfigurationError, match=what) as refused:
+        Identity.load(path)
+    assert refused.value.code == "identity"
+    assert str(path) in refused.value.message
+    assert "PRIVATE" not in refused.value.message
+
+
+def test_keys_are_for_their_owner_only_and_never_overwritten(tmp_path: Path) -> None:
+    run = CliRunner().invoke
+    folder, out = tmp_path / "ca", tmp_path / "bob.pem"
+    assert run(main, ["identity", "create-authority", str(folder)]).exit_code == 0
+    issue = ["identity", "issue", "bob", "--authority", str(folder), "--out", str(out), "--account", "desk/*"]
+    assert run(main, issue).exit_code == 0
+    text = out.read_text()
+    for path in (out, folder / "authority.key"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert run(main, issue).exit_code == 1
+    assert run(main, ["identity", "create-authority", str(folder)]).exit_code == 1
+    assert out.read_text() == text
+    shown = json.loads(run(main, ["identity", "show", str(out), "--json"]).output)
+    assert (shown["name"], shown["accounts"]) == ("bob", ["desk/*"])
+    assert run(main, ["identity", "revoke", "bob", "--authority", str(folder)]).exit_code == 0
+    (again,) = json.loads(run(main, ["identity", "list", "--authority", str(folder), "--json"]).output)
+    by_serial = ["identity", "revoke", "bob", "--authority", str(folder), "--serial"]
+    assert [run(main, [*by_serial, serial]).exit_code for serial in (again["serial"], "abc", "x")] == [0, 1, 2]
+    listed = json.loads(run(main, ["identity", "list", "--authority", str(folder), "--json"]).output)
+    assert [(each["name"], each["revoked"]) for each in listed] == [("bob", True)]
+    out.write_text(text + (folder / "revoked.pem").read_text())
+    assert "that of bob is revoked" in run(main, ["identity", "show", str(out)]).output
+
+
+@pytest.mark.parametrize("name", ["", "a b", "-x", "x" * 64, "zoë", "*.x", MEMBER, 3])
+def test_an_authority_issues_no_certificate_whose_name_cannot_stand_in_one(authority: Authority, name: Any) -> None:
+    with pytest.raises(InvalidRequest):
+        authority.issue(name)
+    assert authority.issued() == []
+
+
+# -- from the command line ---------------------------------------------------------------------------------------------
+
+
+def test_processes_started_by_hand_with_identities_trade_and_one_without_stays_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in [name for name in os.environ if name.startswith("OPENOUTCRY_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setenv("OPENOUTCRY_HOME", str(tmp_path))
+    openoutcry = [sys.executable, "-m", "openoutcry.actors.cli"]
+
+    def run(*arguments: str) -> Any:
+        return CliRunner().invoke(main, list(arguments))
+
+    assert run("identity", "create-authority", str(tmp_path / "ca")).exit_code == 0
+    for name in ("place", "alice", "bob"):
+        out = str(tmp_path / f"{name}.pem")
+        assert run("identity", "issue", name, "--authority", str(tmp_path / "ca"), "--out", out).exit_code == 0
+
+    with contextlib.ExitStack() as started:
+
+        def start(*arguments: str) -> subprocess.Popen[str]:
+            log = started.enter_context((tmp_path / f"{len(list(tmp_path.glob('*.log')))}.log").open("w"))
+            process = subprocess.Popen([*openoutcry, *arguments], stdout=subprocess.PIPE, stderr=log, text=True)
+            started.enter_context(process)
+            started.callback(process.kill)
+            return process
+
+        place = start("directory", "--listen", ANY_PORT, "--identity", str(tmp_path / "place.pem"))
+        assert place.stdout is not None
+        address = place.stdout.readline().strip()
+        for name, joined in (("alice", ("--market", MARKET)), ("bob", ("--join", MARKET))):
+            pem = str(tmp_path / f"{name}.pem")
+            start("node", "--name", name, *joined, "--directory", address, "--identity", pem)
+
+        def in_sync() -> bool:
+            result = run("status", "--node", "bob", "--json")
+            return result.exit_code == 0 and len(json.loads(result.output)["markets"][MARKET].get("in_sync", ())) == 2
+
+        until(in_sync, "both are in sync")
+        assert run("submit", MARKET, "sell", "10", "1", "--node", "alice").exit_code == 0
+        denied = run("cancel", MARKET, "2", "--node", "bob", "--account", "alice")
+        assert (denied.exit_code, "(access_denied)" in denied.output) == (1, True)
+        assert run("submit", MARKET, "buy", "10", "1", "--node", "bob").output.splitlines()[1:] == [
+            "  bought 1 at 10.00"
+        ]
+        assert '"accounts": ["bob", "bob/*"]' in run("status", "--node", "bob", "--json").output
+
+        outsider = Directory([address.removeprefix("tls+")])
+        with outsider, pytest.raises(Unavailable):
+            outsider.lookup("openoutcry.node", deadline=time.monotonic() + SHORT_MS / 1000)
