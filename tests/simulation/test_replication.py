@@ -226,7 +226,7 @@ def test_a_flood_of_joins_makes_the_leader_read_once_at_a_time() -> None:
 
 
 def test_what_has_become_durable_since_the_log_was_read_for_a_follower_is_read_too() -> None:
-    """The leader writes on by itself while the answer waits for it; perhaps no later command comes to bring this one."""
+    """The leader writes on by itself while the answer waits for it; there may be no later command to bring this one."""
     replica = leader()
     (read,) = replica.on_join("b", join(1), 0)
     nothing = LogRead("b", 0, read.token, EMPTY.chain, (), (), 0)

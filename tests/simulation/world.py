@@ -839,7 +839,8 @@ class World:
         nodes = list(self.nodes.values())
         if not all([node.alive and not node.closing and not node.marked for node in nodes]):
             return False
-        if set(self.store[MARKET].in_sync) != set(self.nodes) - self.observers:
+        record = self.store.get(MARKET)
+        if record is None or set(record.in_sync) != set(self.nodes) - self.observers:
             return False
         tails = {(n.replica.tail.chain, n.replica.committed, n.book.sequence) for n in nodes}
         return len(tails) == 1 and nodes[0].replica.tail.sequence == nodes[0].book.sequence
