@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from openoutcry.actors import ExchangeNode, MarketRules
+from openoutcry.actors import ExchangeNode, MarketRules, markets
 from openoutcry.actors.book.commands import Command
 from openoutcry.actors.book.journal import Journal
 from openoutcry.transport.rendezvous import Rendezvous
@@ -60,6 +60,7 @@ def _trade(node: ExchangeNode, pipe: Connection, seed: int, count: int, batch: i
 
 def _serve(name: str, folder: Path, directory: str, options: dict[str, Any], pipe: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    markets.HOLD_S = options.pop("hold_s", markets.HOLD_S)  # type: ignore[misc]
     with ExchangeNode(
         name,
         data_dir=folder / name,

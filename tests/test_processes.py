@@ -7,10 +7,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from openoutcry.actors.markets import HOLD_S
 from processes import MARKET, RULES, Market, NodeProcess, eventually, market
 
 SEEDS = int(os.environ.get("OPENOUTCRY_PROCESS_SEEDS", "2"))
+HOLD_S = 3.0
 
 
 def assert_acknowledged_once(net: Market, acked: dict[str, list[tuple[str, int]]]) -> None:
@@ -128,7 +128,7 @@ def test_leaders_spread_anew_after_kill_9_of_a_node_and_its_return_and_nothing_a
         found = [[market["role"] for market in node.call("status")["markets"].values()] for node in nodes]
         return sorted([roles.count("leading") for roles in found])
 
-    with market(tmp_path, markets=markets) as net:
+    with market(tmp_path, markets=markets, hold_s=HOLD_S) as net:
         ann, bob, cat = net.start("ann", "bob", "cat")
         net.wait_in_sync()
         eventually(lambda: led(ann, bob, cat) == [2, 2, 2], "each of the three leads two markets")
@@ -140,7 +140,7 @@ def test_leaders_spread_anew_after_kill_9_of_a_node_and_its_return_and_nothing_a
             node.wait_traded()
         eventually(lambda: led(bob, cat) == [3, 3], "the two that are left lead three each")
         (ann,) = net.start("ann")
-        # Markets that were handed over just before stay where they are for HOLD_S.
+        # Markets that were handed over just before stay where they are for HOLD_S, here shorter than 30 s.
         eventually(lambda: led(ann, bob, cat) == [2, 2, 2], "the one that is back leads two again", within=HOLD_S + 30)
         for name in markets:
             last = max([node.call("sequence", name) for node in (ann, bob, cat)])
