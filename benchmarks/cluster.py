@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from openoutcry.actors import ExchangeNode, MarketRules, spare_gc
+from openoutcry.transport.certificates import Authority, write_private
 
 RULES = MarketRules(tick_size="0.01")
 CORES = sorted(os.sched_getaffinity(0))
@@ -35,12 +36,22 @@ def on_core(core: int | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _serve(index: int, folder: Path, directory: str, markets: list[str], pipe: Connection, core: int | None) -> None:
+def _serve(
+    index: int,
+    folder: Path,
+    directory: str,
+    markets: list[str],
+    pipe: Connection,
+    core: int | None,
+    identity: Path | None,
+) -> None:
     with on_core(core):
-        _serve_here(index, folder, directory, markets, pipe)
+        _serve_here(index, folder, directory, markets, pipe, identity)
 
 
-def _serve_here(index: int, folder: Path, directory: str, markets: list[str], pipe: Connection) -> None:
+def _serve_here(
+    index: int, folder: Path, directory: str, markets: list[str], pipe: Connection, identity: Path | None
+) -> None:
     node = ExchangeNode(
         f"n{index}",
         markets=dict.fromkeys(markets, RULES),
@@ -48,6 +59,7 @@ def _serve_here(index: int, folder: Path, directory: str, markets: list[str], pi
         coordinator=folder / "coordinator.sqlite",
         directory=directory,
         balance=False,
+        identity=identity,
     )
     with node:
         spare_gc()
@@ -85,24 +97,31 @@ class Cluster:
 
 
 @contextmanager
-def cluster(nodes: int, markets: int = 1, *, pin: bool = False) -> Iterator[Cluster]:
+def cluster(nodes: int, markets: int = 1, *, pin: bool = False, identities: bool = False) -> Iterator[Cluster]:
     """Run ``nodes`` nodes that hold ``markets`` markets, durable on all of them, in a temporary folder.
 
-    ``pin``: each node's process stays on one core.
+    ``pin``: each node's process stays on one core. ``identities``: their links are TLS.
     """
     names = [f"M{at}" for at in range(markets)]
     spawn = multiprocessing.get_context("spawn")
     with on_core(CORES[0] if pin else None), ExitStack() as undo:
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="openoutcry-bench-")))
+        files: list[Path | None] = [None] * nodes
+        if identities:
+            authority = Authority.create(folder / "authority")
+            for index in range(nodes):
+                files[index] = folder / f"n{index}.pem"
+                write_private(folder / f"n{index}.pem", authority.issue(f"n{index}", accounts=["*"]))
         node = undo.enter_context(
             ExchangeNode(
                 "n0",
                 markets=dict.fromkeys(names, RULES),
                 data_dir=folder / "n0",
                 coordinator=folder / "coordinator.sqlite",
-                serve_directory="tcp://127.0.0.1:0",
+                serve_directory="tls+tcp://127.0.0.1:0" if identities else "tcp://127.0.0.1:0",
                 min_in_sync=nodes,
                 balance=False,
+                identity=files[0],
             )
         )
         pipes = []
@@ -115,6 +134,7 @@ def cluster(nodes: int, markets: int = 1, *, pin: bool = False) -> Iterator[Clus
                 names,
                 theirs,
                 CORES[index % len(CORES)] if pin else None,
+                files[index],
             )
             process: Any = spawn.Process(target=_serve, args=arguments, daemon=True)
             process.start()

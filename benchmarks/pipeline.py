@@ -1,7 +1,7 @@
 """Commands a second through an exchange: ordered, durable on every node, executed and answered, by the public API.
 
     python benchmarks/pipeline.py                 # the figures of the README, a few minutes
-    python benchmarks/pipeline.py --only latency  # a part of them: batches, callers, latency, nodes, markets
+    python benchmarks/pipeline.py --only latency  # a part: batches, callers, latency, nodes, markets, identities
     python benchmarks/pipeline.py --pin           # each process on one core, as `taskset` or `CPUAffinity=` have it
 
 Every node is a process with a data directory of its own and all are in the in-sync set: what counts was synced on all
@@ -11,6 +11,7 @@ of their disks and answered. The bare loop (``bare.py``) runs in turn with the f
 loop, that submit one order and wait for its answer, again and again. *latency*: one order at a time, and orders at a
 fixed rate, where the time counts from when an order was due, not from when the program came to send it (no coordinated
 omission). *nodes*, *markets*: batches with more of them; the load of a market is the same for each.
+*identities*: the same over TLS.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from openoutcry.actors import AsyncNode
 from orders import Orders
 from reporting import ROUNDS, Report, numbers
 
-PARTS = ("batches", "callers", "latency", "nodes", "markets")
+PARTS = ("batches", "callers", "latency", "nodes", "markets", "identities")
 _HISTOGRAM = (1, 60_000_000, 3)
 """Microseconds: lowest, highest, significant digits."""
 
@@ -192,6 +193,18 @@ def measure_markets(report: Report, options: argparse.Namespace) -> None:
                 _compare(report, options, net, one, f"{markets} markets", nodes=2, markets=markets)
 
 
+def measure_identities(report: Report, options: argparse.Namespace) -> None:
+    """Two nodes with identities, with two without as the yardstick."""
+    with cluster(2, pin=options.pin) as plain, cluster(2, pin=options.pin, identities=True) as net:
+        batches(plain, Orders(), in_flight=1024, batch=options.batch, seconds=0.5)
+        _compare(report, options, net, plain, "2 nodes with identities", nodes=2)
+        ratios = []
+        for _ in range(options.rounds):
+            mine, other = [_percentiles(one_at_a_time(each, count=1000))["p50_ms"] for each in (net, plain)]
+            ratios.append(mine / other)
+        report.add("  one at a time, p50: ratio", "of without", ratios, nodes=2)
+
+
 def _compare(
     report: Report, options: argparse.Namespace, net: Cluster, yardstick: Cluster, what: str, **details: int
 ) -> None:
@@ -203,7 +216,7 @@ def _compare(
         rates.append(batches(net, mine, **load, seconds=options.seconds))
         ratios.append(rates[-1] / batches(yardstick, other, **load, seconds=options.seconds))
     report.add(f"{what}, 1024 in flight each", "commands/s", rates, **details, **load)
-    report.add("  ratio", "of 2 nodes, 1 market", ratios, **details, **load)
+    report.add("  ratio", "of 2 nodes, 1 market, no identities", ratios, **details, **load)
 
 
 def main() -> None:
