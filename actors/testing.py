@@ -692,9 +692,11 @@ class _AnyExchange(Generic[_NodeT]):
             **more,
         }
         if self.authority is not None and "identity" not in options:
+            from ..transport.certificates import write_private  # noqa: PLC0415
+
             path = self._folder / f"{name}.pem"
             if not path.exists():
-                path.write_text(self.authority.issue(name))
+                write_private(path, self.authority.issue(name))
             options["identity"] = path
         if self._proxies is None:
             return self._make(name, options)

@@ -395,6 +395,7 @@ def test_status_shows_every_replica_that_a_leader_knows_of_and_every_trouble() -
             "bo.3": {"name": "bo", "up": False, "other_coordinator": False},
             "cy.4": {"name": "cy", "up": False, "other_coordinator": True},
         },
+        "identity": None,
         "coordinator_error": "it is away",
         "failures": ["PeerActor: x"],
         "markets": {"A": leading, "BTC": {"role": "stopped", "ready": False, "error": "EIO (storage)"}},

@@ -477,7 +477,7 @@ def test_an_identity_that_cannot_be_used_says_why_when_it_is_read(
     assert "PRIVATE" not in refused.value.message
 
 
-def test_keys_are_for_their_owner_only_and_never_overwritten(tmp_path: Path) -> None:
+def test_keys_are_for_their_owner_only_and_never_overwritten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = CliRunner().invoke
     folder, out = tmp_path / "ca", tmp_path / "bob.pem"
     assert run(main, ["identity", "create-authority", str(folder)]).exit_code == 0
@@ -489,6 +489,11 @@ def test_keys_are_for_their_owner_only_and_never_overwritten(tmp_path: Path) -> 
     assert run(main, issue).exit_code == 1
     assert run(main, ["identity", "create-authority", str(folder)]).exit_code == 1
     assert out.read_text() == text
+    Identity.load(out)
+    assert not caplog.records
+    out.chmod(0o640)
+    Identity.load(out)
+    assert "identity_exposed" in caplog.text
     shown = json.loads(run(main, ["identity", "show", str(out), "--json"]).output)
     assert (shown["name"], shown["accounts"]) == ("bob", ["desk/*"])
     assert run(main, ["identity", "revoke", "bob", "--authority", str(folder)]).exit_code == 0
@@ -554,7 +559,7 @@ def test_processes_started_by_hand_with_identities_trade_and_one_without_stays_o
         assert run("submit", MARKET, "buy", "10", "1", "--node", "bob").output.splitlines()[1:] == [
             "  bought 1 at 10.00"
         ]
-        assert '"accounts": ["bob", "bob/*"]' in run("status", "--node", "bob", "--json").output
+        assert "\nacts for bob, bob/*; its certificate ends 20" in run("status", "--node", "bob").output
 
         outsider = Directory([address.removeprefix("tls+")])
         with outsider, pytest.raises(Unavailable):

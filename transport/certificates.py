@@ -31,10 +31,13 @@ from cryptography.hazmat.primitives.serialization import (
 
 from .errors import ConfigurationError, InvalidRequest, ProtocolError, shown
 from .identity import AUTHORITY_DAYS, CERTIFICATE_REFUSED, DAYS, MEMBER, NAME, Member
+from .log import get_logger
 
 DAYS_MAX: Final = 36_500
 ACCOUNTS_MAX: Final = 100
 """Most patterns of accounts in one certificate."""
+
+logger = get_logger(__name__)
 
 _ACCOUNT_URI: Final = "openoutcry:account:"
 _BLOCK: Final = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
@@ -91,7 +94,10 @@ class Identity:
     def load(cls, path: str | Path) -> Identity:
         """Read the file at ``path``. Raises as the constructor does, also where it cannot be read."""
         try:
-            pem = Path(path).expanduser().read_text(encoding="ascii", errors="replace")
+            with Path(path).expanduser().open(encoding="ascii", errors="replace") as file:
+                pem = file.read()
+                if (mode := os.fstat(file.fileno()).st_mode & 0o777) & 0o077:
+                    logger.warning("identity_exposed", path=path, mode=f"{mode:o}")
         except OSError as error:
             raise ConfigurationError(
                 f"the identity {path} cannot be read: {error.strerror or error}", code="identity"

@@ -56,6 +56,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "link_up": "The link to a peer is up.",
     "link_down": "The link to a peer is down.",
     "link_not_made": "A node that is announced could not be linked to for some seconds: see the hint.",
+    "identity_exposed": "Others than its owner may read the file of an identity, which holds the node's private key.",
     "certificate_ends_soon": "The node's certificate ends within 30 days: issue another, and restart the node.",
     "peer_ended": "Nobody listens where a peer did: its process has ended, and nobody waits for its lease.",
     "link_reset": "The link to a peer is ended because of what it sent.",

@@ -164,6 +164,8 @@ def status_lines(found: dict[str, Any]) -> list[str]:
     own, peers, markets = found["node_id"], found["peers"], found["markets"]
     names = names_of(found)
     lines = [f"node {found['name']} ({own}) at {found['address']}"]
+    if identity := found["identity"]:
+        lines.append(f"acts for {', '.join(identity['accounts'])}; its certificate ends {identity['ends']}")
     lines += [f"peer {peer['name']} ({at}): {_link_words(peer)}" for at, peer in peers.items()]
     if found["coordinator_error"]:
         lines.append(f"coordinator: {found['coordinator_error']}")
