@@ -18,13 +18,17 @@ from collections import deque
 from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..transport.errors import OpenOutcryError, RequestTimeout, Unavailable
+from ..transport.identity import certificates
 from ..transport.rendezvous import Rendezvous
 from .config import ENV_PREFIX
 from .control import ControlClient, read_control_file
 from .views import OrderRejected, OrderResult
+
+if TYPE_CHECKING:
+    from ..transport.certificates import Authority
 
 START_S_MAX: Final = 60.0
 STOP_S_MAX: Final = 40.0
@@ -36,14 +40,26 @@ _WORDS_MAX: Final = 500
 class LocalExchange:
     """A rendezvous in this process, and node processes that can be stopped, killed and started again."""
 
-    def __init__(self, folder: Path, *, markets: Sequence[str], options: Sequence[str] = ()) -> None:
-        """``markets``: as the command line's ``--market``. ``options``: more of ``openoutcry node``, for all nodes."""
+    def __init__(
+        self, folder: Path, *, markets: Sequence[str], options: Sequence[str] = (), identities: bool = False
+    ) -> None:
+        """``markets``: as the command line's ``--market``. ``options``: more of ``openoutcry node``, for all nodes.
+
+        ``identities``: each node has one, with which it may act for every account, as the bots have their own.
+        """
         self.folder = folder
         self.markets = tuple([market.partition(":")[0] for market in markets])
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         """The process of each node that was started, by its name; the last one, where it was started again."""
         self._options = [*[part for market in markets for part in ("--market", market)], *options]
-        self._rendezvous = Rendezvous("tcp://127.0.0.1:0")
+        self._authority: Authority | None = None
+        if identities:
+            made = certificates()
+            self._authority = made.Authority.create(folder / "authority")
+            identity = made.Identity(self._authority.issue("rendezvous"))
+            self._rendezvous = Rendezvous("tls+tcp://127.0.0.1:0", identity=identity)
+        else:
+            self._rendezvous = Rendezvous("tcp://127.0.0.1:0")
         self._rendezvous.start()
 
     def __enter__(self) -> LocalExchange:
@@ -71,6 +87,11 @@ class LocalExchange:
         command += ["--directory", self._rendezvous.address, "--data-dir", str(self.data_dir(name))]
         command += ["--coordinator", str(self.folder / "coordinator.sqlite")]
         command += ["--log-format", "json", "--log-file", str(self.folder / f"{name}.log"), *self._options]
+        if self._authority is not None:
+            file = self.folder / f"{name}.pem"
+            if not file.exists():
+                self._authority.issue_file(file, name, accounts=["*"])
+            command += ["--identity", str(file)]
         with (self.folder / f"{name}.err").open("ab") as errors:
             # In a session of its own: Ctrl-C is for this process, which then ends the nodes in order.
             self.processes[name] = subprocess.Popen(  # noqa: S603

@@ -692,11 +692,9 @@ class _AnyExchange(Generic[_NodeT]):
             **more,
         }
         if self.authority is not None and "identity" not in options:
-            from ..transport.certificates import write_private  # noqa: PLC0415
-
             path = self._folder / f"{name}.pem"
             if not path.exists():
-                write_private(path, self.authority.issue(name))
+                self.authority.issue_file(path, name)
             options["identity"] = path
         if self._proxies is None:
             return self._make(name, options)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from openoutcry.actors import ExchangeNode, MarketRules, spare_gc
-from openoutcry.transport.certificates import Authority, write_private
+from openoutcry.transport.certificates import Authority
 
 RULES = MarketRules(tick_size="0.01")
 CORES = sorted(os.sched_getaffinity(0))
@@ -110,8 +110,8 @@ def cluster(nodes: int, markets: int = 1, *, pin: bool = False, identities: bool
         if identities:
             authority = Authority.create(folder / "authority")
             for index in range(nodes):
-                files[index] = folder / f"n{index}.pem"
-                write_private(folder / f"n{index}.pem", authority.issue(f"n{index}", accounts=["*"]))
+                files[index] = file = folder / f"n{index}.pem"
+                authority.issue_file(file, f"n{index}", accounts=["*"])
         node = undo.enter_context(
             ExchangeNode(
                 "n0",

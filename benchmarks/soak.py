@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--orders-per-s", type=float, default=60, help="Of each bot.")
     parser.add_argument("--restart-every-s", type=float, default=20, help="On average.")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--identities", action="store_true", help="The nodes' links are TLS.")
     parser.add_argument("--keep", action="store_true", help="Keep the folder.")
     given = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="openoutcry-soak-"))
@@ -63,7 +64,8 @@ def soak(folder: Path, given: argparse.Namespace) -> list[str]:
     chance = random.Random(given.seed)
     terms, kills, in_sync_s = 0, 0, []
     samples: dict[str, list[tuple[float, int, int]]] = {name: [] for name in [*names, "bots"]}
-    with LocalExchange(folder, markets=[RULES], options=("--snapshot-every", "20000")) as exchange:
+    options = ("--snapshot-every", "20000")
+    with LocalExchange(folder, markets=[RULES], options=options, identities=given.identities) as exchange:
         for name in names:
             exchange.start(name)
         exchange.wait_in_sync()

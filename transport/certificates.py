@@ -214,7 +214,7 @@ class Authority:
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
             .sign(key, SHA256())
         )
-        write_private(folder / "authority.key", _key_pem(key))
+        _write_private(folder / "authority.key", _key_pem(key))
         _write(folder / "authority.pem", _pem(certificate))
         return cls(folder)
 
@@ -260,6 +260,16 @@ class Authority:
         text = _pem(certificate)
         _write(self.folder / "issued" / f"{name}-{certificate.serial_number:x}.pem", text)
         return "".join([_key_pem(key), text, _pem(self._certificate), self.revocations()])
+
+    def issue_file(self, path: Path, name: str, *, accounts: Iterable[str] = (), days: int = DAYS) -> None:
+        """Write a new identity, as :meth:`issue` returns it, to ``path``: readable for its owner, and not there yet.
+
+        Raises:
+            InvalidRequest: an argument is malformed, or the file is there already (code ``exists``).
+        """
+        if path.exists():
+            raise InvalidRequest(f"{path} is there already: move it away, or choose another name", code="exists")
+        _write_private(path, self.issue(name, accounts=accounts, days=days))
 
     def issued(self) -> list[tuple[Member, bool]]:
         """Return each certificate that was issued, by name and end, and whether it is revoked."""
@@ -397,7 +407,7 @@ def _public_bytes(key: Any) -> bytes:
     return found
 
 
-def write_private(path: Path, text: str) -> None:
+def _write_private(path: Path, text: str) -> None:
     """Write a file that only its owner can read; it must not be there yet."""
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
         file.write(text)
@@ -409,7 +419,7 @@ def _write(path: Path, text: str) -> None:
     """Write a file in one step: who reads it finds the old text or the new."""
     new = path.with_name(f"{path.name}.new")
     new.unlink(missing_ok=True)
-    write_private(new, text)
+    _write_private(new, text)
     new.chmod(0o644)
     new.replace(path)
 

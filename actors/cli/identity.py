@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final, cast
 
 import click
 
-from ...transport.errors import InvalidRequest
 from ...transport.identity import AUTHORITY_DAYS, DAYS, certificates, open_identity
 from .common import print_json
 from .show import table
@@ -51,9 +50,7 @@ def create_authority(*, folder: Path, name: str, days: int) -> None:
 def issue(*, name: str, folder: Path, accounts: tuple[str, ...], days: int, out: Path | None) -> None:
     """Write the identity of a new node called NAME: its key, its certificate, and whom it trusts, in one file."""
     out = out or Path(f"{name}.pem")
-    if out.exists():
-        raise InvalidRequest(f"{out} is there already: move it away, or give another name with --out", code="exists")
-    certificates().write_private(out, _open(folder).issue(name, accounts=accounts, days=days))
+    _open(folder).issue_file(out, name, accounts=accounts, days=days)
     said = open_identity(out).member
     click.echo(f"{out}: node {said.name}, acts for {', '.join(said.accounts)}, until {said.ends}")
 
