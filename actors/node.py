@@ -554,13 +554,14 @@ class ExchangeNode:
     def _look_at(self, market: str) -> MarketRules | None:
         """Return the rules of a market that others hold, from its log: observe it so long, and keep nothing.
 
-        None: they have not come within ``LOOK_S``; perhaps it waits for one more replica to have a log at all.
+        None: they have not come within ``LOOK_S``; perhaps it waits for one more replica to have a log at all. Or the
+        node, which joins all markets, has just joined this one by itself: then it is waited for like any other.
         """
         with self._opening:
             if self._closed:
                 raise Closed(f"node {self.name} is closed")
             if market in self._books:
-                return self.rules(market)
+                return None
             self._open_market(market, None, observer=True)
         try:
             self._wait_market(market, time.monotonic() + LOOK_S, LOOK_S)

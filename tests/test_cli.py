@@ -172,7 +172,8 @@ def test_a_market_is_created_from_the_command_line_on_all_nodes_also_on_one_that
     takes, held = run(*create, "--node", "alice").output.splitlines()
     assert takes == "ETH-USD takes orders, in ticks of 0.05 and lots of 0.1"
     assert re.fullmatch(r"held by (alice alone|alice, bob) so far; other nodes join it with --join ETH-USD, .*", held)
-    assert run(*create, "--node", "bob").exit_code == 0, "the same again changes nothing"
+    again = run(*create, "--node", "bob")
+    assert again.exit_code == 0, f"the same again changes nothing: {again.output}"
     assert run("submit", "ETH-USD", "buy", "10.05", "0.1", "--node", "bob").exit_code == 0
     other = run("market", "create", "ETH-USD", "--tick", "1", "--node", "bob")
     assert (other.exit_code, other.output.split()[-1]) == (1, "(market_exists)")

@@ -10,7 +10,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from openoutcry.actors import ConfigurationError, InvalidRequest, MarketRules, RequestTimeout, Unavailable
+from openoutcry.actors import ConfigurationError, ExchangeNode, InvalidRequest, MarketRules, RequestTimeout, Unavailable
 from openoutcry.actors import markets as markets_module
 from openoutcry.actors.balance import Move
 from openoutcry.actors.markets import MarketsActor
@@ -228,6 +228,25 @@ def test_a_node_that_asks_for_other_rules_than_a_market_has_does_not_join_it(exc
     assert not net[1].status()["markets"]["NEW"]["observer"]
     net[1].submit_order("NEW", "buy", "10.5", "0.1")
     net.assert_same_hash("NEW")
+
+
+def test_a_market_is_created_again_at_a_node_that_is_just_joining_it_by_itself(
+    exchange: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = exchange(nodes=2, markets={}, join_all=True)
+    look, opens = ExchangeNode._look_at, ExchangeNode._open_market
+
+    def join_first(node: ExchangeNode, market: str) -> Any:
+        with node._opening:
+            if market not in node._books:
+                opens(node, market, None, observer=False)
+        return look(node, market)
+
+    monkeypatch.setattr(MarketsActor, "on_receive", lambda *_: None)
+    net[0].create_market("NEW", RULES)
+    monkeypatch.setattr(ExchangeNode, "_look_at", join_first)
+    net[1].create_market("NEW", RULES)
+    assert net[1].rules("NEW") == RULES
 
 
 def test_a_node_joins_again_what_was_created_at_it(exchange: Any) -> None:
