@@ -40,7 +40,7 @@ from openoutcry.transport.errors import AccessDenied, ProtocolError, Unavailable
 from openoutcry.transport.identity import MEMBER
 from openoutcry.transport.rendezvous import Rendezvous
 from openoutcry.transport.sockets import Inbox
-from openoutcry.transport.survey import Directory, ServiceEntry
+from openoutcry.transport.survey import REQUESTS, Announce, Directory, ServiceEntry
 
 MARKET = "BTC-USD"
 RULES = MarketRules()
@@ -75,7 +75,14 @@ def alice(authority: Authority) -> Iterator[ExchangeNode]:
 
 
 def issued_by(
-    folder: Path, name: str, *, begins: int = -1, ends: int = 30, names: tuple[str, ...] = (), key: Any = None
+    folder: Path,
+    name: str,
+    *,
+    begins: int = -1,
+    ends: int = 30,
+    names: tuple[str, ...] = (),
+    key: Any = None,
+    subject: x509.Name | None = None,
 ) -> str:
     """Return an identity that the authority in ``folder`` would not issue itself; days are counted from now."""
     authority = x509.load_pem_x509_certificate((folder / "authority.pem").read_bytes())
@@ -84,7 +91,7 @@ def issued_by(
     now = datetime.now(UTC)
     certificate = (
         x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]))
+        .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]) if subject is None else subject)
         .issuer_name(authority.subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
@@ -294,6 +301,29 @@ def test_a_member_cannot_announce_a_node_of_another_nor_take_it_back(alice: Exch
         until(lambda: mallory.connected, "it is connected again")
         assert mallory.announce(ServiceEntry("prices", "bob.2", "tls+tcp://127.0.0.1:3")) == 0
         assert found() == ["bob.1"]
+
+
+@pytest.mark.parametrize("parts", [[], [(x509.NameOID.ORGANIZATION_NAME, "x" * 64)] * 20])
+def test_who_has_a_certificate_without_a_name_is_refused_and_no_thread_ends(
+    alice: ExchangeNode, authority: Authority, parts: list[tuple[x509.ObjectIdentifier, str]]
+) -> None:
+    """The authority may be another program; of a subject without a common name, or a long one, nng makes no name."""
+    subject = x509.Name([x509.NameAttribute(kind, value) for kind, value in parts])
+    nameless = issued_by(authority.folder, "bob", subject=subject)
+    with connected(alice.address, tls(nameless, "alice", pem_of(authority))) as send:
+        assert send(CODEC.encode(Credentials(der(authority.issue("bob")))))
+        until(lambda: alice.status()["frames_refused"] == 1, "it is refused")
+    place = sockets.open_socket(pynng.Surveyor0, recv_timeout_ms=5000, tls=tls(nameless, MEMBER, pem_of(authority)))
+    try:
+        place.dial(str(alice.directory_address), block=True)
+        place.send(REQUESTS.encode(Announce(1000, (("prices", "bob", "tls+tcp://127.0.0.1:1", ()),))))
+        with pytest.raises(pynng.NNGException):
+            place.recv()
+    finally:
+        sockets.close_dialled(place)
+    with connected(alice.address, tls(authority.issue("bob"), "alice", pem_of(authority))) as send:
+        assert send(b"frame")
+        until(lambda: alice.status()["frames_refused"] == 2, "the node hears on")
 
 
 PORTS = {"bob": 1, "mallory": 2}

@@ -367,8 +367,10 @@ class Rendezvous:
 def _check_own(request: Announce, name: str) -> None:
     """Check that who is certified as ``name`` announces its own nodes only, and takes back no other's."""
     for _, node, _, _ in request.rows:
-        if name_of(node) != name:
-            raise ProtocolError(f"{name} announces {node}, which is not its own", code=CERTIFICATE_REFUSED)
+        if not name or name_of(node) != name:
+            raise ProtocolError(
+                f"{name or 'who has no name'} announces {node}, which is not its own", code=CERTIFICATE_REFUSED
+            )
 
 
 def _drained(gone: queue.SimpleQueue[int]) -> Iterable[int]:
