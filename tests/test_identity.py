@@ -37,7 +37,7 @@ from openoutcry.actors.messages import CODEC, Credentials, Hello, PeerFound
 from openoutcry.transport import sockets
 from openoutcry.transport.certificates import Authority, Identity
 from openoutcry.transport.errors import AccessDenied, ProtocolError, Unavailable
-from openoutcry.transport.identity import MEMBER
+from openoutcry.transport.identity import CERTIFICATE_REFUSED, MEMBER
 from openoutcry.transport.rendezvous import Rendezvous
 from openoutcry.transport.sockets import Inbox
 from openoutcry.transport.survey import REQUESTS, Announce, Directory, ServiceEntry
@@ -279,6 +279,31 @@ def test_a_member_that_says_it_is_another_loses_the_link(
             until(lambda: alice.status()["frames_refused"] == 1, "it is refused")
         until(lambda: refused or node_id in alice._links.peers, "it is known")
     assert (node_id in alice._links.peers) != refused
+
+
+def odd(what: str, folder: Path) -> bytes:
+    """Return a certificate for which cryptography raises what is not one of Python's own errors."""
+    good = der(issued_by(folder, "bob"))
+    if what == "no known version":
+        return good.replace(bytes.fromhex("a003020102"), bytes.fromhex("a003020107"), 1)
+    if what == "no known algorithm":
+        return good.replace(bytes.fromhex("06082a8648ce3d040302"), bytes.fromhex("06082a8648ce3d04037f"))
+    if what == "a name in bits":
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "unlikely")])
+        good = der(issued_by(folder, "bob", subject=subject))
+        return good.replace(b"\x0c\x08unlikely", b"\x03\x08\x00nlikely")
+    return {"nothing like it": b"-", "a part": good[:100], "more": good + b"-"}[what]
+
+
+ODD = ["no known version", "no known algorithm", "a name in bits", "nothing like it", "a part", "more"]
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_an_odd_certificate_is_refused_whatever_is_wrong_with_it(authority: Authority, what: str) -> None:
+    identity = Identity(authority.issue("alice"))
+    with pytest.raises(ProtocolError, match="a certificate was refused") as refused:
+        identity.verified(odd(what, authority.folder))
+    assert refused.value.code == CERTIFICATE_REFUSED
 
 
 def test_a_member_cannot_announce_a_node_of_another_nor_take_it_back(alice: ExchangeNode, authority: Authority) -> None:

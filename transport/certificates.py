@@ -18,7 +18,6 @@ from urllib.parse import quote, unquote
 
 import pynng
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
@@ -133,13 +132,16 @@ class Identity:
         """
         try:
             found = x509.load_der_x509_certificate(certificate)
+        except Exception as error:  # whoever sends it makes what it likes of it: cryptography raises much else too
+            raise _refused(f"it is malformed: {error}") from error
+        if not any([_issued(found, authority) for authority in self._authorities]):
+            raise _refused("it is issued by no authority that is trusted here")
+        try:
             member = _read(found)
-        except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as error:
+        except Exception as error:
             raise _refused(f"it is malformed: {error}") from error
         if not NAME.fullmatch(member.name) or member.name == MEMBER:
             raise _refused(f"{member.name!r:.80} cannot be a node's name")
-        if not any([_issued(found, authority) for authority in self._authorities]):
-            raise _refused(f"that of {member.name} is issued by no authority that is trusted here")
         if (found.issuer, found.serial_number) in self._revoked:
             raise _refused(f"that of {member.name} is revoked")
         begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
@@ -344,11 +346,10 @@ def _is_authority(certificate: x509.Certificate) -> bool:
 
 
 def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
-    try:
+    with contextlib.suppress(Exception):  # among them UnsupportedAlgorithm, of what somebody has written there
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True
+        return True
+    return False
 
 
 def _signed(revocations: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:
