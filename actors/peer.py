@@ -320,9 +320,10 @@ class PeerActor(NodeActor):
             check_addresses([self._address], self._identity)
             self._outlet = Outlet(
                 self._address,
-                tls=self._identity and self._identity.client(self._name),
                 on_connected=lambda: _hand_over(ref, OutletConnected(session)),
                 on_broken=lambda: _hand_over(ref, OutletBroken(session)),
+                name=self._name,
+                identity=self._identity,
             )
         except ConfigurationError as error:
             if not self._complained:

@@ -354,7 +354,9 @@ def test_who_has_a_certificate_without_a_name_is_refused_and_no_thread_ends(
 PORTS = {"bob": 1, "mallory": 2}
 
 
-@pytest.mark.parametrize(("said_to_be", "is_told"), [("mallory", True), ("bob", False)])
+@pytest.mark.parametrize(
+    ("said_to_be", "is_told"), [("mallory", True), ("bob", False), ("Mallory", False), ("OpenOutcry", False)]
+)
 def test_a_node_says_nothing_to_who_is_not_the_one_that_it_was_told_of(
     alice: ExchangeNode, authority: Authority, said_to_be: str, is_told: bool
 ) -> None:

@@ -350,7 +350,7 @@ class Outlet:
 
     Frames arrive in order or not at all; there is no lingering and no silent loss while the session lives:
     when the pipe goes (``on_broken``), the owner closes this outlet and opens another. Both callbacks run on nng's
-    threads and may only hand over.
+    threads and may only hand over. With an ``identity`` it is only ever connected to the node called ``name``.
     """
 
     def __init__(
@@ -359,13 +359,16 @@ class Outlet:
         *,
         on_connected: Callable[[], None],
         on_broken: Callable[[], None],
-        tls: pynng.TLSConfig | None = None,
+        name: str = "",
+        identity: Identity | None = None,
     ) -> None:
+        self._name = name if identity is not None else None
         self._on_connected = on_connected
         self._on_broken = on_broken
         self._made = self._broken = False
         self._sending = threading.Lock()
         _close_retired()
+        tls = identity.client(name) if identity is not None else None
         self._socket = open_socket(pynng.Push0, send_timeout_ms=_SEND_MS, tls=tls)
         self._socket.send_buffer_size = 8
         self._socket.add_pre_pipe_connect_cb(self._pipe_made)
@@ -379,6 +382,9 @@ class Outlet:
             raise
 
     def _pipe_made(self, pipe: pynng.Pipe) -> None:
+        if self._name is not None and certified_name(pipe) != self._name:
+            _close_pipe(pipe)  # TLS compares names as DNS does: it takes Alice for alice
+            return
         with self._sending:
             wanted = not (self._made or self._closed)
             self._made = True
