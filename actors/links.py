@@ -210,6 +210,8 @@ class Links:
         """Note what the certificate says that belongs to a pipe."""
         if self._identity is None:
             raise ProtocolError("a certificate, where nodes have no identities")
+        if pipe_id in self._credentials:
+            raise ProtocolError("a second certificate")  # to check one takes long, as frames go
         member = self._identity.verified(credentials.certificate)
         if member.name != self._certified(pipe_id):
             raise ProtocolError(f"the certificate of {member.name} over a link of another", code=CERTIFICATE_REFUSED)
@@ -217,15 +219,14 @@ class Links:
 
     def _introduce(self, pipe_id: int, hello: Hello) -> None:
         """Note whose frames come over a pipe: one node's, which is another than this, of the same exchange."""
+        member = self._credentials.get(pipe_id)
         if self._identity is not None:
-            member = self._credentials.get(pipe_id)
             if member is None:
                 raise ProtocolError("a hello before the certificate")
             if not hello.name == name_of(hello.node) == member.name:
                 raise ProtocolError(
                     f"{hello.node} says hello with the certificate of {member.name}", code=CERTIFICATE_REFUSED
                 )
-            self.members[hello.node] = member
         if hello.node == self._me.node:
             raise ProtocolError(
                 f"{hello.name} at {hello.address} has the id of this node: was its data directory copied from here?",
@@ -243,6 +244,8 @@ class Links:
                 self._strangers.pop(hello.node, None)
         if self.pipes.setdefault(pipe_id, hello.node) != hello.node:
             raise ProtocolError(f"{hello.node} speaks over the connection of {self.pipes[pipe_id]}")
+        if member is not None:
+            self.members[hello.node] = member
 
     def pipe_removed(self, pipe_id: int) -> None:
         """A connection to the inbox has ended."""
@@ -251,6 +254,8 @@ class Links:
         peer = self.peers.get(node) if node is not None else None
         if peer is not None:
             tell(peer, PipeRemoved(pipe_id))
+        elif node is not None:
+            self.members.pop(node, None)  # there was no room for it, or it is forgotten already
 
     # -- who comes and goes, on the supervisor's thread -------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from openoutcry.actors import AsyncNode, ConfigurationError, ExchangeNode, InvalidRequest, MarketRules, message
+from openoutcry.actors import AsyncNode, ConfigurationError, ExchangeNode, InvalidRequest, MarketRules, links, message
 from openoutcry.actors.cli import main
 from openoutcry.actors.kit import Actor
 from openoutcry.actors.messages import CODEC, Credentials, Hello, PeerFound
@@ -279,6 +279,30 @@ def test_a_member_that_says_it_is_another_loses_the_link(
             until(lambda: alice.status()["frames_refused"] == 1, "it is refused")
         until(lambda: refused or node_id in alice._links.peers, "it is known")
     assert (node_id in alice._links.peers) != refused
+
+
+def test_nothing_is_kept_of_a_member_for_which_there_is_no_room(
+    alice: ExchangeNode, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may come again and again, each time as another node of its name."""
+    monkeypatch.setattr(links, "PEERS_MAX", 2)
+    mallory = authority.issue("mallory")
+    for number in range(6):
+        refused = max(0, number - 1)
+        with connected(alice.address, tls(mallory, "alice", pem_of(authority))) as send:
+            assert send(CODEC.encode(Credentials(der(mallory))))
+            assert send(hello("mallory", f"mallory.{number}"))
+            until(lambda: alice.status()["frames_refused"] == refused, "what is too much is refused")  # noqa: B023
+            until(lambda: len(alice._links.peers) == min(2, number + 1), "what is not is known")  # noqa: B023
+    assert set(alice._links.members) <= {"mallory.0", "mallory.1"}
+
+
+def test_a_second_certificate_over_one_connection_ends_it(alice: ExchangeNode, authority: Authority) -> None:
+    mallory = authority.issue("mallory")
+    with connected(alice.address, tls(mallory, "alice", pem_of(authority))) as send:
+        assert send(CODEC.encode(Credentials(der(mallory))))
+        assert send(CODEC.encode(Credentials(der(mallory))))
+        until(lambda: alice.status()["frames_refused"] == 1, "it is refused")
 
 
 def odd(what: str, folder: Path) -> bytes:
