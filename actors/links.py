@@ -261,6 +261,9 @@ class Links:
 
     def found(self, found: PeerFound, supervisor: Supervisor) -> None:
         """A node is in the directory."""
+        if self._identity is not None and found.name != name_of(found.node):
+            logger.error("name_refused", node=self._me.node, peer=found.node, peer_name=found.name)
+            return
         self._announced.add(found.node)
         self._meet(found, supervisor)
 

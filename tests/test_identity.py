@@ -281,6 +281,22 @@ def test_a_member_that_says_it_is_another_loses_the_link(
     assert (node_id in alice._links.peers) != refused
 
 
+def test_a_node_that_is_announced_under_the_name_of_another_is_not_known(
+    alice: ExchangeNode, authority: Authority
+) -> None:
+    """The rendezvous looks at its id only: the name is in what else is announced, which is anybody's to choose."""
+
+    def entry(node: str, name: str) -> ServiceEntry:
+        return ServiceEntry("openoutcry.node", node, "tls+tcp://127.0.0.1:9", (("name", name),))
+
+    with Directory([str(alice.directory_address)], identity=Identity(authority.issue("mallory"))) as directory:
+        until(lambda: directory.connected, "it is connected")
+        assert directory.announce(entry("mallory.1", "bob")) == 1
+        assert directory.announce(entry("mallory.2", "mallory")) == 1
+        until(lambda: "mallory.2" in alice._links.known(), "it is known")
+        assert "mallory.1" not in alice._links.known()
+
+
 def test_nothing_is_kept_of_a_member_for_which_there_is_no_room(
     alice: ExchangeNode, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:

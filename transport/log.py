@@ -62,6 +62,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "link_reset": "The link to a peer is ended because of what it sent.",
     "coordinator_differs": "A peer uses another coordinator; no link is made.",
     "peer_unreachable": "A peer gives an address that cannot be dialled.",
+    "name_refused": "A node is announced under a name that its id does not have: it is not linked to.",
     "peer_refused": "So many nodes are known already that no link is made to this one.",
     "frame_refused": "A frame broke the protocol; its sender's connection is ended.",
     "frame_failed": "A frame could not be handled: a fault of this program.",
