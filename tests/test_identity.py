@@ -248,6 +248,20 @@ def test_members_of_two_authorities_link_where_both_are_trusted(tmp_path: Path) 
     assert both.count("BEGIN CERTIFICATE") == 2
 
 
+@pytest.mark.parametrize("revoking", ["the old", "the new"])
+def test_what_one_of_two_authorities_has_revoked_shuts_out_nobody_of_the_other(tmp_path: Path, revoking: str) -> None:
+    """TLS takes a list for that of every authority of its issuer's name."""
+    old, new = Authority.create(tmp_path / "old"), Authority.create(tmp_path / "new")
+    by = {"the old": old, "the new": new}[revoking]
+    gone = by.issue("gone")
+    by.revoke("gone")
+    identity = Identity(old.issue("alice") + pem_of(new) + (by.revocations() if by is new else ""))
+    with ExchangeNode("alice", data_dir=tmp_path / "alice", identity=identity) as node:
+        for text, gets_in in ((old.issue("bob"), True), (new.issue("carol"), True), (gone, False)):
+            with connected(node.address, tls(text, "alice", pem_of(old))) as send:
+                assert send(b"frame") == gets_in
+
+
 def pem_of(authority: Authority) -> str:
     return (authority.folder / "authority.pem").read_text()
 
@@ -522,6 +536,23 @@ def test_accounts_are_given_by_name_or_by_their_beginning(
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
+def twin(folder: Path) -> str:
+    """Return another authority of the name that the one in ``folder`` has, which then revokes something."""
+    authority = Authority(folder / "authority")
+    authority.issue("gone")
+    authority.revoke("gone")
+    (own,) = x509.load_pem_x509_certificates(pem_of(authority).encode())
+    key = ec.generate_private_key(ec.SECP256R1())
+    constraints = x509.BasicConstraints(ca=True, path_length=0)
+    return pem(
+        x509.CertificateBuilder(own.subject, own.subject, key.public_key(), 1)
+        .not_valid_before(own.not_valid_before_utc)
+        .not_valid_after(own.not_valid_after_utc)
+        .add_extension(constraints, critical=True)
+        .sign(key, SHA256())
+    )
+
+
 def broken(what: str, folder: Path, good: str) -> str:
     key, own, authority = re.findall(r"-----BEGIN.*?-----END.*?-----\n", good, re.DOTALL)
     foreign = Authority.create(folder / "foreign")
@@ -539,6 +570,7 @@ def broken(what: str, folder: Path, good: str) -> str:
         "is issued by no authority": key + own + pem_of(foreign),
         "which is no authority": good + pem(x509.load_pem_x509_certificates(other.encode())[0]),
         "a list of revoked certificates that none of its authorities has signed": good + foreign.revocations(),
+        "holds two authorities of the same name": good + twin(folder) + Authority(folder / "authority").revocations(),
         "is in force from": issued_by(folder / "authority", "alice", begins=-3, ends=-1),
         "cannot be a node's name": issued_by(folder / "authority", "no name"),
         "cannot be used for TLS": issued_by(folder / "authority", "alice", key=ed25519.Ed25519PrivateKey.generate()),
@@ -557,6 +589,7 @@ def broken(what: str, folder: Path, good: str) -> str:
         "is issued by no authority",
         "which is no authority",
         "a list of revoked certificates that none of its authorities has signed",
+        "holds two authorities of the same name",
         "is in force from",
         "cannot be a node's name",
         "cannot be used for TLS",

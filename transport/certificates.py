@@ -77,6 +77,9 @@ class Identity:
         for found in revocations:
             if not any([_signed(found, authority) for authority in self._authorities]):
                 raise self._wrong("holds a list of revoked certificates that none of its authorities has signed")
+            if not all([_signed(found, each) for each in self._authorities if each.subject == found.issuer]):
+                # TLS takes the list for that of both, and would shut out all members of the one that has not signed it.
+                raise self._wrong("holds two authorities of the same name, and what one of them has revoked")
         self._revoked = frozenset([(found.issuer, one.serial_number) for found in revocations for one in found])
         self.certificate: Final = own[0].public_bytes(Encoding.DER)
         """DER."""
@@ -201,14 +204,18 @@ class Authority:
 
     @classmethod
     def create(cls, folder: str | Path, *, name: str = "Open Outcry", days: int = AUTHORITY_DAYS) -> Authority:
-        """Make a key and its certificate in ``folder``, which must not hold an authority already."""
+        """Make a key and its certificate in ``folder``, which must not hold an authority already.
+
+        Its subject is ``name`` and a number of its own: two authorities, as while one replaces the other, have to
+        differ in it.
+        """
         folder = Path(folder)
         _check_days(days)
         if (folder / "authority.key").exists():
             raise ConfigurationError(f"{folder} holds an authority already", code="authority")
         (folder / "issued").mkdir(mode=0o700, parents=True, exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
-        subject = _named(name)
+        subject = _named(name, x509.NameAttribute(x509.NameOID.SERIAL_NUMBER, os.urandom(8).hex()))
         certificate = (
             _builder(subject, subject, key.public_key(), days)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
@@ -391,8 +398,8 @@ def _check_days(days: int) -> None:
         raise InvalidRequest(f"days is a whole number from 1 to {DAYS_MAX}, not {shown(days)}", code="invalid_days")
 
 
-def _named(name: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+def _named(name: str, *more: x509.NameAttribute[str]) -> x509.Name:
+    return x509.Name([*more, x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
 
 
 def _pem(certificate: x509.Certificate) -> str:
