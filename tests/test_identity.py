@@ -83,6 +83,7 @@ def issued_by(
     names: tuple[str, ...] = (),
     key: Any = None,
     subject: x509.Name | None = None,
+    member: bool = True,
 ) -> str:
     """Return an identity that the authority in ``folder`` would not issue itself; days are counted from now."""
     authority = x509.load_pem_x509_certificate((folder / "authority.pem").read_bytes())
@@ -98,7 +99,8 @@ def issued_by(
         .not_valid_before(now + timedelta(days=begins))
         .not_valid_after(now + timedelta(days=ends))
         .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName(each) for each in (*names, name, MEMBER)]), critical=False
+            x509.SubjectAlternativeName([x509.DNSName(each) for each in (*names, name, *[MEMBER] * member)]),
+            critical=False,
         )
         .sign(signer, SHA256())
     )
@@ -536,6 +538,11 @@ def test_accounts_are_given_by_name_or_by_their_beginning(
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
+def named(**parts: str) -> x509.Name:
+    kinds = {"CN": x509.NameOID.COMMON_NAME, "O": x509.NameOID.ORGANIZATION_NAME}
+    return x509.Name([x509.NameAttribute(kinds[kind], value) for kind, value in parts.items()])
+
+
 def twin(folder: Path) -> str:
     """Return another authority of the name that the one in ``folder`` has, which then revokes something."""
     authority = Authority(folder / "authority")
@@ -572,6 +579,9 @@ def broken(what: str, folder: Path, good: str) -> str:
         "a list of revoked certificates that none of its authorities has signed": good + foreign.revocations(),
         "holds two authorities of the same name": good + twin(folder) + Authority(folder / "authority").revocations(),
         "is in force from": issued_by(folder / "authority", "alice", begins=-3, ends=-1),
+        "is of no node: its DNS names": issued_by(folder / "authority", "www.acme.example", member=False),
+        "is of no node: its DNS names are not bob": issued_by(folder / "authority", "alice", subject=named(CN="bob")),
+        "its subject does not end with": issued_by(folder / "authority", "alice", subject=named(CN="alice", O="Acme")),
         "cannot be a node's name": issued_by(folder / "authority", "no name"),
         "cannot be used for TLS": issued_by(folder / "authority", "alice", key=ed25519.Ed25519PrivateKey.generate()),
     }[what]
@@ -591,6 +601,9 @@ def broken(what: str, folder: Path, good: str) -> str:
         "a list of revoked certificates that none of its authorities has signed",
         "holds two authorities of the same name",
         "is in force from",
+        "is of no node: its DNS names",
+        "is of no node: its DNS names are not bob",
+        "its subject does not end with",
         "cannot be a node's name",
         "cannot be used for TLS",
     ],

@@ -141,10 +141,15 @@ class Identity:
             raise _refused("it is issued by no authority that is trusted here")
         try:
             member = _read(found)
+            names = _alternatives(found, x509.DNSName)
         except Exception as error:
             raise _refused(f"it is malformed: {error}") from error
         if not NAME.fullmatch(member.name) or member.name == MEMBER:
             raise _refused(f"{member.name!r:.80} cannot be a node's name")
+        if not {member.name, MEMBER}.issubset(names):  # an authority may issue for other ends too
+            raise _refused(f"that of {member.name} is of no node: its DNS names are not {member.name} and {MEMBER}")
+        if found.subject.rdns[-1].get_attributes_for_oid(x509.NameOID.COMMON_NAME) != list(found.subject.rdns[-1]):
+            raise _refused(f"its subject does not end with the name, {member.name}")  # nng reads on to the end
         if (found.issuer, found.serial_number) in self._revoked:
             raise _refused(f"that of {member.name} is revoked")
         begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
@@ -337,13 +342,19 @@ def _read(certificate: x509.Certificate) -> Member:
     """Return what a certificate says, whoever has issued it."""
     names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
     name = str(names[0].value) if len(names) == 1 else ""
-    uris: list[str] = []
-    with contextlib.suppress(x509.ExtensionNotFound):
-        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-        uris = found.value.get_values_for_type(x509.UniformResourceIdentifier)
+    uris = _alternatives(certificate, x509.UniformResourceIdentifier)
     accounts = tuple([unquote(uri[len(_ACCOUNT_URI) :]) for uri in uris if uri.startswith(_ACCOUNT_URI)])
     ends_ns = int(certificate.not_valid_after_utc.timestamp()) * 1_000_000_000
     return Member(name, accounts or (name, f"{name}/*"), ends_ns, certificate.serial_number)
+
+
+def _alternatives(
+    certificate: x509.Certificate, kind: type[x509.DNSName] | type[x509.UniformResourceIdentifier]
+) -> list[str]:
+    with contextlib.suppress(x509.ExtensionNotFound):
+        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        return found.value.get_values_for_type(kind)
+    return []
 
 
 def _is_authority(certificate: x509.Certificate) -> bool:
