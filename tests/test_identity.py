@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import os
 import queue
+import random
 import re
 import stat
 import subprocess
@@ -620,6 +622,33 @@ def test_an_identity_that_cannot_be_used_says_why_when_it_is_read(
     assert "PRIVATE" not in refused.value.message
 
 
+def test_an_identity_of_bytes_that_nobody_has_written_is_refused_and_shows_no_key(
+    authority: Authority, tmp_path: Path
+) -> None:
+    authority.issue("gone")
+    authority.revoke("gone")
+    good, at = authority.issue("alice"), random.Random(3)
+    blocks = re.findall(r"-----BEGIN.*?-----END.*?-----\n", good, re.DOTALL)
+    secrets = blocks[0].splitlines()[1:-1]
+    path, said = tmp_path / "identity.pem", []
+    for _ in range(600):
+        odd = list(blocks)
+        which = at.randrange(len(odd))
+        head, *lines, tail = odd[which].splitlines()
+        block = bytearray(base64.b64decode("".join(lines)))
+        block[at.randrange(at.choice((40, len(block))))] = at.randrange(256)
+        odd[which] = "\n".join([head, base64.b64encode(block).decode(), tail, ""])
+        path.write_text("".join(odd))
+        try:
+            Identity.load(path)
+        except ConfigurationError as error:
+            said.append(str(error))
+    assert not [each for each in said if any(secret in each for secret in secrets)]
+    for nowhere in ("a\0b", "~nobody-is-called-so/alice.pem", tmp_path):
+        with pytest.raises(ConfigurationError, match="cannot be read"):
+            Identity.load(nowhere)
+
+
 def test_keys_are_for_their_owner_only_and_never_overwritten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = CliRunner().invoke
     folder, out = tmp_path / "ca", tmp_path / "bob.pem"
@@ -647,6 +676,12 @@ def test_keys_are_for_their_owner_only_and_never_overwritten(tmp_path: Path, cap
     assert [(each["name"], each["revoked"]) for each in listed] == [("bob", True)]
     out.write_text(text + (folder / "revoked.pem").read_text())
     assert "that of bob is revoked" in run(main, ["identity", "show", str(out)]).output
+
+
+@pytest.mark.parametrize("pattern", ["", "*a", "a**", "x" * 66, "\ud800", 3])
+def test_an_authority_issues_no_certificate_for_what_cannot_be_an_account(authority: Authority, pattern: Any) -> None:
+    with pytest.raises(InvalidRequest):
+        authority.issue("alice", accounts=[pattern])
 
 
 @pytest.mark.parametrize("name", ["", "a b", "-x", "x" * 64, "zoë", "*.x", MEMBER, 3])

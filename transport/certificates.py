@@ -18,6 +18,7 @@ from urllib.parse import quote, unquote
 
 import pynng
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
@@ -65,9 +66,12 @@ class Identity:
         try:
             certificates = [x509.load_pem_x509_certificate(text.encode()) for kind, text in blocks if kind == _CERT]
             revocations = [x509.load_pem_x509_crl(text.encode()) for kind, text in blocks if kind == _CRL]
-        except ValueError as error:
+            own = [each for each in certificates if _public_bytes(each.public_key()) == public]
+            for each in certificates:  # cryptography reads a part when it is asked for
+                _ = each.subject, each.extensions
+            self._revoked = frozenset([(found.issuer, one.serial_number) for found in revocations for one in found])
+        except Exception as error:  # much else than ValueError, such as InvalidVersion and UnsupportedAlgorithm
             raise self._wrong(f"holds a malformed block: {error}") from error
-        own = [each for each in certificates if _public_bytes(each.public_key()) == public]
         if len(own) != 1:
             raise self._wrong(f"holds {len(own)} certificates of its private key where one is needed")
         self._authorities = [each for each in certificates if each is not own[0]]
@@ -80,7 +84,6 @@ class Identity:
             if not all([_signed(found, each) for each in self._authorities if each.subject == found.issuer]):
                 # TLS takes the list for that of both, and would shut out all members of the one that has not signed it.
                 raise self._wrong("holds two authorities of the same name, and what one of them has revoked")
-        self._revoked = frozenset([(found.issuer, one.serial_number) for found in revocations for one in found])
         self.certificate: Final = own[0].public_bytes(Encoding.DER)
         """DER."""
         try:
@@ -100,10 +103,9 @@ class Identity:
                 pem = file.read()
                 if (mode := os.fstat(file.fileno()).st_mode & 0o777) & 0o077:
                     logger.warning("identity_exposed", path=path, mode=f"{mode:o}")
-        except OSError as error:
-            raise ConfigurationError(
-                f"the identity {path} cannot be read: {error.strerror or error}", code="identity"
-            ) from error
+        except (OSError, ValueError, RuntimeError) as error:  # a NUL; somebody's home of whom there is none
+            why = error.strerror if isinstance(error, OSError) else None
+            raise ConfigurationError(f"the identity {path} cannot be read: {why or error}", code="identity") from error
         return cls(pem, source=str(path))
 
     @property
@@ -171,7 +173,7 @@ class Identity:
             return _public_bytes(load_pem_private_key(private_key.encode(), None).public_key())
         except TypeError as error:
             raise self._wrong("holds an encrypted private key; a node has nobody to ask for a password") from error
-        except ValueError as error:
+        except (ValueError, UnsupportedAlgorithm) as error:
             raise self._wrong(f"holds a malformed private key: {error}") from error
 
     def _wrong(self, what: str) -> ConfigurationError:
@@ -255,7 +257,8 @@ class Authority:
         if len(patterns) > ACCOUNTS_MAX:
             raise InvalidRequest(f"a certificate names at most {ACCOUNTS_MAX} accounts", code="invalid_account")
         for pattern in patterns:
-            if type(pattern) is not str or not 1 <= len(pattern) <= _PATTERN_LENGTH_MAX or "*" in pattern[:-1]:
+            sound = type(pattern) is str and 1 <= len(pattern) <= _PATTERN_LENGTH_MAX and "*" not in pattern[:-1]
+            if not sound or pattern.encode(errors="ignore").decode() != pattern:  # a lone surrogate
                 raise InvalidRequest(
                     f"an account is given by its name, or by the beginning of names and *, not {shown(pattern)}",
                     code="invalid_account",
@@ -372,7 +375,9 @@ def _issued(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
 
 def _signed(revocations: x509.CertificateRevocationList, authority: x509.Certificate) -> bool:
     key: Any = authority.public_key()
-    return revocations.issuer == authority.subject and revocations.is_signature_valid(key)
+    with contextlib.suppress(TypeError, UnsupportedAlgorithm):  # a key that signs nothing
+        return revocations.issuer == authority.subject and revocations.is_signature_valid(key)
+    return False
 
 
 def _builder(
