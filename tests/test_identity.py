@@ -146,7 +146,7 @@ def connected(address: str, config: pynng.TLSConfig | None) -> Iterator[Callable
 
         yield send
     finally:
-        socket.close()
+        sockets.close_dialled(socket)  # it may be at it again: who is refused is
 
 
 def hello(name: str, node_id: str, address: str = "tls+tcp://127.0.0.1:9") -> bytes:
