@@ -36,7 +36,7 @@ from openoutcry.actors import AsyncNode, ConfigurationError, ExchangeNode, Inval
 from openoutcry.actors.cli import main
 from openoutcry.actors.kit import Actor
 from openoutcry.actors.messages import CODEC, Credentials, Hello, PeerFound
-from openoutcry.transport import sockets
+from openoutcry.transport import rendezvous, sockets
 from openoutcry.transport.certificates import Authority, Identity
 from openoutcry.transport.errors import AccessDenied, ProtocolError, Unavailable
 from openoutcry.transport.identity import CERTIFICATE_REFUSED, MEMBER
@@ -339,6 +339,51 @@ def test_a_second_certificate_over_one_connection_ends_it(alice: ExchangeNode, a
         until(lambda: alice.status()["frames_refused"] == 1, "it is refused")
 
 
+def test_an_inbox_closes_a_connection_that_has_fallen_silent(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As nng may leave it of one that has been closed."""
+    monkeypatch.setattr(sockets, "SILENT_S", 0.3)
+    heard: queue.SimpleQueue[tuple[int, bytes]] = queue.SimpleQueue()
+    removed: queue.SimpleQueue[int] = queue.SimpleQueue()
+    inbox = Inbox(
+        ANY_PORT,
+        on_frame=lambda pipe_id, frame: heard.put((pipe_id, frame)),
+        on_pipe_removed=removed.put,
+        identity=Identity(authority.issue("alice")),
+    )
+    inbox.start()
+    config = tls(authority.issue("bob"), "alice", pem_of(authority))
+    try:
+        with connected(inbox.address, config) as silent, connected(inbox.address, config) as alive:
+            assert silent(b"silent")
+            gone, _ = heard.get(timeout=20)
+            assert alive(b"alive")
+            stays, _ = heard.get(timeout=20)
+            ended = []
+            while len(ended) < 3:
+                assert alive(b"alive")
+                with contextlib.suppress(queue.Empty):
+                    ended.append(removed.get(timeout=0.01))
+        assert ended[0] == gone, "what said something once"
+        assert stays not in ended, "then what is dialled instead, and says nothing; but not what says something"
+    finally:
+        inbox.close()
+
+
+def test_a_rendezvous_closes_a_connection_that_has_fallen_silent(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rendezvous, "SILENT_S", 0.3)
+    identity = Identity(authority.issue("place"))
+    with Rendezvous(ANY_PORT, identity=identity) as place, Directory([place.address], identity=identity) as directory:
+        until(lambda: directory.connected, "it is connected")
+        directory.reconnected()
+        assert directory.announce(ServiceEntry("prices", "place.1", "tls+tcp://127.0.0.1:1")) == 1
+        until(directory.reconnected, "it was closed, and is dialled again")
+        until(lambda: not place.services(), "what it has announced has gone")
+
+
 def odd(what: str, folder: Path) -> bytes:
     """Return a certificate for which cryptography raises what is not one of Python's own errors."""
     good = der(issued_by(folder, "bob"))
@@ -453,11 +498,11 @@ def test_a_rendezvous_without_tls_is_not_taken_from_another_that_names_it(author
     plain, secure = "tcp://127.0.0.1:9", "tls+tcp://127.0.0.1:9"
     identity = Identity(authority.issue("place"))
     with (
-        Rendezvous(ANY_PORT, peers=[plain, secure], identity=identity) as rendezvous,
-        Directory([rendezvous.address], identity=identity) as directory,
+        Rendezvous(ANY_PORT, peers=[plain, secure], identity=identity) as place,
+        Directory([place.address], identity=identity) as directory,
     ):
         directory.lookup("prices", deadline=time.monotonic() + 20)
-        assert directory.rendezvous == (rendezvous.address, secure)
+        assert directory.rendezvous == (place.address, secure)
 
 
 def test_nodes_with_and_without_identities_say_so_when_they_are_started_together(

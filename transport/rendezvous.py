@@ -29,6 +29,7 @@ from .survey import (
     RENDEZVOUS_MAX,
     REQUESTS,
     SURVEY_FRAME_SIZE_MAX,
+    TTL_MS_MAX,
     TTL_MS_MIN,
     Acknowledge,
     Announce,
@@ -49,6 +50,9 @@ logger = get_logger(__name__)
 
 LEASES_MAX: Final = 16_384
 """Most entries that one rendezvous leases."""
+
+SILENT_S: Final = 60 + TTL_MS_MAX / 1000
+"""How long nothing may come over a connection of TLS, in seconds: by then its leases have lapsed."""
 
 _IDLE_MS = 100
 
@@ -250,6 +254,7 @@ class Rendezvous:
             tls=identity and identity.server(),
         )
         self._secure = identity is not None
+        self._heard = sockets.HeardPipes(self._socket, SILENT_S) if identity is not None else None
         self._socket.add_post_pipe_remove_cb(lambda pipe: self._gone.put(pipe.id))
         try:
             self.address = sockets.listen(self._socket, address)
@@ -296,6 +301,8 @@ class Rendezvous:
                 self._stopping.wait(_IDLE_MS / 1000)
 
     def _turn(self) -> None:
+        for pipe_id in self._heard.close_silent() if self._heard is not None else ():
+            self._gone.put(pipe_id)
         try:
             message = self._socket.recv_msg()
         except pynng.Timeout:
@@ -305,6 +312,8 @@ class Rendezvous:
         pipe = message.pipe
         if pipe is None:
             return  # it has gone already
+        if self._heard is not None:
+            self._heard.heard(pipe.id, pipe)
         try:
             request = decode(REQUESTS, message.bytes)
             if self._secure and isinstance(request, Announce):
@@ -358,6 +367,8 @@ class Rendezvous:
     def _expire(self) -> None:
         for pipe_id in _drained(self._gone):
             self._table.drop_pipe(pipe_id)
+            if self._heard is not None:
+                self._heard.removed(pipe_id)
         self._table.lapse(self._now_ns())
 
     def _now_ns(self) -> int:

@@ -258,6 +258,60 @@ def _close_readers() -> None:
         reader.close()
 
 
+SILENT_S: Final = 60.0
+"""How long nothing may come over a connection of TLS to an inbox, in seconds: nodes say hello all the time."""
+_TURN_S: Final = 1.0
+
+
+class HeardPipes:
+    """The pipes of a socket, to close those over which nothing comes for ``silent_s``. One thread only.
+
+    Where the other end of a connection of TLS closes it very early, or while frames are unread, nng may never tell, and
+    keeps its file open for good.
+    """
+
+    def __init__(self, socket: pynng.Socket, silent_s: float) -> None:
+        """To be made before the socket listens."""
+        self._silent_s = silent_s
+        self._made: queue.SimpleQueue[pynng.Pipe] = queue.SimpleQueue()
+        socket.add_post_pipe_connect_cb(self._made.put)
+        self._pipes: dict[int, pynng.Pipe] = {}
+        self._heard: set[int] = set()
+        self._turn_s = time.monotonic()
+        self._look_at_s = self._turn_s + silent_s
+
+    def heard(self, pipe_id: int, pipe: pynng.Pipe) -> None:
+        """Something has come over ``pipe``."""
+        self._pipes[pipe_id] = pipe
+        self._heard.add(pipe_id)
+
+    def removed(self, pipe_id: int) -> None:
+        """The pipe has gone."""
+        self._pipes.pop(pipe_id, None)
+        self._heard.discard(pipe_id)
+
+    def close_silent(self) -> list[int]:
+        """To be called before each receive. Return what turns out to have gone already, without being told of."""
+        now_s = time.monotonic()
+        if now_s - self._turn_s > _TURN_S:
+            self._look_at_s = now_s + self._silent_s  # the thread was busy: what was said meanwhile is not read yet
+        self._turn_s = now_s
+        if now_s < self._look_at_s:
+            return []
+        self._look_at_s = now_s + self._silent_s
+        gone = []
+        while not self._made.empty():
+            pipe = self._made.get()
+            self.heard(pipe.id, pipe)
+        for pipe_id in self._pipes.keys() - self._heard:
+            try:
+                self._pipes.pop(pipe_id).close()
+            except pynng.NNGException:
+                gone.append(pipe_id)
+        self._heard.clear()
+        return gone
+
+
 class Inbox:
     """A listening ``Pull0`` with one reader thread: every frame that peers send to this node.
 
@@ -282,6 +336,7 @@ class Inbox:
         self._stopping = threading.Event()
         self._socket = open_socket(pynng.Pull0, tls=identity and identity.server())
         self._certified: dict[int, str] = {}
+        self._heard = HeardPipes(self._socket, SILENT_S) if identity is not None else None
         self.frames_refused = 0
         """Frames that cost their sender the link, since the start."""
         self._socket.add_post_pipe_remove_cb(lambda pipe: self._removed.put(pipe.id))
@@ -313,7 +368,11 @@ class Inbox:
             while not self._removed.empty():
                 removed = self._removed.get()
                 self._certified.pop(removed, None)
+                if self._heard is not None:
+                    self._heard.removed(removed)
                 self._on_pipe_removed(removed)
+            for gone in self._heard.close_silent() if self._heard is not None else ():
+                self._removed.put(gone)
             try:
                 message = self._socket.recv_msg()
             except pynng.Timeout:
@@ -330,6 +389,8 @@ class Inbox:
             pipe_id = pipe.id
             if pipe_id not in self._certified:
                 self._certified[pipe_id] = certified_name(pipe)
+            if self._heard is not None:
+                self._heard.heard(pipe_id, pipe)
             try:
                 self._on_frame(pipe_id, message.bytes)
             except TransportError as error:
