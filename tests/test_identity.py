@@ -562,6 +562,18 @@ def test_the_leader_refuses_what_a_node_that_does_not_check_itself_brings(exchan
     assert net.wait_same_sequence(MARKET) == order.sequence + 1
 
 
+def test_a_leader_that_has_forgotten_a_node_asks_it_to_try_again(
+    exchange: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no AccessDenied, which is for good."""
+    net = exchange(nodes=2, markets={MARKET: RULES}, identities=True)
+    net.wait_same_sequence(MARKET)
+    book = net[0]._books[MARKET]._actor_weakref()
+    monkeypatch.setattr(book, "_member_of", lambda _node: None)
+    with pytest.raises(Unavailable, match="is not known now"):
+        net[1].submit_order(MARKET, "buy", "9", "1")
+
+
 @pytest.mark.parametrize(
     ("patterns", "allowed", "denied"),
     [

@@ -790,13 +790,14 @@ class BookActor(NodeActor):
             else:
                 self._enqueue((sender, request, commands))
 
-    def _denied(self, sender: str, commands: tuple[Command, ...]) -> AccessDenied | None:
+    def _denied(self, sender: str, commands: tuple[Command, ...]) -> OpenOutcryError | None:
         """Return why ``sender`` may not ask for ``commands``, or None."""
         if self._member_of is None:
             return None
         member = self._member_of(sender)
         if member is None:
-            return AccessDenied(f"market {self._market}: {sender} has shown no certificate; nothing was executed")
+            # It was forgotten, and says hello again soon: that says nothing of what it may do.
+            return Unavailable(f"market {self._market}: {sender} is not known now; nothing was executed, retry")
         return member.denied([command[1] for command in commands])
 
     def _send(self, nodes: Iterable[str], message: Any) -> None:
