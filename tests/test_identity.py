@@ -679,6 +679,13 @@ def test_an_identity_that_cannot_be_used_says_why_when_it_is_read(
     assert "PRIVATE" not in refused.value.message
 
 
+def test_a_certificate_ends_with_that_of_its_authority(tmp_path: Path) -> None:
+    """As for TLS: a node that could see its own date only would be told of nothing."""
+    authority = Authority.create(tmp_path / "short", days=2)
+    assert 1 < Identity(authority.issue("alice", days=365)).seconds_left / 86_400 <= 2
+    assert 0 < Identity(authority.issue("alice", days=1)).seconds_left / 86_400 <= 1
+
+
 def test_an_identity_of_bytes_that_nobody_has_written_is_refused_and_shows_no_key(
     authority: Authority, tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ identities; opens no socket.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import time
@@ -139,7 +140,8 @@ class Identity:
             found = x509.load_der_x509_certificate(certificate)
         except Exception as error:  # whoever sends it makes what it likes of it: cryptography raises much else too
             raise _refused(f"it is malformed: {error}") from error
-        if not any([_issued(found, authority) for authority in self._authorities]):
+        issuers = [authority for authority in self._authorities if _issued(found, authority)]
+        if not issuers:
             raise _refused("it is issued by no authority that is trusted here")
         try:
             member = _read(found)
@@ -154,10 +156,12 @@ class Identity:
             raise _refused(f"its subject does not end with the name, {member.name}")  # nng reads on to the end
         if (found.issuer, found.serial_number) in self._revoked:
             raise _refused(f"that of {member.name} is revoked")
-        begins, ends = found.not_valid_before_utc, found.not_valid_after_utc
+        # TLS takes it no longer than that of who has issued it.
+        begins = max(found.not_valid_before_utc, min([each.not_valid_before_utc for each in issuers]))
+        ends = min(found.not_valid_after_utc, max([each.not_valid_after_utc for each in issuers]))
         if not begins <= datetime.now(UTC) <= ends:
             raise _refused(f"that of {member.name} is in force from {_date(begins)} to {_date(ends)}")
-        return member
+        return dataclasses.replace(member, ends_ns=_ns(ends))
 
     def _config(self, mode: int) -> pynng.TLSConfig:
         config = pynng.TLSConfig(mode, auth_mode=pynng.TLSConfig.AUTH_MODE_REQUIRED)
@@ -347,7 +351,7 @@ def _read(certificate: x509.Certificate) -> Member:
     name = str(names[0].value) if len(names) == 1 else ""
     uris = _alternatives(certificate, x509.UniformResourceIdentifier)
     accounts = tuple([unquote(uri[len(_ACCOUNT_URI) :]) for uri in uris if uri.startswith(_ACCOUNT_URI)])
-    ends_ns = int(certificate.not_valid_after_utc.timestamp()) * 1_000_000_000
+    ends_ns = _ns(certificate.not_valid_after_utc)
     return Member(name, accounts or (name, f"{name}/*"), ends_ns, certificate.serial_number)
 
 
@@ -446,6 +450,10 @@ def _write(path: Path, text: str) -> None:
     _write_private(new, text)
     new.chmod(0o644)
     new.replace(path)
+
+
+def _ns(when: datetime) -> int:
+    return int(when.timestamp()) * 1_000_000_000
 
 
 def _date(when: datetime) -> str:
