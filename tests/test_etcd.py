@@ -30,14 +30,15 @@ NO_ETCD = missing()
 pytestmark = pytest.mark.skipif(NO_ETCD is not None, reason=NO_ETCD or "")
 
 SWAPPER = """
-import json, sys, time
+import json, sys, threading, time
 from openoutcry.transport.errors import Unavailable
 from openoutcry.transport.etcd import open_etcd
 store = open_etcd(sys.argv[1])
 won, unknown = [], 0
 print("ready", flush=True)
-end = time.monotonic() + float(sys.argv[2])
-while time.monotonic() < end:
+asked = threading.Thread(target=sys.stdin.readline, daemon=True)
+asked.start()
+while asked.is_alive():
     try:
         record = store.read("BTC-USD")
         leader = record.in_sync[record.epoch % 3]
@@ -429,21 +430,36 @@ def test_no_update_is_lost_when_the_leader_of_etcd_is_killed_in_the_middle_of_sw
 ) -> None:
     children = [
         subprocess.Popen(
-            [sys.executable, "-c", SWAPPER, address, "5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-c", SWAPPER, address],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for _ in range(3)
     ]
+
+    def version() -> int:
+        with contextlib.suppress(Unavailable):
+            found = coordinator.read(MARKET)
+            assert found is not None
+            return found.version
+        return 0
+
     try:
         for child in children:
             assert child.stdout is not None
             assert child.stdout.readline() == "ready\n"
-        time.sleep(0.5)
+        eventually(lambda: version() > 50, "they swap")
         dead = cluster.leader()
         killed_s = time.monotonic()
         cluster.kill(dead)
         found = []
+        eventually(version, "etcd answers again")
+        goal = version() + 50
+        eventually(lambda: version() > goal, "they swap again")
         for child in children:
-            out, err = child.communicate(timeout=60)
+            out, err = child.communicate("end\n", timeout=60)
             assert child.returncode == 0, err
             found.append(json.loads(out))
     finally:
