@@ -515,7 +515,8 @@ class Outlet:
         """Close the socket, while no other thread sends. Idempotent."""
         with self._sending:
             closed, self._closed = self._closed, True
-        if self._made:  # then it makes no more attempts
+            made = self._made  # not of later: a pipe that comes now is not taken, and another is attempted
+        if made:  # then it makes no more attempts
             self._socket.close()
         elif not closed:
             close_dialled(self._socket)
