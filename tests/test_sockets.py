@@ -8,11 +8,12 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from openoutcry.transport.errors import LinkBroken, WouldBlock
-from openoutcry.transport.sockets import Outlet
+from openoutcry.transport.rendezvous import Rendezvous
+from openoutcry.transport.sockets import Inbox, Outlet
 
 HELLO_OF_A_PULL = b"\0SP\0" + struct.pack(">HH", 0x51, 0)
 """What an nng socket says first over TCP."""
@@ -158,3 +159,18 @@ assert len([thread for thread in threading.enumerate() if thread.daemon]) == 2
 def test_no_thread_receives_any_more_when_the_process_ends_and_ends_nng() -> None:
     done = subprocess.run([sys.executable, "-c", LEFT_OPEN], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+def quiet_inbox() -> Inbox:
+    return Inbox("tcp://127.0.0.1:0", on_frame=lambda *_: None, on_pipe_removed=lambda _: None)
+
+
+@pytest.mark.parametrize("make", [quiet_inbox, lambda: Rendezvous("tcp://127.0.0.1:0")], ids=["inbox", "rendezvous"])
+def test_who_waits_for_what_does_not_come_is_closed_at_once(make: Callable[[], Inbox | Rendezvous]) -> None:
+    reader = make()
+    reader._socket.recv_timeout = 600_000
+    reader.start()
+    closing = threading.Thread(target=reader.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    assert not closing.is_alive(), "nothing tells the thread that it is to end"

@@ -282,7 +282,8 @@ class Rendezvous:
         """Stop answering, join the thread, then close the socket. Idempotent."""
         self._stopping.set()
         if self._thread.is_alive():
-            self._thread.join()
+            with sockets.woken(self._socket, pynng.Surveyor0):
+                self._thread.join()
         self._socket.close()
 
     def services(self) -> dict[str, tuple[ServiceEntry, ...]]:
@@ -310,8 +311,8 @@ class Rendezvous:
                 self._expire()
             return
         pipe = message.pipe
-        if pipe is None:
-            return  # it has gone already
+        if pipe is None or self._stopping.is_set():
+            return  # it has gone already, or has only come to wake this thread
         if self._heard is not None:
             self._heard.heard(pipe.id, pipe)
         try:

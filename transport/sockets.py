@@ -21,9 +21,10 @@ import re
 import stat
 import threading
 import time
+import uuid
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from socket import create_connection
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
@@ -234,6 +235,24 @@ def _close_retired() -> None:
             _retired.popleft()[1].close()
 
 
+@contextlib.contextmanager
+def woken(socket: pynng.Socket, kind: type[pynng.Socket]) -> Iterator[None]:
+    """Have the one thread that receives from ``socket`` get something at once, to be joined in the block.
+
+    It would else see that it is to end only when its time-out has passed: ``kind`` is what talks to that socket.
+    """
+    address = f"inproc://{uuid.uuid4()}"
+    waker = kind(send_timeout=_POLL_MS)
+    try:
+        with contextlib.suppress(pynng.NNGException):  # the time-out passes all the same
+            socket.listen(address)
+            waker.dial(address, block=True)
+            waker.send(b"wake")
+        yield
+    finally:
+        waker.close()
+
+
 class Closable(Protocol):
     """What :func:`close_at_exit` takes."""
 
@@ -360,7 +379,8 @@ class Inbox:
         """Stop the reader, join it, then close the socket. Idempotent."""
         self._stopping.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
-            self._thread.join()
+            with woken(self._socket, pynng.Push0):
+                self._thread.join()
         self._socket.close()
 
     def _read(self) -> None:
@@ -383,6 +403,8 @@ class Inbox:
                 logger.exception("receive_failed", address=self.address)
                 self._stopping.wait(_POLL_MS / 1000)
                 continue
+            if self._stopping.is_set():
+                return
             pipe = message.pipe
             if pipe is None:
                 continue  # the pipe is already gone: its removal has been, or will be, reported
