@@ -22,6 +22,7 @@ Messages: HelloHeard, PipeRemoved, OutletConnected, OutletBroken, SendFrame, Sen
 from __future__ import annotations
 
 import enum
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -261,7 +262,7 @@ class PeerActor(NodeActor):
         self._say_hello()
         self._look_for_it()
         if not self._meters.ups and not self._complained and time.monotonic() - self._dialled_s > UNLINKED_S:
-            self._complained = True
+            self._dialled_s = math.inf  # once; what else is wrong with the peer is still to be told of
             why = (
                 "is it reachable?"
                 if self._identity is None

@@ -21,6 +21,7 @@ from openoutcry.actors import (
     StorageError,
 )
 from openoutcry.actors import links as links_module
+from openoutcry.actors import peer as peer_module
 from openoutcry.actors._base import TICK
 from openoutcry.actors.book.record import EMPTY, Record
 from openoutcry.actors.discovery import Announce
@@ -442,6 +443,19 @@ def test_link_whose_actor_fails_is_made_again_and_the_followers_go_on(exchange: 
     assert net[0].meters.restarts["PeerActor"] == 1
     net[1].submit_order(MARKET, "buy", "1", "1")
     net.assert_same_hash(MARKET)
+
+
+def test_a_link_that_is_not_made_is_told_of_once_and_hides_nothing_else_that_is_wrong(
+    exchange: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(peer_module, "UNLINKED_S", 0.3)
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    net[0]._supervisor.tell(PeerFound("ghost.1", "ghost", "tcp://127.0.0.1:1"))
+    until(lambda: "link_not_made" in caplog.text, "nobody listens there")
+    foreign = Hello("ghost.1", "ghost", "tcp://127.0.0.1:1", "another exchange's", 1, 0)
+    net[0]._links.peers["ghost.1"].tell(HelloHeard(foreign, 1))
+    until(lambda: "coordinator_differs" in caplog.text, "it is another exchange's")
+    assert [vars(record)["event"] for record in caplog.records].count("link_not_made") == 1
 
 
 def test_the_name_of_one_market_is_not_taken_for_a_list_of_letters() -> None:
