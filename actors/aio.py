@@ -245,10 +245,7 @@ class AsyncNode:
 
     async def _send(self, market: str, commands: tuple[Command, ...], deadline_s: float) -> _Awaited:
         """Hand commands to the BookActor, without waiting but for room; the request's future is done when answered."""
-        node = self.node
-        node._book(market)
-        node._check_accounts(commands)
-        submissions = node._submissions[market]
+        submissions = self.node._entrance(market, commands)
         request = _Awaited(commands, int(deadline_s * 1e9), self._tell)
         request.future = self._loop.create_future()
         self._waiting.add(request)

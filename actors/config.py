@@ -35,6 +35,8 @@ from .logs import FORMATS, LEVELS
 from .messages import checked_node_name
 
 DIRECTORY_DEFAULT: Final = "tcp://127.0.0.1:7400"
+DIRECTORY_DEFAULT_TLS: Final = DIRECTORY_DEFAULT.replace("tcp", SCHEME)
+"""The same with an identity."""
 ENV_PREFIX: Final = "OPENOUTCRY_"
 
 
@@ -121,7 +123,7 @@ def load_config(
     data_dir = node.pop("data_dir", None) or home / "nodes" / name
     coordinator = node.pop("coordinator", None) or home / "coordinator.sqlite"
     if "identity" in node:
-        node = {"listen": f"{SCHEME}://127.0.0.1:0", "directory": (f"{SCHEME}://127.0.0.1:7400",), **node}
+        node = {"listen": f"{SCHEME}://127.0.0.1:0", "directory": (DIRECTORY_DEFAULT_TLS,), **node}
     found = NodeConfig(name=name, data_dir=data_dir, coordinator=coordinator, markets=markets, sources=sources, **node)
     addresses = (found.listen, found.advertise, found.serve_directory, *found.directory)
     check_addresses([address for address in addresses if address], found.identity)

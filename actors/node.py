@@ -1075,13 +1075,14 @@ class ExchangeNode:
         return time.monotonic() + (self.timeout if timeout is None else checked_timeout(timeout))
 
     def _send(self, market: str, commands: tuple[Command, ...], deadline_s: float) -> Request:
-        self._book(market)
-        self._check_accounts(commands)
-        return self._submissions[market].submit(commands, deadline_s)
+        return self._entrance(market, commands).submit(commands, deadline_s)
 
-    def _check_accounts(self, commands: tuple[Command, ...]) -> None:
+    def _entrance(self, market: str, commands: tuple[Command, ...]) -> Submissions:
+        """Return where commands go in, if this node has joined the market, and may act for their accounts."""
+        self._book(market)
         if self._identity is not None and (denied := self._identity.member.denied([each[1] for each in commands])):
             raise denied
+        return self._submissions[market]
 
     def _account(self, account: str | None) -> str:
         return self.name if account is None else checked_account(account)

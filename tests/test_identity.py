@@ -43,6 +43,7 @@ from openoutcry.transport.identity import CERTIFICATE_REFUSED, MEMBER
 from openoutcry.transport.rendezvous import Rendezvous
 from openoutcry.transport.sockets import Inbox
 from openoutcry.transport.survey import REQUESTS, Announce, Directory, ServiceEntry
+from processes import eventually
 
 MARKET = "BTC-USD"
 RULES = MarketRules()
@@ -51,14 +52,6 @@ SHORT_MS = 400
 """How long a connection that is not to come about is waited for; one that is takes some 10 ms."""
 LONG_MS = 20_000
 """How long one that is to come about is waited for, where the machine is busy."""
-
-
-def until(condition: Callable[[], Any], what: str, within: float = 20.0) -> Any:
-    deadline = time.monotonic() + within
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {within} s: {what}"
-        time.sleep(0.005)
-    return found
 
 
 @pytest.fixture
@@ -298,8 +291,8 @@ def test_a_member_that_says_it_is_another_loses_the_link(
             assert send(CODEC.encode(Credentials(der(known[credentials]))))
         assert send(hello(name, node_id))
         if refused:
-            until(lambda: alice.status()["frames_refused"] == 1, "it is refused")
-        until(lambda: refused or node_id in alice._links.peers, "it is known")
+            eventually(lambda: alice.status()["frames_refused"] == 1, "it is refused")
+        eventually(lambda: refused or node_id in alice._links.peers, "it is known")
     assert (node_id in alice._links.peers) != refused
 
 
@@ -312,10 +305,10 @@ def test_a_node_that_is_announced_under_the_name_of_another_is_not_known(
         return ServiceEntry("openoutcry.node", node, "tls+tcp://127.0.0.1:9", (("name", name),))
 
     with Directory([str(alice.directory_address)], identity=Identity(authority.issue("mallory"))) as directory:
-        until(lambda: directory.connected, "it is connected")
+        eventually(lambda: directory.connected, "it is connected")
         assert directory.announce(entry("mallory.1", "bob")) == 1
         assert directory.announce(entry("mallory.2", "mallory")) == 1
-        until(lambda: "mallory.2" in alice._links.known(), "it is known")
+        eventually(lambda: "mallory.2" in alice._links.known(), "it is known")
         assert "mallory.1" not in alice._links.known()
 
 
@@ -330,8 +323,8 @@ def test_nothing_is_kept_of_a_member_for_which_there_is_no_room(
         with connected(alice.address, tls(mallory, "alice", pem_of(authority))) as send:
             assert send(CODEC.encode(Credentials(der(mallory))))
             assert send(hello("mallory", f"mallory.{number}"))
-            until(lambda: alice.status()["frames_refused"] == refused, "what is too much is refused")  # noqa: B023
-            until(lambda: len(alice._links.peers) == min(2, number + 1), "what is not is known")  # noqa: B023
+            eventually(lambda: alice.status()["frames_refused"] == refused, "what is too much is refused")  # noqa: B023
+            eventually(lambda: len(alice._links.peers) == min(2, number + 1), "what is not is known")  # noqa: B023
     assert set(alice._links.members) <= {"mallory.0", "mallory.1"}
 
 
@@ -340,7 +333,7 @@ def test_a_second_certificate_over_one_connection_ends_it(alice: ExchangeNode, a
     with connected(alice.address, tls(mallory, "alice", pem_of(authority))) as send:
         assert send(CODEC.encode(Credentials(der(mallory))))
         assert send(CODEC.encode(Credentials(der(mallory))))
-        until(lambda: alice.status()["frames_refused"] == 1, "it is refused")
+        eventually(lambda: alice.status()["frames_refused"] == 1, "it is refused")
 
 
 def test_an_inbox_closes_a_connection_that_has_fallen_silent(
@@ -381,11 +374,11 @@ def test_a_rendezvous_closes_a_connection_that_has_fallen_silent(
     monkeypatch.setattr(rendezvous, "SILENT_S", 0.3)
     identity = Identity(authority.issue("place"))
     with Rendezvous(ANY_PORT, identity=identity) as place, Directory([place.address], identity=identity) as directory:
-        until(lambda: directory.connected, "it is connected")
+        eventually(lambda: directory.connected, "it is connected")
         directory.reconnected()
         assert directory.announce(ServiceEntry("prices", "place.1", "tls+tcp://127.0.0.1:1")) == 1
-        until(directory.reconnected, "it was closed, and is dialled again")
-        until(lambda: not place.services(), "what it has announced has gone")
+        eventually(directory.reconnected, "it was closed, and is dialled again")
+        eventually(lambda: not place.services(), "what it has announced has gone")
 
 
 def odd(what: str, folder: Path) -> bytes:
@@ -424,13 +417,13 @@ def test_a_member_cannot_announce_a_node_of_another_nor_take_it_back(alice: Exch
         return [entry.node for entry in bob.lookup("prices", deadline=time.monotonic() + 20).entries]
 
     with directory("bob") as bob, directory("mallory") as mallory:
-        until(lambda: bob.connected and mallory.connected, "both are connected")
+        eventually(lambda: bob.connected and mallory.connected, "both are connected")
         assert bob.announce(entries["bob"]) == 1
         assert mallory.announce(entries["mallory"]) == 1
         assert found() == ["bob.1", "mallory.1"]
         assert mallory.unannounce(entries["bob"]) == 0
-        until(lambda: found() == ["bob.1"], "who tries loses the connection, and with it what it has announced")
-        until(lambda: mallory.connected, "it is connected again")
+        eventually(lambda: found() == ["bob.1"], "who tries loses the connection, and with it what it has announced")
+        eventually(lambda: mallory.connected, "it is connected again")
         assert mallory.announce(ServiceEntry("prices", "bob.2", "tls+tcp://127.0.0.1:3")) == 0
         assert found() == ["bob.1"]
 
@@ -444,7 +437,7 @@ def test_who_has_a_certificate_without_a_name_is_refused_and_no_thread_ends(
     nameless = issued_by(authority.folder, "bob", subject=subject)
     with connected(alice.address, tls(nameless, "alice", pem_of(authority))) as send:
         assert send(CODEC.encode(Credentials(der(authority.issue("bob")))))
-        until(lambda: alice.status()["frames_refused"] == 1, "it is refused")
+        eventually(lambda: alice.status()["frames_refused"] == 1, "it is refused")
     place = sockets.open_socket(pynng.Surveyor0, recv_timeout_ms=5000, tls=tls(nameless, MEMBER, pem_of(authority)))
     try:
         place.dial(str(alice.directory_address), block=True)
@@ -455,7 +448,7 @@ def test_who_has_a_certificate_without_a_name_is_refused_and_no_thread_ends(
         sockets.close_dialled(place)
     with connected(alice.address, tls(authority.issue("bob"), "alice", pem_of(authority))) as send:
         assert send(b"frame")
-        until(lambda: alice.status()["frames_refused"] == 2, "the node hears on")
+        eventually(lambda: alice.status()["frames_refused"] == 2, "the node hears on")
 
 
 PORTS = {"bob": 1, "mallory": 2}
@@ -491,7 +484,7 @@ def test_an_address_without_tls_is_never_dialled_whoever_names_it(alice: Exchang
         with connected(alice.address, tls(bob, "alice", pem_of(authority))) as send:
             assert send(CODEC.encode(Credentials(der(bob))))
             assert send(hello("bob", "bob.1", plain))
-            until(lambda: "bob.1" in alice._links.peers, "it is known")
+            eventually(lambda: "bob.1" in alice._links.peers, "it is known")
             with pytest.raises(pynng.Timeout):
                 listener.recv()
     finally:
@@ -798,7 +791,7 @@ def test_processes_started_by_hand_with_identities_trade_and_one_without_stays_o
             result = run("status", "--node", "bob", "--json")
             return result.exit_code == 0 and len(json.loads(result.output)["markets"][MARKET].get("in_sync", ())) == 2
 
-        until(in_sync, "both are in sync")
+        eventually(in_sync, "both are in sync")
         assert run("submit", MARKET, "sell", "10", "1", "--node", "alice").exit_code == 0
         denied = run("cancel", MARKET, "2", "--node", "bob", "--account", "alice")
         assert (denied.exit_code, "(access_denied)" in denied.output) == (1, True)

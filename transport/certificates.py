@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from .errors import ConfigurationError, InvalidRequest, ProtocolError, shown
-from .identity import AUTHORITY_DAYS, CERTIFICATE_REFUSED, DAYS, MEMBER, NAME, Member
+from .identity import AUTHORITY_DAYS, CERTIFICATE_REFUSED, DAYS, MEMBER, NAME, Member, date_of
 from .log import get_logger
 
 DAYS_MAX: Final = 36_500
@@ -160,7 +160,7 @@ class Identity:
         begins = max(found.not_valid_before_utc, min([each.not_valid_before_utc for each in issuers]))
         ends = min(found.not_valid_after_utc, max([each.not_valid_after_utc for each in issuers]))
         if not begins <= datetime.now(UTC) <= ends:
-            raise _refused(f"that of {member.name} is in force from {_date(begins)} to {_date(ends)}")
+            raise _refused(f"that of {member.name} is in force from {date_of(begins)} to {date_of(ends)}")
         return dataclasses.replace(member, ends_ns=_ns(ends))
 
     def _config(self, mode: int) -> pynng.TLSConfig:
@@ -454,10 +454,6 @@ def _write(path: Path, text: str) -> None:
 
 def _ns(when: datetime) -> int:
     return int(when.timestamp()) * 1_000_000_000
-
-
-def _date(when: datetime) -> str:
-    return f"{when:%Y-%m-%d %H:%M} UTC"
 
 
 def _refused(why: str) -> ProtocolError:

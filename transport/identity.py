@@ -64,7 +64,7 @@ class Member:
     @property
     def ends(self) -> str:
         """When the certificate ends, for people."""
-        return f"{datetime.fromtimestamp(self.ends_ns / 1e9, UTC):%Y-%m-%d %H:%M} UTC"
+        return date_of(datetime.fromtimestamp(self.ends_ns / 1e9, UTC))
 
     def as_json(self) -> dict[str, Any]:
         """Return what the certificate says, as JSON would carry it."""
@@ -80,6 +80,11 @@ class Member:
                     "so, and the exchange's authority can issue another. Nothing was executed"
                 )
         return None
+
+
+def date_of(when: datetime) -> str:
+    """Return a time in UTC as people read it."""
+    return f"{when:%Y-%m-%d %H:%M} UTC"
 
 
 def name_of(node: str) -> str:

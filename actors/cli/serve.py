@@ -17,10 +17,10 @@ from typing import Any, Final
 import click
 
 from ...transport.errors import ConfigurationError, RequestTimeout
-from ...transport.identity import SCHEME, open_identity
+from ...transport.identity import open_identity
 from ...transport.log import get_logger
 from ...transport.rendezvous import Rendezvous
-from ..config import DIRECTORY_DEFAULT, NodeConfig, load_config
+from ..config import DIRECTORY_DEFAULT, DIRECTORY_DEFAULT_TLS, NodeConfig, load_config
 from ..control import ControlServer
 from ..health import healthz, readyz
 from ..logs import FORMATS, LEVELS, LogWriter
@@ -129,10 +129,9 @@ def directory(
 
 
 def _rendezvous(listen: str | None, peers: tuple[str, ...], advertise: str | None, identity: Path | None) -> Rendezvous:
-    if identity is None:
-        return Rendezvous(listen or DIRECTORY_DEFAULT, peers=peers, advertise=advertise)
-    listen = listen or DIRECTORY_DEFAULT.replace("tcp", SCHEME)
-    return Rendezvous(listen, peers=peers, advertise=advertise, identity=open_identity(identity))
+    default = DIRECTORY_DEFAULT if identity is None else DIRECTORY_DEFAULT_TLS
+    known = None if identity is None else open_identity(identity)
+    return Rendezvous(listen or default, peers=peers, advertise=advertise, identity=known)
 
 
 @click.command()
