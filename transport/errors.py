@@ -16,6 +16,7 @@
     ├── RemoteFailure         an actor of another process raised an exception while it handled the message
     ├── ConfigurationError    the node cannot start, or stopped, because of how it is set up
     ├── StorageError          the disk or the journal on it cannot be trusted; the replica has stopped
+    ├── InvariantBroken       a check of the program's own failed; what failed it goes no further
     └── TransportError        something that crosses a process boundary
         ├── Closed            closed by this side
         ├── LinkBroken        broken by the other side, or by the network between
@@ -122,6 +123,16 @@ class StorageError(OpenOutcryError):
     default_code = "storage"
 
 
+class InvariantBroken(OpenOutcryError):
+    """Something that always holds does not: a fault of this program, or input that its checks have let through.
+
+    Whoever finds it stops rather than go on with a state that is wrong. It is raised, never asserted: ``python -O``
+    drops assertions.
+    """
+
+    default_code = "invariant"
+
+
 class TransportError(OpenOutcryError):
     """Base of the errors of sockets and frames."""
 
@@ -161,7 +172,21 @@ def text_of(error: BaseException | None) -> str:
         return f"{kind} (its text raises {type(without).__qualname__})"
 
 
+_T = TypeVar("_T")
 _E = TypeVar("_E", bound=OpenOutcryError)
+
+
+def ensure(holds: object, invariant: str) -> None:
+    """Raise :class:`InvariantBroken` unless ``holds``; ``invariant`` says what was found instead."""
+    if not holds:
+        raise InvariantBroken(invariant)
+
+
+def present(value: _T | None, invariant: str) -> _T:
+    """Return ``value``, which the program's own logic has set by now; InvariantBroken if it is None."""
+    if value is None:
+        raise InvariantBroken(invariant)
+    return value
 
 
 def anew(error: _E) -> _E:

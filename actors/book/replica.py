@@ -33,7 +33,7 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 from ...transport.coordinator import MarketRecord
-from ...transport.errors import OpenOutcryError, ProtocolError, StorageError, Unavailable
+from ...transport.errors import OpenOutcryError, ProtocolError, StorageError, Unavailable, ensure, present
 from ..messages import IN_SYNC_MAX, Ack, Append, Join, Lead, LogRead, MarketMessage, Resign, Rewind
 from .commands import Command
 from .record import EMPTY, Origin, Record, Tail
@@ -420,7 +420,7 @@ class Replica:
 
         What was acknowledged beyond it is lost, or put aside where it turns up again.
         """
-        assert self.force_refusal(record, ()) is None, "whoever forces has asked whether it is refused"
+        ensure(self.force_refusal(record, ()) is None, "a leader is forced where that is refused")
         self.record = record
         self.role = Role.CLAIMING
         effects = self._start_swap(record.epoch + 1, (self.node,), force=True)
@@ -475,12 +475,12 @@ class Replica:
         return self.on_leader_lapsed(sender) if sender == self.leader else []
 
     def _claim(self, in_sync: tuple[str, ...]) -> list[Effect]:
-        assert self.record is not None, "a claim replaces a record"
+        record = present(self.record, "a claim without the record that it replaces")
         if self._loading:  # the log is being replaced: ask again when that is done
             self._must_read = True
             return []
         self.role = Role.CLAIMING
-        return self._start_swap(self.record.epoch + 1, in_sync)
+        return self._start_swap(record.epoch + 1, in_sync)
 
     def _give_up_claim(self) -> None:
         self.role = Role.FOLLOWING
@@ -541,10 +541,10 @@ class Replica:
         return []
 
     def _start_swap(self, epoch: int, in_sync: tuple[str, ...], *, force: bool = False) -> list[Effect]:
-        assert self._swap is None, "one swap at a time"
-        assert self.record is not None, "a swap needs the record it replaces"
+        ensure(self._swap is None, "a swap begins while another is under way")
+        record = present(self.record, "a swap without the record that it replaces")
         self._swap_lost = False
-        self._swap = SwapRecord(self.record, epoch, self.node, tuple(sorted(in_sync)), force)
+        self._swap = SwapRecord(record, epoch, self.node, tuple(sorted(in_sync)), force)
         return [self._swap]
 
     # -- links and time -----------------------------------------------------------------------------------------
@@ -687,7 +687,7 @@ class Replica:
         Raises:
             ProtocolError: they do not fit into one record; nothing was done.
         """
-        assert self.role is Role.LEADING, "only a leader proposes"
+        ensure(self.role is Role.LEADING, "a replica proposes that does not lead")
         record = Record.make(self.tail, epoch=self.epoch, timestamp_ns=timestamp_ns, commands=commands, origins=origins)
         previous = self.tail
         self.pending.append(record)
@@ -794,15 +794,15 @@ class Replica:
                 return [Send((node,), Rewind(self.market, self.epoch, follower.join, back_to, read.tails))]
             follower.matched = True
             follower.sent = after
-        assert follower.sent == after, "one read of the journal a follower at a time"
-        assert read.chain is not None, "the leader's own log has a boundary at what it sent"
+        ensure(follower.sent == after, "a follower is sent two reads of the journal at a time")
+        chain = present(read.chain, "the leader's own log has no boundary at what it has sent")
         if read.bodies:
             follower.sent = Record.span_of(read.bodies[-1])[1]
         follower.streaming = follower.sent == self.tail.sequence
         if follower.streaming:
             self._offered_to.pop(node, None)
         follower.told = self.committed
-        send = Send((node,), self._append(Tail(0, after, read.chain), read.bodies, join=follower.join))
+        send = Send((node,), self._append(Tail(0, after, chain), read.bodies, join=follower.join))
         # What has become durable since the read: with nothing in this one to acknowledge, nothing else would bring it.
         return [send, *self._feed(node, follower), *self._advance(), *self._reconsider(now_ns)]
 
@@ -894,7 +894,7 @@ class Replica:
         return [LeadershipLost()] if was_leading else []
 
     def _join(self) -> list[Effect]:
-        assert self.leader is not None, "a join goes to a leader"
+        leader = present(self.leader, "a join without a leader to send it to")
         if self._loading:
             return []
         self.joined = True
@@ -904,7 +904,7 @@ class Replica:
         self._join_number += 1
         number = self._join_number
         join = Join(self.market, self.epoch, number, tail.epoch, tail.sequence, tail.chain, self.durable, self.observer)
-        return [Send((self.leader,), join)]
+        return [Send((leader,), join)]
 
     def on_rewind(self, sender: str, message: Rewind) -> list[Effect]:
         """Follower: our tail is not the leader's; cut what it does not have, as far as it says, and ask again.
@@ -1047,7 +1047,7 @@ class Replica:
 
     def on_snapshot_kept(self, tail: Tail) -> list[Effect]:
         """Follower: the book is now the state at ``tail``, durably, and the log goes on from there."""
-        assert tail.sequence > self.tail.sequence, "a snapshot replaces nothing that is newer"
+        ensure(tail.sequence > self.tail.sequence, "a snapshot is to replace a log that is newer")
         self._loading = False
         self._begin_at(tail)
         self._known_committed = max(self._known_committed, tail.sequence)
@@ -1073,7 +1073,7 @@ class Replica:
         del now_ns
         if generation != self._generation or self.role is Role.STOPPED:
             return []
-        assert self.durable <= sequence <= self.tail.sequence, "the journal is ahead of the log"
+        ensure(self.durable <= sequence <= self.tail.sequence, "the journal is ahead of the log")
         self.durable = sequence
         if self.role is Role.LEADING:
             effects = self._advance()
@@ -1095,12 +1095,12 @@ class Replica:
         return self._end_repair() if whole else []
 
     def _ack(self) -> Effect:
-        assert self.leader is not None, "an ack goes to a leader"
-        return Send((self.leader,), Ack(self.market, self.epoch, self._join_number, self.durable, self.applied))
+        leader = present(self.leader, "an ack without a leader to send it to")
+        return Send((leader,), Ack(self.market, self.epoch, self._join_number, self.durable, self.applied))
 
     def on_applied(self, sequence: int, state_hash: str) -> list[Effect]:
         """The book has applied everything up to ``sequence``; ``state_hash`` may be empty where it was not computed."""
-        assert sequence == self.committed, "the book and the log disagree on what is committed"
+        ensure(sequence == self.committed, "the book and the log disagree on what is committed")
         self.applied = sequence
         self.state_hash = state_hash
         return []
