@@ -36,6 +36,7 @@ from ..transport.errors import (
     RequestTimeout,
     TransportError,
     Unavailable,
+    anew,
 )
 from ..transport.log import get_logger
 from .book.commands import Event
@@ -647,9 +648,8 @@ class ControlClient:
         try:
             answer = self._ask(request, Result)
         except (LinkBroken, RequestTimeout) as error:
-            raise type(error)(
-                f"{error.message}; this request's client order id is {request.client_order_id}", code=error.code
-            ) from error
+            text = f"{error.message}; this request's client order id is {request.client_order_id}"
+            raise anew(error, text) from error
         result = OrderResult(
             answer.market,
             answer.sequence,

@@ -1688,7 +1688,7 @@ def _write_json(path: Path, value: object) -> None:
 def partly_sent(error: Unavailable, at: int, count: int) -> Unavailable:
     """Return ``error``, by which ``count`` commands failed when ``at`` had been sent, with word of those."""
     sent = f" ({at} of {count} commands were sent before; their outcome is unknown)" if at else ""
-    return type(error)(f"{error.message}{sent}", code=error.code)
+    return anew(error, f"{error.message}{sent}")
 
 
 def _force_note(plan: ForcePlan, reason: str) -> str:

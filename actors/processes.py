@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
+from ..transport.errors import shown
+
 STOP_S: Final = 30.0
 """How long a process has to end in order before it is killed, in seconds."""
 START_S: Final = 60.0
@@ -155,7 +157,7 @@ def _answer(pipe: Connection, well: bool, value: Any) -> None:
         whole = pickle.dumps((well, value))
         pickle.loads(whole)  # noqa: S301 (our own: some exceptions can be pickled but not made again)
     except Exception as error:
-        what = f"{value!r:.500}" if not well else f"a {type(value).__qualname__}, which cannot be passed on: {error!r}"
+        what = shown(value, 500) if not well else f"a {type(value).__qualname__}, which cannot be passed on: {error!r}"
         whole = pickle.dumps((False, AssertionError(f"the node's process answered with {what}")))
     with contextlib.suppress(OSError):
         pipe.send_bytes(whole)

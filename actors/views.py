@@ -223,6 +223,13 @@ class OrderResult:
         self._rules = rules
         self._cancel_all = cancel_all
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
     @property
     def events(self) -> tuple[MarketEvent, ...]:
         """All that the command caused, in order."""

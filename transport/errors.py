@@ -26,10 +26,19 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+_E = TypeVar("_E", bound=BaseException)
 
 
-class OpenOutcryError(Exception):
+class Copied(Exception):
+    """An exception that can be copied and pickled with all its attributes, whatever its class's arguments are."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remade, (type(self), self.args), self.__dict__
+
+
+class OpenOutcryError(Copied):
     """Base of every exception this library raises on purpose.
 
     ``code`` is stable and fit for programs; ``message`` says what was wrong and what to do.
@@ -41,6 +50,9 @@ class OpenOutcryError(Exception):
         super().__init__(message)
         self.message = message
         self.code = code or self.default_code
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class InvalidRequest(OpenOutcryError, ValueError):
@@ -173,7 +185,7 @@ def text_of(error: BaseException | None) -> str:
 
 
 _T = TypeVar("_T")
-_E = TypeVar("_E", bound=OpenOutcryError)
+_Own = TypeVar("_Own", bound=OpenOutcryError)
 
 
 def ensure(holds: object, invariant: str) -> None:
@@ -189,14 +201,26 @@ def present(value: _T | None, invariant: str) -> _T:
     return value
 
 
-def anew(error: _E) -> _E:
-    """Return the same error as another object, to be raised in its place.
+def _remade(kind: type[_E], args: tuple[Any, ...]) -> _E:
+    """Return an exception of ``kind`` that has ``args``, not by ``__init__``, whose arguments are others.
+
+    ``args`` is set afterwards: an OSError (a TimeoutError is one) drops what only its ``__new__`` is given.
+    """
+    made = kind.__new__(kind)
+    made.args = args
+    return made
+
+
+def anew(error: _Own, message: str | None = None) -> _Own:
+    """Return the same error as another object, to be raised in its place; with ``message`` as its text, if given.
 
     What many callers get is raised anew for each: one object would gather the tracebacks of all, and never lose them.
     """
-    kind = type(error)
-    made = kind.__new__(kind, *error.args)  # not by `__init__`: a kind may have one of its own
+    made = _remade(type(error), error.args)
     made.__dict__.update(error.__dict__)
+    if message is not None:
+        made.message = message
+        made.args = (message,)
     made.__cause__ = error.__cause__
     return made
 

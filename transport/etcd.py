@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from .coordinator import UNAVAILABLE_CODE, MarketRecord, OneThread, first_record, successor
-from .errors import Closed, ConfigurationError, OpenOutcryError, StorageError, Unavailable
+from .errors import Closed, ConfigurationError, Copied, OpenOutcryError, StorageError, Unavailable
 
 SCHEMES: Final = ("etcd://", "etcds://")
 """How an address that :func:`open_etcd` understands begins."""
@@ -102,7 +102,7 @@ class _Lease:
     ttl_s: int
 
 
-class _Failed(Exception):
+class _Failed(Copied):
     """One endpoint failed. ``done``: None if etcd may have done what was asked, False if it surely did not."""
 
     def __init__(self, reason: str, *, done: bool | None, final: OpenOutcryError | None = None) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from ...transport.errors import InvalidRequest, OpenOutcryError, Unavailable
+from ...transport.errors import Copied, InvalidRequest, OpenOutcryError, Unavailable
 from ..config import ENV_PREFIX, home_folder
 from ..control import ControlClient, read_control_file, running_nodes
 from ..views import as_json
@@ -22,7 +22,7 @@ from ..views import as_json
 _LOOK_S: Final = 0.2
 
 
-class Failure(click.ClickException):
+class Failure(Copied, click.ClickException):
     """An error of the library as one line on stderr, and exit code 1."""
 
     def __init__(self, message: str, code: str) -> None:
