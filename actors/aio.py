@@ -27,7 +27,7 @@ from .book.actor import BookActor
 from .book.commands import CANCEL_ALL, Command, OrderType, SelfTradePrevention, Side, TimeInForce
 from .book.record import COMMANDS_MAX
 from .book.rules import DecimalLike
-from .border import checked, checked_count, checked_market, checked_order_id, checked_timeout
+from .border import ExpiryLike, checked, checked_count, checked_market, checked_order_id, checked_timeout
 from .kit import put_always
 from .messages import Query
 from .node import READY_LOOK_S, ExchangeNode, partly_sent
@@ -48,7 +48,7 @@ class OrderOptions(TypedDict, total=False):
 
     order_type: str | OrderType
     time_in_force: str | TimeInForce | None
-    expire_ns: int
+    expire_ns: ExpiryLike
     self_trade_prevention: str | SelfTradePrevention
     account: str | None
     client_order_id: str | None

@@ -8,7 +8,9 @@ here needs no other check; one that comes from elsewhere has :func:`checked`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar, cast
 
 from ..transport.errors import InvalidRequest, ProtocolError, shown
@@ -31,6 +33,17 @@ from .book.rules import DecimalLike, MarketRules
 TIMEOUT_S_MAX: Final = 86_400.0
 """Longest time-out of a call, in seconds."""
 
+ExpiryLike = int | datetime | timedelta
+"""When an order lapses: nanoseconds since the Unix epoch, a datetime with a time zone, or how long from now."""
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_UNITS: Final = ((10**11, "seconds", 10**9), (10**14, "milliseconds", 10**6), (10**17, "microseconds", 10**3))
+"""Below which number a time since 1970 is in a coarser unit than nanoseconds, and what it is to be multiplied with.
+
+The last bound is a day of 1973 in nanoseconds: no order lapses then."""
+_EXPIRY_RECIPE: Final = (
+    "give time.time_ns() + 3600 * 10**9 for an hour from now, a datetime with a time zone, or a timedelta"
+)
+
 _Choice = TypeVar("_Choice", Side, OrderType, TimeInForce, SelfTradePrevention)
 
 _NAMED: Final[dict[type[Any], dict[str, Any]]] = {
@@ -48,7 +61,7 @@ def submit_command(
     quantity: DecimalLike,
     order_type: str | OrderType,
     time_in_force: str | TimeInForce | None,
-    expire_ns: int,
+    expire_ns: ExpiryLike,
     self_trade_prevention: str | SelfTradePrevention,
 ) -> Command:
     """Return the command that enters an order; see :meth:`~.node.ExchangeNode.submit_order` for the arguments."""
@@ -59,8 +72,6 @@ def submit_command(
         tif = _member(TimeInForce, time_in_force, "time_in_force")
     if price is None and kind is not OrderType.MARKET:
         raise InvalidRequest("only a market order goes without a price", code="invalid_price")
-    if type(expire_ns) is not int or not 0 <= expire_ns <= INT64_MAX:
-        raise InvalidRequest("expire_ns is a number of nanoseconds since the Unix epoch", code="invalid_expiry")
     return (
         SUBMIT,
         account,
@@ -70,9 +81,52 @@ def submit_command(
         rules.price_to_ticks(price) if price is not None else None,
         rules.quantity_to_lots(quantity),
         int(tif),
-        expire_ns,
+        checked_expiry(expire_ns),
         int(_member(SelfTradePrevention, self_trade_prevention, "self_trade_prevention")),
     )
+
+
+def checked_expiry(value: ExpiryLike, now_ns: Callable[[], int] = time.time_ns) -> int:
+    """Return when an order lapses, in nanoseconds since the Unix epoch; 0: it was given none.
+
+    A timedelta counts from this machine's clock; a retry under the same client order id has to give the same time.
+
+    Raises:
+        InvalidRequest: it is no time, has no time zone, or is in another unit (code ``invalid_expiry``).
+    """
+    if isinstance(value, datetime | timedelta):
+        try:
+            if isinstance(value, timedelta):
+                expire_ns = now_ns() + value // timedelta(microseconds=1) * 1000
+            elif value.utcoffset() is None:
+                raise _no_expiry(
+                    f"{shown(value, 80)} has no time zone: give value.astimezone() if it is this machine's local time, "
+                    "value.replace(tzinfo=UTC) if it is UTC"
+                )
+            else:
+                expire_ns = (value - _EPOCH) // timedelta(microseconds=1) * 1000
+        except (OverflowError, TypeError, ArithmeticError) as error:
+            raise _no_expiry(f"{shown(value, 80)} cannot be counted: {error}") from error
+        if not 0 < expire_ns <= INT64_MAX:
+            raise _no_expiry(f"{shown(value, 80)} is outside the years 1970 to 2262")
+        return expire_ns
+    if type(value) is not int:
+        if isinstance(value, float):
+            raise _no_expiry(f"{shown(value)} is a float: floats are too coarse for nanoseconds; {_EXPIRY_RECIPE}")
+        raise _no_expiry(f"{shown(value)} is a {type(value).__name__}; {_EXPIRY_RECIPE}")
+    if not 0 <= value <= INT64_MAX:
+        raise _no_expiry(f"{shown(value)} is below 0 or above {INT64_MAX}; {_EXPIRY_RECIPE}")
+    for below, unit, factor in _UNITS if value else ():
+        if value < below:
+            raise _no_expiry(
+                f"{value} would be in 1970 to 1973; as {unit} since the Unix epoch, multiply it by {factor:_}. If it "
+                f"is a duration, {_EXPIRY_RECIPE}"
+            )
+    return value
+
+
+def _no_expiry(what: str) -> InvalidRequest:
+    return InvalidRequest(f"expire_ns is in nanoseconds since the Unix epoch: {what}", code="invalid_expiry")
 
 
 def cancel_command(account: str, client_order_id: str, order_id: int) -> Command:

@@ -41,6 +41,7 @@ from ..transport.errors import (
 from ..transport.log import get_logger
 from .book.commands import Event
 from .book.rules import MarketRules
+from .border import ExpiryLike, checked_expiry
 from .node import REASON_LENGTH_MAX, ExchangeNode
 from .views import MarketEvent, OrderRejected, OrderResult, as_json
 
@@ -548,7 +549,7 @@ class ControlClient:
         *,
         order_type: str = "limit",
         time_in_force: str | None = None,
-        expire_ns: int = 0,
+        expire_ns: ExpiryLike = 0,
         self_trade_prevention: str = "none",
         account: str | None = None,
         client_order_id: str | None = None,
@@ -565,7 +566,7 @@ class ControlClient:
                 quantity,
                 order_type,
                 time_in_force,
-                expire_ns,
+                checked_expiry(expire_ns),
                 self_trade_prevention,
                 account,
                 named,

@@ -73,6 +73,7 @@ from .book.snapshots import write_durably
 from .book.snapshotter import SnapshotActor
 from .border import (
     TIMEOUT_S_MAX,
+    ExpiryLike,
     amend_command,
     cancel_command,
     checked,
@@ -898,7 +899,7 @@ class ExchangeNode:
         *,
         order_type: str | OrderType = OrderType.LIMIT,
         time_in_force: str | TimeInForce | None = None,
-        expire_ns: int = 0,
+        expire_ns: ExpiryLike = 0,
         self_trade_prevention: str | SelfTradePrevention = SelfTradePrevention.NONE,
         account: str | None = None,
         client_order_id: str | None = None,
@@ -913,7 +914,8 @@ class ExchangeNode:
             quantity: how much, as str, int or Decimal.
             order_type: ``"limit"``, ``"market"`` or ``"post_only"``.
             time_in_force: ``"gtc"``, ``"ioc"``, ``"fok"`` or ``"gtd"``; default gtc, for a market order ioc.
-            expire_ns: for gtd: when the order lapses, nanoseconds since the Unix epoch.
+            expire_ns: for gtd: when the order lapses, by the market's time: nanoseconds since the Unix epoch, a
+                datetime with a time zone, or a timedelta from now (by this machine's clock).
             self_trade_prevention: ``"none"``, ``"cancel_newest"``, ``"cancel_oldest"``, ``"cancel_both"``,
                 ``"decrement_and_cancel"``; what happens on meeting an order of the same account.
             account: on whose behalf; default the node's name.
@@ -1020,7 +1022,7 @@ class ExchangeNode:
         *,
         order_type: str | OrderType = OrderType.LIMIT,
         time_in_force: str | TimeInForce | None = None,
-        expire_ns: int = 0,
+        expire_ns: ExpiryLike = 0,
         self_trade_prevention: str | SelfTradePrevention = SelfTradePrevention.NONE,
         account: str | None = None,
         client_order_id: str | None = None,

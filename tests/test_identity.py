@@ -676,6 +676,28 @@ def test_an_identity_that_cannot_be_used_says_why_when_it_is_read(
     assert "PRIVATE" not in refused.value.message
 
 
+def test_a_certificate_that_is_not_valid_yet_is_a_problem_of_the_clock_that_a_restart_may_mend(
+    authority: Authority, tmp_path: Path
+) -> None:
+    """A machine boots in 1970, and a service that exits with 78 would stay away when its clock is set."""
+    path = tmp_path / "alice.pem"
+    path.write_text(issued_by(authority.folder, "alice", begins=2, ends=9))
+    with pytest.raises(ConfigurationError) as refused:
+        Identity.load(path)
+    assert refused.value.code == "clock_behind"
+    begins = datetime.now(UTC) + timedelta(days=2)
+    for shown in (f"not valid before {begins:%Y-%m-%d}", f"clock says {datetime.now(UTC):%Y-%m-%d}", str(path)):
+        assert shown in refused.value.message
+    node = ["node", "--name", "alice", "--market", "M", "--data-dir", str(tmp_path / "a"), "--identity", str(path)]
+    for command in (node, ["directory", "--listen", "tls+tcp://127.0.0.1:0", "--identity", str(path)]):
+        result = CliRunner().invoke(main, command)
+        assert result.exit_code == os.EX_TEMPFAIL, result.output
+        assert "(clock_behind)" in result.output
+    unit = (Path(__file__).parent.parent / "deploy" / "openoutcry.service").read_text()
+    assert "RestartPreventExitStatus=78\n" in unit
+    assert "Restart=on-failure" in unit
+
+
 def test_a_certificate_ends_with_that_of_its_authority(tmp_path: Path) -> None:
     """As for TLS: a node that could see its own date only would be told of nothing."""
     authority = Authority.create(tmp_path / "short", days=2)

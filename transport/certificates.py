@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from .errors import ConfigurationError, InvalidRequest, ProtocolError, shown
-from .identity import AUTHORITY_DAYS, CERTIFICATE_REFUSED, DAYS, MEMBER, NAME, Member, date_of
+from .identity import AUTHORITY_DAYS, CERTIFICATE_REFUSED, CLOCK_BEHIND, DAYS, MEMBER, NAME, Member, date_of
 from .log import get_logger
 
 DAYS_MAX: Final = 36_500
@@ -55,7 +55,7 @@ class Identity:
 
         Raises:
             ConfigurationError: a part is missing, malformed, out of date, or does not fit the others (code
-                ``identity``).
+                ``identity``); or the certificate is not in force yet by this machine's clock (code ``clock_behind``).
         """
         self._source = source
         self._authorities: list[x509.Certificate] = []
@@ -90,6 +90,8 @@ class Identity:
         try:
             self.member: Final = self.verified(self.certificate)
         except ProtocolError as error:
+            if error.code == CLOCK_BEHIND:
+                raise ConfigurationError(f"{source}: {error.message}", code=CLOCK_BEHIND) from error
             raise self._wrong(f"cannot be used: {error.message}") from error
         self._own = (_pem(own[0]), keys[0])
         self._trusted = "".join([_pem(each) for each in self._authorities])
@@ -134,7 +136,7 @@ class Identity:
 
         Raises:
             ProtocolError: it is malformed, of another authority, out of date or revoked, or names no node (code
-                ``certificate_refused``).
+                ``certificate_refused``); or by this machine's clock it is not in force yet (code ``clock_behind``).
         """
         try:
             found = x509.load_der_x509_certificate(certificate)
@@ -159,8 +161,18 @@ class Identity:
         # TLS takes it no longer than that of who has issued it.
         begins = max(found.not_valid_before_utc, min([each.not_valid_before_utc for each in issuers]))
         ends = min(found.not_valid_after_utc, max([each.not_valid_after_utc for each in issuers]))
-        if not begins <= datetime.now(UTC) <= ends:
-            raise _refused(f"that of {member.name} is in force from {date_of(begins)} to {date_of(ends)}")
+        now = datetime.now(UTC)
+        if now < begins:
+            raise ProtocolError(
+                f"the certificate of {member.name} is not valid before {date_of(begins)}, and this machine's clock "
+                f"says {date_of(now)}: if that is wrong, set the clock; else wait until then",
+                code=CLOCK_BEHIND,
+            )
+        if now > ends:
+            raise _refused(
+                f"that of {member.name} is in force from {date_of(begins)} to {date_of(ends)}; this machine's "
+                f"clock says {date_of(now)}"
+            )
         return dataclasses.replace(member, ends_ns=_ns(ends))
 
     def _config(self, mode: int) -> pynng.TLSConfig:

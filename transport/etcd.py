@@ -39,11 +39,13 @@ import time
 import urllib.parse
 import uuid
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from .coordinator import UNAVAILABLE_CODE, MarketRecord, OneThread, first_record, successor
 from .errors import Closed, ConfigurationError, Copied, OpenOutcryError, StorageError, Unavailable
+from .identity import CLOCK_BEHIND, date_of
 
 SCHEMES: Final = ("etcd://", "etcds://")
 """How an address that :func:`open_etcd` understands begins."""
@@ -529,6 +531,12 @@ def _package(name: str) -> Any:
 
 
 def _distrust(where: str, why: object) -> ConfigurationError:
+    if "not yet valid" in str(why):
+        return ConfigurationError(
+            f"{where}: its certificate is not valid yet by this machine's clock, which says "
+            f"{date_of(datetime.now(UTC))}: if that is wrong, set the clock ({why})",
+            code=CLOCK_BEHIND,
+        )
     return ConfigurationError(
         f"{where} and this node do not trust each other's certificates: {why}; check ca=, cert= and key="
     )

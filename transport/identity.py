@@ -38,6 +38,8 @@ DAYS: Final = 365
 AUTHORITY_DAYS: Final = 3650
 CERTIFICATE_REFUSED: Final = "certificate_refused"
 """Code of the ProtocolError of a node that is not who it says, or no member."""
+CLOCK_BEHIND: Final = "clock_behind"
+"""Code of the error of a certificate that is not in force yet by this machine's clock: the clock may be wrong."""
 CERTIFICATE_SIZE_MAX: Final = 16_384
 """Largest certificate, in bytes of DER."""
 _SHOWN_MAX: Final = 5

@@ -17,7 +17,7 @@ from typing import Any, Final
 import click
 
 from ...transport.errors import ConfigurationError, RequestTimeout
-from ...transport.identity import open_identity
+from ...transport.identity import CLOCK_BEHIND, open_identity
 from ...transport.log import get_logger
 from ...transport.rendezvous import Rendezvous
 from ..config import DIRECTORY_DEFAULT, DIRECTORY_DEFAULT_TLS, NodeConfig, load_config
@@ -85,14 +85,25 @@ class BadSettings(Failure):
     exit_code = os.EX_CONFIG
 
 
+class TryAgain(Failure):
+    """This machine's clock is behind: the service manager starts the process again, until it is right."""
+
+    exit_code = os.EX_TEMPFAIL
+
+
 @contextlib.contextmanager
 def judged_settings() -> Iterator[None]:
-    """Turn a ConfigurationError of the block into the exit code 78, but for those that are :data:`PASSING`."""
+    """Turn a ConfigurationError of the block into the exit code 78, but for those that are :data:`PASSING`.
+
+    75 where a certificate is not in force yet by this machine's clock: that passes when the clock has been set.
+    """
     try:
         yield
     except ConfigurationError as error:
         if error.code in PASSING:
             raise
+        if error.code == CLOCK_BEHIND:
+            raise TryAgain(error.message, error.code) from error
         raise BadSettings(error.message, error.code) from error
 
 
@@ -116,7 +127,7 @@ def directory(
 ) -> None:
     """Run a rendezvous alone: the place where nodes find each other. Ends on SIGTERM or SIGINT.
 
-    The exit code is 78 where the settings are wrong: a restart does not help.
+    The exit code is 78 where the settings are wrong: a restart does not help. 75: this machine's clock is behind.
     """
     with (
         judged_settings(),
@@ -142,6 +153,7 @@ def node(*, parent: int | None, **flags: Any) -> None:
 
     Settings come from flags, OPENOUTCRY_* variables, a TOML file ($OPENOUTCRY_CONFIG, or openoutcry.toml in
     $OPENOUTCRY_HOME) and defaults, in that order. The exit code is 78 where they are wrong: a restart does not help.
+    75: the node's certificate is not valid yet by this machine's clock; a restart helps once the clock is right.
     """
     with judged_settings():
         config = node_config(**flags)

@@ -80,7 +80,12 @@ def _done(result: OrderResult) -> str:
 @click.argument("quantity")
 @click.option("--type", "order_type", type=choice(OrderType), default="limit", show_default=True)
 @click.option("--tif", "time_in_force", type=choice(TimeInForce), help="[default: gtc, for a market order ioc]")
-@click.option("--expire-ns", type=int, default=0, help="For gtd: nanoseconds since the Unix epoch.")
+@click.option(
+    "--expire-ns",
+    type=int,
+    default=0,
+    help="For gtd: nanoseconds since the Unix epoch; in an hour: $(date -d +1hour +%s%N).",
+)
 @click.option("--stp", "self_trade_prevention", type=choice(SelfTradePrevention), default="none", show_default=True)
 @as_request
 def submit(
