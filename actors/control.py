@@ -30,6 +30,7 @@ from ..transport.codec import Array, Bool, Bytes, Codec, Int, Optional, Str
 from ..transport.errors import (
     Closed,
     InvalidRequest,
+    InvariantBroken,
     LinkBroken,
     OpenOutcryError,
     ProtocolError,
@@ -440,7 +441,8 @@ class ControlServer:
             )
             timeout = request.timeout_ms / 1000
             return node.force_leader(request.market, reason=request.reason, plan=plan, timeout=timeout)
-        assert isinstance(request, GetBook), f"unknown request {request!r}"
+        if not isinstance(request, GetBook):
+            raise InvariantBroken(f"unknown request {type(request).__name__}")
         if request.known is not None and node.sequence(request.market) == request.known:
             return None
         return node.get_order_book(request.market, request.depth)

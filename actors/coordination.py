@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ..transport.coordinator import Coordinator
-from ..transport.errors import OpenOutcryError
+from ..transport.errors import OpenOutcryError, ensure
 from ..transport.etcd import is_etcd, open_etcd
 from ..transport.log import get_logger
 from ..transport.sqlite import SqliteCoordinator
@@ -70,7 +70,7 @@ class CoordinatorActor(NodeActor):
         elif isinstance(message, StoreQuery):
             return message.run(self._coordinator)
         else:
-            assert message is TICK, f"CoordinatorActor does not understand {type(message).__name__}"
+            ensure(message is TICK, f"CoordinatorActor does not understand {type(message).__name__}")
         if time.monotonic() >= self._renew_at_s:
             self._renew()
         return None

@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, assert_never
 from urllib.parse import unquote
 
 from ..transport.errors import ConfigurationError, ProtocolError, StorageError
@@ -33,7 +33,7 @@ from .book.commands import (
     TimeInForce,
 )
 from .book.journal import FolderLock, Journal, JournalDamaged
-from .book.orderbook import OrderBook, events_between
+from .book.orderbook import BROKEN, OrderBook, events_between
 from .book.record import EMPTY, Tail
 from .book.rules import MarketRules
 from .book.snapshots import read_snapshot
@@ -42,8 +42,6 @@ from .views import Accepted, Amended, Cancelled, Configured, Duplicate, MarketEv
 _PUT_ASIDE: Final = re.compile(r"(.+)\.(?:damaged|diverged)-[0-9]+")
 _SEGMENT: Final = re.compile(r"[0-9]{20}\.log")
 """A file of a market's log; a ``*.log`` of another name is another program's."""
-_BROKEN: Final = (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError)
-"""What a book raises whose state, or whose command, is not what it should be."""
 _PROGRESS_EVERY: Final = 1000
 """Commands."""
 
@@ -207,7 +205,7 @@ def verify_market(
             book.check()
     except JournalDamaged as error:
         damage.append(_of_log(error))
-    except _BROKEN as error:
+    except BROKEN as error:
         damage.append(_of_log(_not_executable(journal, tail.sequence, error), _ADVICE_STATE))
         book = None
     if snapshots and journal.damage is None and snapshots[-1].tail.sequence > journal.tail.sequence:
@@ -317,7 +315,7 @@ def read_log(
         if with_events and book is not None and record.first_sequence == applied.sequence + 1:
             try:
                 events = book.apply(record.first_sequence, record.timestamp_ns, record.commands)
-            except _BROKEN as error:
+            except BROKEN as error:
                 raise _not_executable(journal, applied.sequence, error) from error
             applied = record.tail
         for sequence, command in enumerate(record.commands, record.first_sequence):
@@ -414,8 +412,9 @@ def event_words(event: MarketEvent) -> str:
         return f"a retry: answered before, at sequence {event.first_sequence}"
     if isinstance(event, Noted):
         return "nothing is changed"
-    assert isinstance(event, Configured), f"unknown event {event!r}"
-    return "in force from here on"
+    if isinstance(event, Configured):
+        return "in force from here on"
+    assert_never(event)
 
 
 def time_words(timestamp_ns: int) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection
 from typing import Any, ClassVar, Final
 
 from ..transport.coordinator import MarketRecord
-from ..transport.errors import OpenOutcryError
+from ..transport.errors import OpenOutcryError, ensure
 from ..transport.log import get_logger
 from ._base import TICK, NodeActor
 from .balance import Move, plan
@@ -72,7 +72,7 @@ class MarketsActor(NodeActor):
         if isinstance(message, LookSoon):
             self._look_at_s = min(self._look_at_s, self._looked_s + SOON_S)
         else:
-            assert message is TICK, f"MarketsActor does not understand {type(message).__name__}"
+            ensure(message is TICK, f"MarketsActor does not understand {type(message).__name__}")
         if time.monotonic() >= self._look_at_s:
             self._looked_s = time.monotonic()
             moved = self._look()

@@ -571,7 +571,7 @@ class LogRead:
 class JournalFailed:
     """JournalActor to its BookActor: the disk cannot be trusted any more."""
 
-    error: Exception
+    error: StorageError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

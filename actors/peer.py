@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import pykka
 
-from ..transport.errors import ConfigurationError, TransportError, WouldBlock
+from ..transport.errors import ConfigurationError, TransportError, WouldBlock, present
 from ..transport.identity import check_addresses
 from ..transport.log import get_logger
 from ..transport.sockets import Outlet, refuses
@@ -249,8 +249,8 @@ class PeerActor(NodeActor):
                 return  # it broke
             self._meters.ups += 1
             self._log.info("link_up", address=self._address)
-            assert self._outlet is not None, "a link that is up has an outlet"
-            self._link = Link(self._session, self._their_session, self._outlet, self.actor_ref, self._meters)
+            outlet = present(self._outlet, "a link is up without an outlet")
+            self._link = Link(self._session, self._their_session, outlet, self.actor_ref, self._meters)
             self._tell_all(PeerUp(self._node, self._name, self._link))
 
     def _tick(self) -> None:

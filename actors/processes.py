@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
-from ..transport.errors import shown
+from ..transport.errors import present, shown
 
 STOP_S: Final = 30.0
 """How long a process has to end in order before it is killed, in seconds."""
@@ -58,8 +58,7 @@ class NodeProcess:
     @property
     def pid(self) -> int:
         """The process's id."""
-        assert self._process.pid is not None
-        return self._process.pid
+        return present(self._process.pid, "the process was never started")
 
     def is_alive(self) -> bool:
         """Return whether the process runs."""

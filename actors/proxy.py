@@ -9,6 +9,8 @@ import threading
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
+from ..transport.errors import present
+
 _NODE_ID = re.compile(rb"([\w.-]+)\.[0-9a-f]{8}")
 _PIECE = 16 * 1024
 
@@ -103,8 +105,7 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+        task = present(asyncio.current_task(), "a connection without a task")
         self._tasks.add(task)
         outward: asyncio.StreamWriter | None = None
         try:

@@ -29,6 +29,7 @@ from ..transport.errors import (
     UnknownActor,
     Unreachable,
     anew,
+    present,
     text_of,
 )
 from ..transport.log import get_logger
@@ -347,10 +348,10 @@ class RemoteLink:
 
     def _schedule(self) -> None:
         """Have the link take what still waits, when its turn comes."""
-        assert self._link is not None
+        link = present(self._link, "items are scheduled without a link")
         self._scheduled = bool(self._waiting)
         if self._scheduled:
-            self._link.send_next(self._next_frame)
+            link.send_next(self._next_frame)
 
     def _gathered(self) -> tuple[Item, ...]:
         """Take out what travels next, with the credits that are owed."""
@@ -380,11 +381,11 @@ class RemoteLink:
 
     def _encoded(self, items: tuple[Item, ...]) -> bytes | None:
         """Return the frame of ``items`` without those that cannot be encoded: the link serves others too."""
-        assert self._link is not None
+        link = present(self._link, "items are encoded without a link")
         if not items:
             return None
         try:
-            return CODEC.encode(Parcel(self._link.session, items))
+            return CODEC.encode(Parcel(link.session, items))
         except ProtocolError as error:
             if len(items) > 1:
                 return self._encoded(tuple([item for item in items if self._encoded((item,))]))

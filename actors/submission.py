@@ -15,7 +15,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
-from ..transport.errors import OpenOutcryError, Overloaded, RequestTimeout, anew
+from ..transport.errors import OpenOutcryError, Overloaded, RequestTimeout, anew, present
 from .messages import SUBMITTED, Submitted
 from .meters import MarketMeters
 
@@ -251,8 +251,7 @@ class Submissions:
             self._fail_queue(self._closed)
         elif not self._told or (self._told == 1 and self.waiting >= MANY):
             self._told += 1
-            assert self._tell is not None, "submitted before the BookActor was there"
-            self._tell(SUBMITTED)
+            present(self._tell, "submitted before the BookActor was there")(SUBMITTED)
 
     @property
     def any(self) -> bool:

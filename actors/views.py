@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
-from ..transport.errors import OpenOutcryError
+from ..transport.errors import InvariantBroken, OpenOutcryError, present
 from .book.commands import (
     ACCEPTED,
     AMENDED,
@@ -180,8 +180,9 @@ def to_event(event: Event, rules: MarketRules) -> MarketEvent:
         return Duplicate(event[1], event[2])
     if kind == NOTED:
         return Noted(event[1], event[2])
-    assert kind == CONFIGURED, f"unknown event {event!r}"
-    return Configured(event[1], MarketRules.from_tuple(event[2]))
+    if kind == CONFIGURED:
+        return Configured(event[1], MarketRules.from_tuple(event[2]))
+    raise InvariantBroken(f"unknown event {event!r}")
 
 
 def side_name(side: int) -> str:
@@ -375,8 +376,8 @@ class OrderRejected(OpenOutcryError):
     """The book refused the command. ``code`` says why; ``result`` is the whole answer, with its sequence number."""
 
     def __init__(self, result: OrderResult) -> None:
-        assert result.code is not None, "only a rejected result is an error"
-        super().__init__(f"{result.market}: {result.message}", code=result.code)
+        code = present(result.code, "an error of a result that is no rejection")
+        super().__init__(f"{result.market}: {result.message}", code=code)
         self.result = result
 
 

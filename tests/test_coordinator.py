@@ -21,7 +21,7 @@ from etcd_cluster import EtcdCluster
 from openoutcry.transport import etcd as etcd_module
 from openoutcry.transport import sqlite as sqlite_module
 from openoutcry.transport.coordinator import Coordinator, MarketRecord
-from openoutcry.transport.errors import Closed, ConfigurationError, StorageError, Unavailable
+from openoutcry.transport.errors import Closed, ConfigurationError, InvariantBroken, StorageError, Unavailable
 from openoutcry.transport.etcd import open_etcd
 from openoutcry.transport.sqlite import SqliteCoordinator
 
@@ -215,7 +215,7 @@ def test_forced_swap_makes_any_node_lead_alone_and_is_remembered(
 def test_forced_leader_begins_an_epoch_and_begins_it_alone(
     coordinator: Coordinator, record: MarketRecord, epoch: int, in_sync: list[str]
 ) -> None:
-    with pytest.raises(AssertionError):
+    with pytest.raises(InvariantBroken):
         coordinator.swap(record, epoch=epoch, leader="n9", in_sync=in_sync, force=True)
     assert coordinator.read(MARKET) == record
 
@@ -249,18 +249,18 @@ def test_swap_compares_the_content_and_not_only_the_version(
         pytest.param(2, "n1", ["n1", "n" * 256], id="name is too long"),
     ],
 )
-def test_invalid_swap_is_asserted_and_changes_nothing(
+def test_invalid_swap_is_refused_and_changes_nothing(
     coordinator: Coordinator, record: MarketRecord, epoch: int, leader: str, in_sync: list[str]
 ) -> None:
     current = coordinator.swap(record, epoch=2, leader="n1", in_sync=NODES)
     assert current is not None
-    with pytest.raises(AssertionError):
+    with pytest.raises(InvariantBroken):
         coordinator.swap(current, epoch=epoch, leader=leader, in_sync=in_sync)
     assert coordinator.read(MARKET) == current
 
 
-def test_invalid_create_is_asserted(coordinator: Coordinator) -> None:
-    with pytest.raises(AssertionError, match="not in sync"):
+def test_invalid_create_is_refused(coordinator: Coordinator) -> None:
+    with pytest.raises(InvariantBroken, match="not in sync"):
         coordinator.create(MARKET, "n1", ["n2"])
     assert coordinator.read(MARKET) is None
 
@@ -469,14 +469,14 @@ def test_reader_that_blocks_a_commit_blocks_no_later_read(path: Path, impatient:
         assert coordinator.swap(record, epoch=2, leader="n1", in_sync=NODES) is not None
 
 
-def test_use_by_two_threads_at_once_is_asserted(path: Path, impatient: None) -> None:
+def test_use_by_two_threads_at_once_is_refused(path: Path, impatient: None) -> None:
     with contextlib.closing(SqliteCoordinator(path)) as coordinator:
         outcomes: list[BaseException] = []
 
         def read() -> None:
             try:
                 coordinator.read(MARKET)
-            except (Unavailable, AssertionError) as error:
+            except (Unavailable, InvariantBroken) as error:
                 outcomes.append(error)
 
         with Store("sqlite", str(path)).unreachable():
@@ -485,7 +485,7 @@ def test_use_by_two_threads_at_once_is_asserted(path: Path, impatient: None) -> 
                 thread.start()
             for thread in threads:
                 thread.join()
-        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["AssertionError", "Unavailable"]
+        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["InvariantBroken", "Unavailable"]
 
 
 def test_deleted_file_is_not_made_anew_under_a_running_coordinator(path: Path, at_path: SqliteCoordinator) -> None:
@@ -508,7 +508,7 @@ def test_replaced_file_is_refused_for_good(path: Path, at_path: SqliteCoordinato
 
 def test_store_of_another_id_under_the_same_inode_is_refused(path: Path, at_path: SqliteCoordinator) -> None:
     execute(path, "UPDATE store SET coordinator_id = 'another'")
-    with pytest.raises(AssertionError):
+    with pytest.raises(InvariantBroken):
         at_path.create(MARKET, "n1", ["n2"])
     at_path._disconnect()
     with pytest.raises(StorageError, match="another"):

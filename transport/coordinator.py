@@ -14,6 +14,8 @@ import threading
 from collections.abc import Iterable
 from typing import Final, Protocol
 
+from .errors import ensure
+
 NAME_LENGTH_MAX: Final = 255
 """Most characters of the name of a market or a node."""
 
@@ -40,18 +42,18 @@ class MarketRecord:
 
     def __post_init__(self) -> None:
         for name in (self.market, *self.in_sync):
-            assert 0 < len(name) <= NAME_LENGTH_MAX, f"a name has 1 to {NAME_LENGTH_MAX} characters, not {len(name)}"
-        assert self.version >= 1, f"version {self.version} is below 1"
-        assert self.epoch >= 1, f"epoch {self.epoch} is below 1"
-        assert 0 <= self.forced <= self.epoch, f"forced in epoch {self.forced}, after the present one, {self.epoch}"
-        assert self.in_sync == tuple(sorted(set(self.in_sync))), f"in_sync {self.in_sync} is not sorted and distinct"
-        assert self.leader in self.in_sync, f"leader {self.leader} is not in sync: {self.in_sync}"
+            ensure(0 < len(name) <= NAME_LENGTH_MAX, f"a name has 1 to {NAME_LENGTH_MAX} characters, not {len(name)}")
+        ensure(self.version >= 1, f"version {self.version} is below 1")
+        ensure(self.epoch >= 1, f"epoch {self.epoch} is below 1")
+        ensure(0 <= self.forced <= self.epoch, f"forced in epoch {self.forced}, after the present one, {self.epoch}")
+        ensure(self.in_sync == tuple(sorted(set(self.in_sync))), f"in_sync {self.in_sync} is not sorted and distinct")
+        ensure(self.leader in self.in_sync, f"leader {self.leader} is not in sync: {self.in_sync}")
 
 
 class Coordinator(Protocol):
     """A linearizable store of market records: an operation takes effect at one moment between its call and its return.
 
-    Many processes share one store. One coordinator object is used by one thread at a time (any thread; a store asserts
+    Many processes share one store. One coordinator object is used by one thread at a time (any thread; a store checks
     it). An operation blocks for a few seconds at most.
 
     Every operation raises:
@@ -105,14 +107,14 @@ class Coordinator(Protocol):
 
 
 class OneThread:
-    """Asserts that what runs ``with`` it is run by one thread at a time: a coordinator has one owner."""
+    """Sees to it that what runs ``with`` it is run by one thread at a time: a coordinator has one owner."""
 
     def __init__(self) -> None:
         self._in_use = threading.Lock()
 
     def __enter__(self) -> None:
         acquired = self._in_use.acquire(blocking=False)
-        assert acquired, "a coordinator is used by one thread at a time"
+        ensure(acquired, "a coordinator is used by one thread at a time")
 
     def __exit__(self, *_: object) -> None:
         self._in_use.release()
@@ -126,7 +128,7 @@ def first_record(market: str, leader: str, in_sync: Iterable[str]) -> MarketReco
 def successor(
     expected: MarketRecord, *, epoch: int, leader: str, in_sync: Iterable[str], force: bool = False
 ) -> MarketRecord:
-    """Return the record that may follow ``expected``; asserts the rules of a swap, the same for every store.
+    """Return the record that may follow ``expected``, by the rules of a swap, the same for every store.
 
     1. The epoch never falls, and grows when the leader changes. (It may grow for the same leader: one that restarted
        fences off what it sent before.)
@@ -139,13 +141,16 @@ def successor(
     in_sync = tuple(sorted(set(in_sync)))
     forced = epoch if force else expected.forced
     record = MarketRecord(expected.market, expected.version + 1, epoch, leader, in_sync, forced)
-    assert epoch >= expected.epoch, f"{expected.market}: epoch {epoch} is older than {expected.epoch}"
-    assert leader == expected.leader or epoch > expected.epoch, (
-        f"{expected.market}: leader {leader} replaces {expected.leader} in the same epoch {epoch}"
+    ensure(epoch >= expected.epoch, f"{expected.market}: epoch {epoch} is older than {expected.epoch}")
+    ensure(
+        leader == expected.leader or epoch > expected.epoch,
+        f"{expected.market}: leader {leader} replaces {expected.leader} in the same epoch {epoch}",
     )
     if force:
-        assert epoch > expected.epoch, f"{expected.market}: leader {leader} is forced without a new epoch"
-        assert in_sync == (leader,), f"{expected.market}: a leader that is forced begins alone, not with {in_sync}"
+        ensure(epoch > expected.epoch, f"{expected.market}: leader {leader} is forced without a new epoch")
+        ensure(in_sync == (leader,), f"{expected.market}: a leader that is forced begins alone, not with {in_sync}")
     else:
-        assert leader in expected.in_sync, f"{expected.market}: new leader {leader} was not in sync: {expected.in_sync}"
+        ensure(
+            leader in expected.in_sync, f"{expected.market}: new leader {leader} was not in sync: {expected.in_sync}"
+        )
     return record

@@ -44,7 +44,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from .coordinator import UNAVAILABLE_CODE, MarketRecord, OneThread, first_record, successor
-from .errors import Closed, ConfigurationError, Copied, OpenOutcryError, StorageError, Unavailable
+from .errors import (
+    Closed,
+    ConfigurationError,
+    Copied,
+    InvariantBroken,
+    OpenOutcryError,
+    StorageError,
+    Unavailable,
+    ensure,
+    present,
+)
 from .identity import CLOCK_BEHIND, date_of
 
 SCHEMES: Final = ("etcd://", "etcds://")
@@ -198,8 +208,7 @@ class EtcdCoordinator:
 
     @property
     def coordinator_id(self) -> str:
-        assert self._id is not None
-        return self._id
+        return present(self._id, "a coordinator that is open has an id")
 
     def read(self, market: str) -> MarketRecord | None:
         with self._operation() as until_s:
@@ -336,7 +345,7 @@ class EtcdCoordinator:
             record = MarketRecord(**values)
             good = type(record.version) is type(record.epoch) is type(record.forced) is int
             good = good and _encoded(record) == entry.value and self._key("markets/", record.market) == entry.key
-        except (ValueError, TypeError, KeyError, AssertionError) as error:
+        except (ValueError, TypeError, KeyError, InvariantBroken) as error:
             raise StorageError(f"{self._where} holds a wrong record {entry.key!r} {entry.value!r}: {error}") from error
         if not good:
             raise StorageError(
@@ -346,16 +355,15 @@ class EtcdCoordinator:
 
     def _read(self, until_s: float, wanted: dict[str, Any]) -> list[_Entry]:
         done, (entries,) = self._transact([], [wanted], until_s)
-        assert done, "nothing was compared but the id"
+        ensure(done, "a transaction failed that compares nothing but the id")
         return entries
 
     def _transact(
         self, compare: list[dict[str, Any]], then: list[dict[str, Any]], until_s: float, *, repeatable: bool = True
     ) -> tuple[bool, list[list[_Entry]]]:
         """Do ``then`` if all of ``compare`` holds, and return whether it did, and what each of ``then`` found."""
-        assert self._id is not None
         key = self._key("id", "")
-        ours = {"key": _b64(key), "target": "VALUE", "result": "EQUAL", "value": _b64(self._id.encode())}
+        ours = {"key": _b64(key), "target": "VALUE", "result": "EQUAL", "value": _b64(self.coordinator_id.encode())}
         body = {"compare": [ours, *compare], "success": then, "failure": [_range(key)]}
         answer = self._post("/kv/txn", body, until_s, repeatable=repeatable)
         revision = _int(answer.get("header", {}), "revision")

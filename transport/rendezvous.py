@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pynng
 
 from . import sockets
-from .errors import ConfigurationError, Overloaded, ProtocolError
+from .errors import ConfigurationError, Overloaded, ProtocolError, ensure
 from .identity import CERTIFICATE_REFUSED, check_addresses, name_of
 from .log import get_logger
 from .survey import (
@@ -182,15 +182,18 @@ class LeaseTable:
         }
 
     def check(self) -> None:
-        """Assert the invariants."""
-        assert len(self._leases) <= self._leases_max
-        assert all(0 < len(keys) <= self._leases_per_pipe_max for keys in self._of_pipe.values())
+        """Check the invariants; InvariantBroken says which one does not hold."""
+        ensure(len(self._leases) <= self._leases_max, "there are too many leases")
+        counts = [len(keys) for keys in self._of_pipe.values()]
+        ensure(all([0 < count <= self._leases_per_pipe_max for count in counts]), "a pipe has no lease, or too many")
         by_pipe = sorted((key, pipe_id) for pipe_id, keys in self._of_pipe.items() for key in keys)
-        assert by_pipe == sorted((key, lease.pipe_id) for key, lease in self._leases.items())
-        assert all(listed.nodes for listed in self._services.values())
+        ensure(
+            by_pipe == sorted((key, lease.pipe_id) for key, lease in self._leases.items()), "a lease's pipe is wrong"
+        )
+        ensure(all([listed.nodes for listed in self._services.values()]), "a service is listed without a node")
         listed_keys = [(name, node) for name in sorted(self._services) for node in self._services[name].nodes]
-        assert listed_keys == sorted(self._leases)
-        assert all(lease.expires_ns >= self._lapse_ns for lease in self._leases.values())
+        ensure(listed_keys == sorted(self._leases), "the services and the leases disagree")
+        ensure(all([lease.expires_ns >= self._lapse_ns for lease in self._leases.values()]), "a lease lapses too early")
 
     def _remove(self, key: _Key) -> None:
         self._disown(key, self._leases.pop(key).pipe_id)

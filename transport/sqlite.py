@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from .coordinator import UNAVAILABLE_CODE, MarketRecord, OneThread, first_record, successor
-from .errors import Closed, ConfigurationError, OpenOutcryError, StorageError, Unavailable
+from .errors import Closed, ConfigurationError, InvariantBroken, OpenOutcryError, StorageError, Unavailable, present
 
 APPLICATION_ID: Final = int.from_bytes(b"OOut")
 """SQLite's ``application_id`` of our files: what tells them from those of other programs."""
@@ -105,12 +105,11 @@ class SqliteCoordinator:
         self._file: tuple[int, int] | None = None
         self._id: str | None = None
         with self._transaction("BEGIN"):
-            assert self._id is not None
+            pass  # it opens, or creates, the file
 
     @property
     def coordinator_id(self) -> str:
-        assert self._id is not None
-        return self._id
+        return present(self._id, "a coordinator that is open has an id")
 
     def read(self, market: str) -> MarketRecord | None:
         with self._transaction("BEGIN") as connection:
@@ -209,7 +208,8 @@ class SqliteCoordinator:
         """Set what a connection forgets; create the schema in an empty file, or check that the file is ours."""
         connection.execute("PRAGMA synchronous = EXTRA")
         (synchronous,) = connection.execute("PRAGMA synchronous").fetchone()
-        assert synchronous == 3, f"SQLite did not accept synchronous=EXTRA: it reads back {synchronous}"
+        if synchronous != 3:
+            raise StorageError(f"SQLite did not accept synchronous=EXTRA: it reads back {synchronous}")
         connection.execute("BEGIN")
         if _is_empty(connection) and self._id is None:
             connection.execute("COMMIT")
@@ -263,7 +263,7 @@ class SqliteCoordinator:
         market, version, epoch, leader, in_sync, forced = row
         try:
             return MarketRecord(market, version, epoch, leader, tuple(json.loads(in_sync)), forced)
-        except (ValueError, TypeError, AssertionError) as error:
+        except (ValueError, TypeError, InvariantBroken) as error:
             raise StorageError(f"the coordinator file {self._path} holds a wrong record {row}: {error}") from error
 
     def _translated(self, error: sqlite3.Error) -> OpenOutcryError:

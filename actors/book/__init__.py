@@ -8,5 +8,4 @@ from importlib.util import find_spec
 def engine_build() -> str:
     """Return ``"compiled"`` if the matching engine in use was built with mypyc, else ``"pure Python"``."""
     spec = find_spec(f"{__name__}.orderbook")
-    assert spec is not None
-    return "pure Python" if str(spec.origin).endswith(".py") else "compiled"
+    return "pure Python" if spec is None or str(spec.origin).endswith(".py") else "compiled"

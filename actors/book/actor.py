@@ -36,6 +36,8 @@ from ...transport.errors import (
     StorageError,
     Unavailable,
     anew,
+    ensure,
+    present,
     shown,
 )
 from ...transport.identity import Member
@@ -88,7 +90,7 @@ from ..meters import MarketMeters
 from ..submission import MANY, Request, Submissions
 from .commands import CLOCK, CONFIGURE, DUPLICATE, REJECTED, Command, Event
 from .journal import Journal, put_aside
-from .orderbook import OrderBook
+from .orderbook import BROKEN, OrderBook
 from .record import COMMANDS_MAX, EMPTY, Origin, Record, Tail
 from .replica import (
     SNAPSHOT_BEHIND,
@@ -365,7 +367,14 @@ class BookActor(NodeActor):
                 said_s = time.monotonic()
                 self._log.info("recovering", sequence=record.first_sequence, of=journal.tail.sequence)
             if record.last_sequence <= journal.committed:
-                self.book.apply(record.first_sequence, record.timestamp_ns, record.commands)
+                try:
+                    self.book.apply(record.first_sequence, record.timestamp_ns, record.commands)
+                except BROKEN as error:
+                    raise StorageError(
+                        f"market {self._market}: the log in {self._folder} is as it was written, but cannot be "
+                        f"executed from sequence {record.first_sequence} on: {error or type(error).__name__}; use the "
+                        "version of this program that wrote it"
+                    ) from error
                 applied = record.tail
             else:
                 pending.append(record)
@@ -488,9 +497,7 @@ class BookActor(NodeActor):
         elif isinstance(message, CoordinatorAnswer):
             self._hear_coordinator(message, now_ns)
         elif isinstance(message, JournalFailed):
-            error = message.error
-            assert isinstance(error, StorageError)
-            self._run(self.replica.stop(error))
+            self._run(self.replica.stop(message.error))
         elif isinstance(message, HandOver):
             if message.give_up:
                 self.replica.resigned = False
@@ -642,8 +649,7 @@ class BookActor(NodeActor):
             request = outstanding[number]
             count = len(request.commands)
             if refusal or self._waiting_commands + count > WAITING_MAX:
-                error = refusal or self._refusal(count)
-                assert error is not None, "what is refused is refused for a reason"
+                error = present(refusal or self._refusal(count), "a request is refused for no reason")
                 self._fail_requests([number], error)
                 continue
             request.sent_to = node
@@ -916,9 +922,9 @@ class BookActor(NodeActor):
         elif isinstance(effect, OfferSnapshot):
             self._offer_snapshot(effect.node, effect.after)
         elif isinstance(effect, KeepFetched):
-            assert self._fetched is not None, "kept before it was fetched"
+            fetched = present(self._fetched, "a state is kept before it was fetched")
             self._book_number += 1
-            self._hand(BeginLogAt(effect.tail, bytes(self._fetched.data)))
+            self._hand(BeginLogAt(effect.tail, bytes(fetched.data)))
         elif isinstance(effect, ReadRecord):
             self._ask_coordinator(effect, lambda store: store.read(market))
         elif isinstance(effect, CreateRecord):
@@ -1107,7 +1113,7 @@ class BookActor(NodeActor):
             return False
         self._taken_s[keep] = now_s
         tail = self.replica.base
-        assert tail.sequence == self.book.sequence, "a snapshot would be of another place in the log than it says"
+        ensure(tail.sequence == self.book.sequence, "a snapshot of another place in the log than it says")
         scratch = self._writer.snapshots.scratch(tail) if keep else None
         image = self.book.image()
         self._tell_snapshotter(TakeSnapshot(self.actor_ref, self._book_number, tail, image, scratch))
@@ -1195,11 +1201,10 @@ class BookActor(NodeActor):
 
     def _install(self) -> None:
         """The fetched state is durable: go on from it."""
-        fetched, self._fetched = self._fetched, None
-        assert fetched is not None, "installed before it was fetched"
-        assert fetched.book is not None, "installed before it was restored"
+        fetched, self._fetched = present(self._fetched, "a state is installed before it was fetched"), None
+        book = present(fetched.book, "a state is installed before it was restored")
         self._log.info("state_taken_over", sequence=fetched.tail.sequence, peer=fetched.sender)
-        self._put_in(fetched.book)
+        self._put_in(book)
         self._run(self.replica.on_snapshot_kept(fetched.tail))
         self._route_again(away_from=fetched.sender)
 

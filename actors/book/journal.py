@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final
 from zlib import crc32
 
-from ...transport.errors import ConfigurationError, ProtocolError, StorageError
+from ...transport.errors import ConfigurationError, InvariantBroken, ProtocolError, StorageError, present
 from .record import EMPTY, Record, Tail, chain_of
 from .snapshots import sync_folder
 
@@ -177,7 +177,8 @@ class Journal:
         tail = self.tail
         while at < len(records):
             record = records[at]
-            assert record.first_sequence == tail.sequence + 1, "a gap in the journal"
+            if record.first_sequence != tail.sequence + 1:
+                raise InvariantBroken(f"a gap in the journal: {record.first_sequence} after {tail.sequence}")
             size = _ENTRY_HEADER.size + len(record.body)
             if end + size + _ENTRY_HEADER.size > self._segment_size and end > _SEGMENT_HEADER.size:
                 break
@@ -262,8 +263,7 @@ class Journal:
         self._assert_usable()
         try:
             while len(self._paths) > 1:
-                base = self._header_of(self._paths[1])
-                assert base is not None, "only the last segment can be without a header"
+                base = present(self._header_of(self._paths[1]), "a segment without a header before the last one")
                 if base.sequence > sequence:
                     break
                 self._paths.pop(0).unlink()

@@ -32,7 +32,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from zlib import crc32
 
 from ...transport import codec
-from ...transport.errors import ProtocolError
+from ...transport.errors import InvariantBroken, ProtocolError, ensure
 from .commands import (
     ACCEPTED,
     AMEND,
@@ -80,6 +80,8 @@ _HASH_PRIME: Final = 2**60 - 93
 """A prime whose remainders take two digits of a Python int, not three."""
 _SNAPSHOT_VERSION: Final = 2
 _CHECKSUM_SIZE: Final = 16
+BROKEN: Final = (ArithmeticError, AttributeError, InvariantBroken, LookupError, TypeError, ValueError)
+"""What a book raises whose state, or whose command, is not what it should be."""
 _DEAD_MAX: Final = 32
 """A level is compacted when it holds more dead orders than live ones, and more than this."""
 _DIRTY_MAX: Final = 65_536
@@ -309,9 +311,12 @@ class OrderBook:
         ``timestamp_ns`` is the leader's time of the whole batch; it never runs backwards in a log. How a log is cut
         into batches does not change the result. A submitted order's id is its sequence number.
         """
-        assert commands, "an empty batch: time would pass, and orders lapse, at no sequence number"
-        assert first_sequence == self.sequence + 1, f"gap: {first_sequence} after {self.sequence}"
-        assert timestamp_ns >= self.timestamp_ns, f"time ran backwards at {first_sequence}"
+        if not commands:
+            raise InvariantBroken("an empty batch: time would pass, and orders lapse, at no sequence number")
+        if first_sequence != self.sequence + 1:
+            raise InvariantBroken(f"gap: {first_sequence} after {self.sequence}")
+        if timestamp_ns < self.timestamp_ns:
+            raise InvariantBroken(f"time ran backwards at {first_sequence}")
         self.timestamp_ns = timestamp_ns
         events: list[Event] = []
         self._window.extend(commands)
@@ -320,7 +325,8 @@ class OrderBook:
         self._execute(first_sequence, commands, events)
         self.sequence = first_sequence + len(commands) - 1
         bids, asks = self._keys
-        assert not bids or not asks or bids[-1] < -asks[-1], f"crossed book at {self.sequence}"
+        if bids and asks and bids[-1] >= -asks[-1]:
+            raise InvariantBroken(f"crossed book at {self.sequence}")
         self._events += events
         window = self._rules.dedupe_window + COMMANDS_MAX  # what this batch repeats is held yet: see `answer_of`
         if len(self._window) > window + (window >> 4):
@@ -455,8 +461,8 @@ class OrderBook:
                 window, more_rules, quantity_min, quantity_max, price_min, price_max = self._limits_now
             elif kind == NOTE:
                 events.append((NOTED, sequence, command[3]))
-            else:
-                assert kind == CLOCK, f"unknown command {command!r} passed the border"
+            elif kind != CLOCK:
+                raise InvariantBroken(f"unknown command {command!r} passed the border")
 
     def _submit(self, sequence: int, command: Command, events: list[Event]) -> None:
         _, account, client_order_id, side, order_type, price, quantity, time_in_force, expire_ns, stp = command
@@ -615,7 +621,8 @@ class OrderBook:
         level = self._levels.get(price)
         if level is None:
             level = self._new_level(side, price)
-        assert level.side == side, f"order {order_id} would cross the book at {price}"
+        if level.side != side:
+            raise InvariantBroken(f"order {order_id} would cross the book at {price}")
         level.lots += open_lots
         owner = self._account(account)
         order = Order()
@@ -1113,49 +1120,53 @@ class OrderBook:
                     book._account(command[1]).seen[command[2]] = at
             book.check()
             found = book.state_hash()
-        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except BROKEN as error:
             raise ProtocolError(f"the snapshot does not hold together: {error}") from error
         if found != expected:
             raise ProtocolError("the snapshot does not add up to the state hash it carries")
         return book
 
     def check(self) -> None:
-        """Assert every invariant of the state from scratch; costs in proportion to the whole book."""
+        """Check every invariant of the state from scratch; costs in proportion to the whole book.
+
+        Raises:
+            InvariantBroken: one of them does not hold.
+        """
         bids, asks = self._keys
-        assert not bids or not asks or bids[-1] < -asks[-1], "crossed book"
+        ensure(not bids or not asks or bids[-1] < -asks[-1], "crossed book")
         found: dict[int, Order] = {}
         for side, keys in enumerate(self._keys):
-            assert keys == sorted(set(keys)), "a side's prices are out of order"
-            assert not keys or self._levels[-keys[-1] if side else keys[-1]].lots, "a side's best level is empty"
+            ensure(keys == sorted(set(keys)), "a side's prices are out of order")
+            ensure(not keys or self._levels[-keys[-1] if side else keys[-1]].lots, "a side's best level is empty")
             for key in keys:
                 level = self._levels[-key if side else key]
-                assert level.key == key, "a level's key is wrong"
+                ensure(level.key == key, "a level's key is wrong")
                 live = [order for order in level.orders if order.open]
-                assert level.side == side, "a level is on the wrong side"
-                assert level.lots == sum([order.open for order in live]), "a level's total is wrong"
-                assert level.gone == len(level.orders) - len(live), "a level's count is wrong"
-                assert live or not level.orders, "an empty level has a queue"
-                assert level.gone <= max(_DEAD_MAX, len(live)), "a level keeps too many dead orders"
-                assert not any([order.open for order in level.orders[: level.head]]), "an order was passed over"
+                ensure(level.side == side, "a level is on the wrong side")
+                ensure(level.lots == sum([order.open for order in live]), "a level's total is wrong")
+                ensure(level.gone == len(level.orders) - len(live), "a level's count is wrong")
+                ensure(live or not level.orders, "an empty level has a queue")
+                ensure(level.gone <= max(_DEAD_MAX, len(live)), "a level keeps too many dead orders")
+                ensure(not any([order.open for order in level.orders[: level.head]]), "an order was passed over")
                 priorities = [order.priority for order in live]
-                assert priorities == sorted(set(priorities)), "a level is not in time priority"
+                ensure(priorities == sorted(set(priorities)), "a level is not in time priority")
                 for order in live:
-                    assert order.level is level, "an order does not know its level"
-                    assert 0 < order.open <= order.quantity - order.cancelled, "an order's quantities do not add up"
+                    ensure(order.level is level, "an order does not know its level")
+                    ensure(0 < order.open <= order.quantity - order.cancelled, "an order's quantities do not add up")
                     found[order.id] = order
-        assert len(self) == len(found), "the count of orders drifted"
-        assert len(self._levels) == len(bids) + len(asks), "a level belongs to no side"
-        assert len(self._levels) <= self._levels_max, "too many empty levels are kept"
+        ensure(len(self) == len(found), "the count of orders drifted")
+        ensure(len(self._levels) == len(bids) + len(asks), "a level belongs to no side")
+        ensure(len(self._levels) <= self._levels_max, "too many empty levels are kept")
         by_account = {o.id: o for account in self._accounts.values() for o in account.orders.values()}
-        assert by_account == found, "the account index and the levels disagree"
-        assert all(o.account is self._accounts[o.account.name] for o in found.values()), "an account is there twice"
+        ensure(by_account == found, "the account index and the levels disagree")
+        ensure(all(o.account is self._accounts[o.account.name] for o in found.values()), "an account is there twice")
         self._absorb()
-        assert self._digest == sum([_digest_of(o) for o in found.values()]) % _HASH_PRIME, "the digest drifted"
-        assert len(self._window) == self.sequence + 1 - self._window_start, "the dedupe window has a gap"
+        ensure(self._digest == sum([_digest_of(o) for o in found.values()]) % _HASH_PRIME, "the digest drifted")
+        ensure(len(self._window) == self.sequence + 1 - self._window_start, "the dedupe window has a gap")
         seen = [at for account in self._accounts.values() for at in account.seen.values()]
-        assert all([at >= self._window_start for at in seen]), "a request is remembered for too long"
+        ensure(all([at >= self._window_start for at in seen]), "a request is remembered for too long")
         expiries = {(o.terms[0], o.id, o.account.name) for o in found.values() if o.terms[0]}
-        assert expiries <= set(self._expiries), "an expiry is missing"
+        ensure(expiries <= set(self._expiries), "an expiry is missing")
 
 
 def events_between(events: list[Event], first: int, last: int) -> list[Event]:
@@ -1203,4 +1214,4 @@ def _view(order: Order) -> OrderView:
     )
 
 
-__all__ = ["DepthLevel", "Order", "OrderBook", "OrderView"]
+__all__ = ["BROKEN", "DepthLevel", "Order", "OrderBook", "OrderView"]

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import msgpack
 
 from ...transport import codec
-from ...transport.errors import ProtocolError
+from ...transport.errors import ProtocolError, ensure
 from .commands import INT64_MAX, Command, checked_commands
 
 CHAIN_START: Final = bytes(32)
@@ -75,7 +75,7 @@ class Record(NamedTuple):
         Raises:
             ProtocolError: the commands do not fit into one record.
         """
-        assert commands, "a record holds at least one command"
+        ensure(commands, "a record without a command")
         first_sequence = after.sequence + 1
         body = codec.pack((epoch, first_sequence, timestamp_ns, commands, origins))
         if len(body) > RECORD_SIZE_MAX:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
-from ...transport.errors import StorageError
+from ...transport.errors import InvariantBroken, StorageError
 from .._base import NodeActor, tell
 from ..messages import ActorFailed, SnapshotFailed, SnapshotTaken, TakeSnapshot
 from .snapshots import write_scratch
@@ -35,7 +35,8 @@ class SnapshotActor(NodeActor):
         self._abandon = abandon
 
     def on_receive(self, message: Any) -> None:
-        assert isinstance(message, TakeSnapshot), f"SnapshotActor does not understand {type(message).__name__}"
+        if not isinstance(message, TakeSnapshot):
+            raise InvariantBroken(f"SnapshotActor does not understand {type(message).__name__}")
         tail, scratch = message.tail, message.scratch
         data = b""
         try:

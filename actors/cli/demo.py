@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import click
 
-from ...transport.errors import OpenOutcryError
+from ...transport.errors import OpenOutcryError, present
 from ..local import Bot, LocalExchange
 from .common import Failure, until_signalled
 from .live import WATCH_S, watch
@@ -111,10 +111,10 @@ class _View:
         for name in statuses:
             try:
                 with self._exchange.client(name, timeout=1.0) as client:
-                    book, trades = client.book(MARKET, depth=4), client.trades(MARKET, limit=4)
+                    book = present(client.book(MARKET, depth=4), "no book, asked without a known sequence number")
+                    trades = client.trades(MARKET, limit=4)
             except OpenOutcryError:
                 continue
-            assert book is not None, "asked without a known sequence number"
             return [*lines, "", *book_lines(book), "", *[trade_line(trade) for trade in trades]]
         return lines
 
