@@ -50,6 +50,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "market_moved": "The market was handed over to a peer, to even out who leads.",
     "market_not_moved": "The market could not be handed over, and stays here for now.",
     "command_rejected": "The book rejected a command; at level debug, at every node.",
+    "answer_of_another": "The log has other commands under the numbers of requests: is a copy of this node running?",
     "requests_expired": "So many requests had no answer in time; the first one's client order id is named.",
     "replica_stopped": "The replica has stopped for good; the node has to be restarted, and may need repair.",
     # Links and the directory.

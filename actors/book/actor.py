@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import secrets
 import shutil
 import time
 from collections import deque
@@ -143,6 +144,8 @@ SNAPSHOT_S_MAX: Final = 300.0
 """After so long, in seconds, a snapshot that is being taken is taken for lost, and another may be begun."""
 LINGER_S: Final = 0.0005
 """How long the leader waits for the next record to carry the commit index before it is sent alone, in seconds."""
+REQUEST_BITS: Final = 62
+"""Random bits of the number of a start's first request; the next count on from it, and stay within 63."""
 WAITING_MAX: Final = 65_536
 """Most commands that may wait at the leader to be ordered; beyond, they are refused as overloaded."""
 
@@ -303,7 +306,8 @@ class BookActor(NodeActor):
         self._outstanding: dict[int, Request] = {}
         self._answered: list[Request] = []
         """Requests whose callers have not been told yet that they have been answered."""
-        self._next_request = self._started_as
+        self._next_request = secrets.randbits(REQUEST_BITS)
+        """From anywhere: an old copy of this disk must not give the numbers again that were given since."""
         self._said_ns = 0
         self._asking_lease = False
         self._store_silent = False
@@ -1022,6 +1026,7 @@ class BookActor(NodeActor):
         answered: dict[int, Request] = {}
         earlier: dict[int, tuple[Event, ...]] = {}
         rejected: list[Event] = []
+        strangers: list[int] = []
         for record in records:
             events = book.apply(record.first_sequence, record.timestamp_ns, record.commands)
             all_events += events
@@ -1046,8 +1051,12 @@ class BookActor(NodeActor):
                 if origin != self._node:
                     self._told_soon = True
                 elif (request := self._outstanding.get(number)) is not None and number not in answered:
-                    request.first_sequence = sequence
-                    answered[number] = request
+                    at = sequence - record.first_sequence
+                    if record.commands[at : at + count] == request.commands:
+                        request.first_sequence = sequence
+                        answered[number] = request
+                    else:
+                        strangers.append(number)
                 sequence += count
         if not self._untold and self.replica.role is Role.LEADING:
             self._untold = True
@@ -1068,12 +1077,27 @@ class BookActor(NodeActor):
                 del self._outstanding[number]
                 request.answer(outcome)
             self._answered += answered.values()
+        if strangers:
+            self._refuse_strangers(strangers)
         self._keep_snapshot()
         if self._watchers:
             first = records[0].first_sequence
             stamp = records[-1].timestamp_ns
             update = Applied(self._market, first, book.sequence, stamp, state_hash, tuple(all_events), book.rules)
             self._watchers = [watcher for watcher in self._watchers if self._tell_watcher(watcher, update)]
+
+    def _refuse_strangers(self, numbers: list[int]) -> None:
+        """The log has other commands under these numbers of requests: whoever waits must not get their answers."""
+        self._log.critical("answer_of_another", requests=len(numbers), sequence=self.book.sequence)
+        self._fail_requests(
+            numbers,
+            Unavailable(
+                f"market {self._market}: the log holds another command under the number of this request: a second "
+                f"process runs under the node id {self._node}, or did; stop the copy. The command's outcome is "
+                "unknown: retry with the same client order id",
+                code="answer_of_another",
+            ),
+        )
 
     def _watch(self, message: Watch) -> int:
         if self.failure is not None:

@@ -222,6 +222,56 @@ def test_callers_are_told_if_the_replica_stops_at_a_later_record_than_theirs(
     assert actor._submissions.in_flight == 0
 
 
+def test_no_caller_is_given_the_answer_of_another_command(
+    follower: tuple[BookActor, Told, list[TakeSnapshot]],
+) -> None:
+    """An old copy of this disk, or one beside it, asks under the same node id: its numbers may be in the log."""
+    actor, _, _ = follower
+    records = log()
+    hear(actor, records, 1, 1, 1)
+    handle(actor, lambda: actor.replica.applied == 1)
+    actor._submissions.open(lambda _: None)
+    order, other = [(SUBMIT, "ann", "q", 0, 0, price, 1, 0, 0, 0) for price in (100, 101)]
+    asked, answered = [actor._submissions.submit((order,), time.monotonic() + 30) for _ in range(2)]
+    actor._take_submissions()
+    (number, right) = actor._outstanding
+    record = Record.make(
+        records[0].tail, epoch=1, timestamp_ns=5, commands=(other, order), origins=((HERE, number, 1), (HERE, right, 1))
+    )
+    before = records[0]
+    join = actor.replica._join_number
+    actor.on_receive(Heard(LEADER, Append(MARKET, 1, 1, before.chain, (record.body,), 3, 0, "", join)))
+    handle(actor, lambda: not actor._outstanding)
+    with pytest.raises(Unavailable, match="second process") as refused:
+        asked.result()
+    assert refused.value.code == "answer_of_another"
+    answered.result()
+    assert (asked.first_sequence, answered.first_sequence) == (0, 3)
+
+
+def test_a_restored_disk_does_not_repeat_the_numbers_of_requests(tmp_path: Path) -> None:
+    firsts = set()
+    for copy in ("first", "second", "third"):
+        actor = BookActor(
+            market=MARKET,
+            node=HERE,
+            rules=None,
+            submissions=Submissions(100),
+            folder=tmp_path / copy / MARKET,
+            coordinator=Told(),  # type: ignore[arg-type]
+            take_snapshot=lambda _: None,
+            min_in_sync=1,
+            snapshot_every=1,
+            observer=False,
+            report=lambda failed: pytest.fail(str(failed)),
+            clock_ns=lambda: 1,
+        )
+        firsts.add(actor._next_request)
+        actor.on_stop()
+    assert len(firsts) == 3
+    assert min(abs(a - b) for a in firsts for b in firsts if a != b) > 2**32
+
+
 def test_what_breaks_while_somebody_asks_ends_the_replica_all_the_same(
     follower: tuple[BookActor, Told, list[TakeSnapshot]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
