@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from ..transport import codec
-from ..transport.errors import ConfigurationError, ProtocolError, StorageError
+from ..transport.errors import ConfigurationError, OpenOutcryError, ProtocolError, StorageError
 from ..transport.identity import CERTIFICATE_SIZE_MAX
 from ..transport.sockets import checked_address
 from .book.commands import NAME_LENGTH_MAX, Command, checked_commands
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from pykka import ActorRef
 
-    from ..transport.coordinator import MarketRecord
+    from ..transport.coordinator import DiskMark, MarketRecord
     from .book.record import Tail
     from .book.rules import MarketRules
     from .peer import Link
@@ -590,6 +590,26 @@ class CoordinatorAnswer:
     what: Any
     record: Any
     error: Exception | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DiskMarked:
+    """BookActor to the CoordinatorActor: this node's disk holds so much of ``market``; report it with the lease.
+
+    With ``what`` at once, with others that start: CoordinatorAnswer then brings ``what`` back to ``reply_to``.
+    """
+
+    reply_to: ActorRef[Any]
+    market: str
+    mark: DiskMark
+    what: Any = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NodeIdTaken:
+    """CoordinatorActor to the BookActors: another process has the lease of this node, so these replicas stop."""
+
+    error: OpenOutcryError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

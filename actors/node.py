@@ -89,7 +89,7 @@ from .border import (
     submit_command,
 )
 from .condition import condition
-from .coordination import CoordinatorActor, open_coordinator
+from .coordination import CoordinatorActor, holder_of, open_coordinator, take_lease
 from .discovery import NODE_SERVICE, Announce, DiscoveryActor, Find, Unannounce
 from .kit import SYSTEM_CLOCK
 from .links import LINK_OF, Links
@@ -384,8 +384,10 @@ class ExchangeNode:
             address = coordinator or self.data_dir / "coordinator.sqlite"
             self._check_store(address)
             coordinator = open_coordinator(address)
+        holder = holder_of(self.data_dir)
         try:
             self._coordinator_id = coordinator.coordinator_id
+            take_lease(coordinator, self.node_id, holder=holder, lease_ms=lease_ms)
             listed = [record.market for record in coordinator.read_all()] if join_all else []
         except BaseException:
             coordinator.close()
@@ -393,6 +395,7 @@ class ExchangeNode:
         keeper = CoordinatorActor.start(
             coordinator=coordinator,
             node=self.node_id,
+            holder=holder,
             lease_ms=lease_ms,
             report=self._report,
             meters=self.meters,

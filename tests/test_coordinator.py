@@ -20,7 +20,7 @@ import pytest
 from etcd_cluster import EtcdCluster
 from openoutcry.transport import etcd as etcd_module
 from openoutcry.transport import sqlite as sqlite_module
-from openoutcry.transport.coordinator import Coordinator, MarketRecord
+from openoutcry.transport.coordinator import MARKS_MAX, NODE_ID_IN_USE, Coordinator, DiskMark, MarketRecord
 from openoutcry.transport.errors import Closed, ConfigurationError, InvariantBroken, StorageError, Unavailable
 from openoutcry.transport.etcd import open_etcd
 from openoutcry.transport.sqlite import SqliteCoordinator
@@ -420,8 +420,8 @@ def test_database_of_another_program_is_refused_and_left_alone(path: Path, mode:
 
 def test_unknown_schema_version_is_refused(path: Path) -> None:
     SqliteCoordinator(path).close()
-    execute(path, "PRAGMA user_version = 4")
-    with pytest.raises(ConfigurationError, match="has version 4 of the coordinator's schema"):
+    execute(path, "PRAGMA user_version = 6")
+    with pytest.raises(ConfigurationError, match="has version 6 of the coordinator's schema"):
         SqliteCoordinator(path)
 
 
@@ -546,7 +546,7 @@ def test_file_is_synced_beyond_full_and_kept_out_of_wal(path: Path, at_path: Sql
 
 HOLDER = """
 store = make(location)
-store.renew(me, ttl_ms=count)
+store.renew(me, holder="disk", ttl_ms=count)
 print("held", flush=True)
 sys.stdin.read()
 """
@@ -565,18 +565,67 @@ def test_lease_is_held_while_renewed_and_lapses_when_it_is_not(coordinator: Coor
     assert coordinator.lapsed("n1"), "a node that never had one"
     for _ in range(5):
         began_s = time.monotonic()
-        coordinator.renew("n1", ttl_ms=300)
+        coordinator.renew("n1", holder="disk", ttl_ms=300)
         assert not coordinator.lapsed("n1") or time.monotonic() - began_s > 0.3, "it is renewed"
         time.sleep(0.1)
     assert lapses(coordinator, "n1", within_s=5)
 
 
 def test_lease_that_is_given_up_has_lapsed_at_once(coordinator: Coordinator) -> None:
-    coordinator.renew("n1", ttl_ms=600_000)
-    coordinator.renew("n2", ttl_ms=600_000)
+    coordinator.renew("n1", holder="disk", ttl_ms=600_000)
+    coordinator.renew("n2", holder="disk", ttl_ms=600_000)
     coordinator.release("n1")
     assert coordinator.lapsed("n1")
     assert not coordinator.lapsed("n2")
+
+
+def test_lease_belongs_to_one_data_directory_until_it_lapses(
+    coordinator: Coordinator, opened: Callable[[], Coordinator]
+) -> None:
+    """A copy beside the original waits in vain; the next process with the same directory waits for nothing."""
+    copy, successor = opened(), opened()
+    coordinator.renew("n1", holder="original", ttl_ms=1_000)
+    with pytest.raises(Unavailable, match="copy of the other") as refused:
+        copy.renew("n1", holder="copy", ttl_ms=1_000)
+    assert refused.value.code == NODE_ID_IN_USE
+    copy.release("n1")
+    assert not coordinator.lapsed("n1"), "only its holder gives it up"
+    successor.renew("n1", holder="original", ttl_ms=1_000)
+    assert lapses(coordinator, "n1", within_s=10)
+    copy.renew("n1", holder="copy", ttl_ms=60_000)
+    for former in (coordinator, successor):
+        with pytest.raises(Unavailable) as refused:
+            former.renew("n1", holder="original", ttl_ms=1_000)
+        assert refused.value.code == NODE_ID_IN_USE
+        former.release("n1")
+    assert not coordinator.lapsed("n1")
+
+
+def test_marks_of_disks_are_kept_per_market_and_only_the_lease_holder_writes_them(
+    coordinator: Coordinator, opened: Callable[[], Coordinator]
+) -> None:
+    odd = "a/b€;%", "n/1"
+    mark = DiskMark(1, "life", 2, 3)
+    with pytest.raises(Unavailable):
+        coordinator.mark("n1", {MARKET: mark})
+    coordinator.renew("n1", holder="original", ttl_ms=60_000)
+    coordinator.mark(
+        "n1", {f"{MARKET}{number}": mark for number in range(2 * MARKS_MAX)} | {MARKET: mark, odd[0]: mark}
+    )
+    coordinator.renew(odd[1], holder="original", ttl_ms=60_000)
+    coordinator.mark(odd[1], {odd[0]: mark})
+    again = DiskMark(2, "next", 4, 5)
+    coordinator.mark("n1", {MARKET: again})
+    other = opened()
+    assert other.marks(MARKET) == {"n1": again}
+    assert other.marks(odd[0]) == {"n1": mark, odd[1]: mark}
+    assert other.marks(f"{MARKET}7") == {"n1": mark}
+    assert other.marks("a") == {}
+    other.renew("n1", holder="original", ttl_ms=60_000)
+    with pytest.raises(Unavailable) as refused:
+        coordinator.mark("n1", {MARKET: mark})
+    assert refused.value.code == NODE_ID_IN_USE
+    assert other.marks(MARKET) == {"n1": again}
 
 
 def test_lease_of_a_killed_process_lapses_and_that_of_a_stopped_one_does_not_before_its_time(

@@ -317,29 +317,29 @@ def test_id_that_is_none_is_refused(cluster: EtcdCluster, address: str) -> None:
 
 
 def test_renewals_write_nothing(cluster: EtcdCluster, coordinator: EtcdCoordinator) -> None:
-    coordinator.renew("n1", ttl_ms=60_000)
+    coordinator.renew("n1", holder="disk", ttl_ms=60_000)
     before = revision(cluster)
     for _ in range(5):
-        coordinator.renew("n1", ttl_ms=60_000)
+        coordinator.renew("n1", holder="disk", ttl_ms=60_000)
     assert revision(cluster) == before
 
 
 def test_lease_is_taken_again_when_it_was_lost(cluster: EtcdCluster, coordinator: EtcdCoordinator) -> None:
-    coordinator.renew("n1", ttl_ms=60_000)
+    coordinator.renew("n1", holder="disk", ttl_ms=60_000)
     delete(cluster, coordinator, "leases/n1")
     assert coordinator.lapsed("n1")
-    coordinator.renew("n1", ttl_ms=60_000)
+    coordinator.renew("n1", holder="disk", ttl_ms=60_000)
     assert not coordinator.lapsed("n1")
     cluster.call("/v3/lease/revoke", {"ID": str(coordinator._leases["n1"].lease)})
     assert coordinator.lapsed("n1")
-    coordinator.renew("n1", ttl_ms=60_000)
+    coordinator.renew("n1", holder="disk", ttl_ms=60_000)
     assert not coordinator.lapsed("n1")
 
 
 def test_lease_of_a_next_life_outlives_that_of_the_last(coordinator: EtcdCoordinator, address: str) -> None:
     with contextlib.closing(open_etcd(address)) as last_life:
-        last_life.renew("n1", ttl_ms=1)
-    coordinator.renew("n1", ttl_ms=60_000)
+        last_life.renew("n1", holder="disk", ttl_ms=1)
+    coordinator.renew("n1", holder="disk", ttl_ms=60_000)
     time.sleep(2)  # the shared etcd grants 1 s at least, and looks every half second
     assert not coordinator.lapsed("n1")
 
@@ -351,7 +351,7 @@ def test_renewal_that_was_lost_does_not_bring_back_what_was_given_up(
     with monkeypatch.context() as patch:
         patch.setattr(etcd_module, "OPERATION_S", 0.1)
         with pytest.raises(Unavailable):
-            coordinator.renew("n1", ttl_ms=60_000)
+            coordinator.renew("n1", holder="disk", ttl_ms=60_000)
     lost.stop()
     coordinator.release("n1")
     assert lost.held
@@ -362,8 +362,8 @@ def test_renewal_that_was_lost_does_not_bring_back_what_was_given_up(
 
 
 def test_lease_can_be_made_shorter(coordinator: EtcdCoordinator) -> None:
-    coordinator.renew("n1", ttl_ms=600_000)
-    coordinator.renew("n1", ttl_ms=1)
+    coordinator.renew("n1", holder="disk", ttl_ms=600_000)
+    coordinator.renew("n1", holder="disk", ttl_ms=1)
     eventually(lambda: coordinator.lapsed("n1"), "the lease has lapsed", within=5)
 
 
@@ -394,7 +394,7 @@ def test_tls_and_password_work_and_outlive_a_restart_of_etcd(guarded: EtcdCluste
         coordinator._session.headers["Authorization"] = "one.that.etcd.forgot"
         record = coordinator.swap(record, epoch=2, leader="n2", in_sync=NODES)
         assert record is not None
-        coordinator.renew("n2", ttl_ms=5000)
+        coordinator.renew("n2", holder="disk", ttl_ms=5000)
         assert not coordinator.lapsed("n2")
     with contextlib.closing(
         open_etcd(guarded_address(guarded, password_file=None, password="s%2Bcret"))
@@ -484,15 +484,15 @@ def test_no_update_is_lost_when_the_leader_of_etcd_is_killed_in_the_middle_of_sw
 def test_coordinator_outlives_a_restart_of_all_of_etcd(
     cluster: EtcdCluster, coordinator: EtcdCoordinator, record: MarketRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    coordinator.renew("n1", ttl_ms=60_000)
+    coordinator.renew("n1", holder="disk", ttl_ms=60_000)
     for member in cluster.members:
         cluster.kill(member)
     with monkeypatch.context() as patch:
         patch.setattr(etcd_module, "OPERATION_S", 0.3)
         with pytest.raises(Unavailable):
-            coordinator.renew("n1", ttl_ms=60_000)
+            coordinator.renew("n1", holder="disk", ttl_ms=60_000)
     cluster.start(cluster.members)
     assert coordinator.read(MARKET) == record
     assert not coordinator.lapsed("n1"), "leases are durable too"
-    coordinator.renew("n1", ttl_ms=60_000)
+    coordinator.renew("n1", holder="disk", ttl_ms=60_000)
     assert coordinator.swap(record, epoch=2, leader="n2", in_sync=NODES) is not None

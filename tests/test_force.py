@@ -105,7 +105,7 @@ def test_force_is_refused_while_an_in_sync_node_lives_or_when_it_is_not_as_it_wa
 ) -> None:
     net, _, _ = stale_and_alone(exchange)
     coordinator = SqliteCoordinator(next(tmp_path.rglob("coordinator.sqlite")))
-    coordinator.renew(net[0].node_id, ttl_ms=60_000)
+    coordinator.renew(net[0].node_id, holder="disk", ttl_ms=60_000)
     assert refusal(net[1]) == "in_sync_reachable"
     coordinator.release(net[0].node_id)
     plan = net[1].force_plan(MARKET)

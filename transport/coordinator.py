@@ -11,13 +11,19 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, Protocol
 
-from .errors import ensure
+from .errors import Unavailable, ensure
 
 NAME_LENGTH_MAX: Final = 255
 """Most characters of the name of a market or a node."""
+
+NODE_ID_IN_USE: Final = "node_id_in_use"
+"""Code of the error of a process whose node id another process uses: one data directory is a copy of the other."""
+
+MARKS_MAX: Final = 100
+"""Most disk marks that a store writes in one transaction: etcd takes 128 operations in its default settings."""
 
 UNAVAILABLE_CODE: Final = "coordinator_unavailable"
 """Code of the :class:`~openoutcry.transport.errors.Unavailable` that stores raise."""
@@ -48,6 +54,29 @@ class MarketRecord:
         ensure(0 <= self.forced <= self.epoch, f"forced in epoch {self.forced}, after the present one, {self.epoch}")
         ensure(self.in_sync == tuple(sorted(set(self.in_sync))), f"in_sync {self.in_sync} is not sorted and distinct")
         ensure(self.leader in self.in_sync, f"leader {self.leader} is not in sync: {self.in_sync}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DiskMark:
+    """What a node's disk held of one market when the node last reported it: how an old copy of the disk is told.
+
+    A disk that comes back with less is not the one that was reported, whatever its node id says.
+    """
+
+    number: int
+    """How many times the replica on this disk has started and reported it."""
+    life: str
+    """Random, of the last of these starts: a copy from before it does not hold it."""
+    epoch: int
+    """Epoch of the last committed entry that the disk held, 0: none."""
+    sequence: int
+    """Sequence number of that entry."""
+
+    def __post_init__(self) -> None:
+        ensure(self.number >= 1, f"life number {self.number} is below 1")
+        ensure(0 < len(self.life) <= NAME_LENGTH_MAX, f"a life has 1 to {NAME_LENGTH_MAX} characters")
+        ensure(self.epoch >= 0, f"epoch {self.epoch} is below 0")
+        ensure(self.sequence >= 0, f"sequence {self.sequence} is below 0")
 
 
 class Coordinator(Protocol):
@@ -88,11 +117,29 @@ class Coordinator(Protocol):
         None, and nothing is changed, if the store holds anything else: another version, other content, no record.
         """
 
-    def renew(self, node: str, *, ttl_ms: int) -> None:
-        """Keep the lease of ``node`` for another ``ttl_ms``; it belongs to the calling process."""
+    def renew(self, node: str, *, holder: str, ttl_ms: int) -> None:
+        """Keep the lease of ``node`` for another ``ttl_ms``; it belongs to this object, and to one ``holder``.
+
+        ``holder`` names the data directory (no blanks): only one process at a time has it, so the next one with the
+        same holder takes the lease over at once. Any other waits until the lease has lapsed.
+
+        Raises:
+            Unavailable: code ``node_id_in_use``: another process holds the lease, and lives as far as can be seen.
+        """
 
     def release(self, node: str) -> None:
-        """Give the lease of ``node`` up: it counts as lapsed at once."""
+        """Give the lease of ``node`` up, if this object holds it: it counts as lapsed at once."""
+
+    def mark(self, node: str, marks: Mapping[str, DiskMark]) -> None:
+        """Replace what is known of the disk of ``node``, per market. Only the holder of its lease may.
+
+        Raises:
+            Unavailable: code ``node_id_in_use``: this object does not hold the lease of ``node``; nothing was written,
+                or (more than ``MARKS_MAX`` markets) not all.
+        """
+
+    def marks(self, market: str) -> dict[str, DiskMark]:
+        """Return what is known of each node's disk in ``market``, by node."""
 
     def lapsed(self, node: str) -> bool:
         """Return whether ``node`` holds no lease: it never did, gave it up, or has let it lapse.
@@ -104,6 +151,15 @@ class Coordinator(Protocol):
 
     def close(self) -> None:
         """Give up the connection; the store stays. Idempotent."""
+
+
+def in_use(node: str, holder: str) -> Unavailable:
+    """Return the error of a process that wants the lease of ``node``, which the process ``holder`` has."""
+    return Unavailable(
+        f"another process runs under the node id {node} ({holder}): one data directory is a copy of the other. Stop "
+        "one of them; to add a node, start it with an empty data directory",
+        code=NODE_ID_IN_USE,
+    )
 
 
 class OneThread:

@@ -5,6 +5,7 @@ Owns the keys below one prefix, through etcd's JSON gateway and the client ``etc
     /PREFIX/id              the coordinator's id, written once
     /PREFIX/markets/NAME    a market's record, as JSON in one spelling
     /PREFIX/leases/NODE     there while the node holds its lease: the key hangs on a lease of etcd's own
+    /PREFIX/disks/MARKET/NODE   what the node's disk held of the market when that was last reported, as JSON
 
 Why it is done this way:
 
@@ -38,12 +39,21 @@ import ssl
 import time
 import urllib.parse
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from .coordinator import UNAVAILABLE_CODE, MarketRecord, OneThread, first_record, successor
+from .coordinator import (
+    MARKS_MAX,
+    UNAVAILABLE_CODE,
+    DiskMark,
+    MarketRecord,
+    OneThread,
+    first_record,
+    in_use,
+    successor,
+)
 from .errors import (
     Closed,
     ConfigurationError,
@@ -112,6 +122,8 @@ class _Unsettled:
 class _Lease:
     lease: int
     ttl_s: int
+    value: bytes
+    """What the key of the lease holds, of no other object's."""
 
 
 class _Failed(Copied):
@@ -188,6 +200,8 @@ class EtcdCoordinator:
         self._id: str | None = None
         self._token: str | None = None
         self._leases: dict[str, _Lease] = {}
+        self._holder = f"{uuid.uuid4().hex} {socket.gethostname()} {os.getpid()}"
+        """Which object a lease belongs to, and what a person who looks at it wants to know."""
         self._unsettled: dict[str, _Unsettled] = {}
         self._session: Any = self._requests.Session()
         self._session.trust_env = False  # no proxy and no password out of the environment or ~/.netrc
@@ -247,30 +261,70 @@ class EtcdCoordinator:
                 if self._write(expected.market, _encoded(record), unsettled, until_s, repeatable=False):
                     return record
 
-    def renew(self, node: str, *, ttl_ms: int) -> None:
+    def renew(self, node: str, *, holder: str, ttl_ms: int) -> None:
         """As the protocol says; the time is rounded up to whole seconds, and to the least that etcd grants."""
         ttl_s = -(-ttl_ms // 1000)
         key = self._key("leases/", node)
+        value = f"{holder} {self._holder}".encode()
         with self._operation() as until_s:
             while True:
+                entries = self._read(until_s, _range(key))
+                entry = entries[0] if entries else None
+                if entry is not None and entry.value != value and entry.value.split(b" ")[0] != holder.encode():
+                    raise in_use(node, entry.value.decode(errors="replace"))
                 held = self._leases.get(node)
                 if held is None or held.ttl_s != ttl_s or not self._keep_alive(held.lease, until_s):
                     answer = self._post("/lease/grant", {"TTL": ttl_s}, until_s)
-                    held = self._leases[node] = _Lease(_int(answer, "ID"), ttl_s)
-                if [entry.lease for entry in self._read(until_s, _range(key))] == [held.lease]:
+                    held = self._leases[node] = _Lease(_int(answer, "ID"), ttl_s, value)
+                if entry is not None and entry.lease == held.lease and entry.value == value:
                     return
                 with contextlib.suppress(_LeaseGone):
-                    self._transact([], [_put(key, _holder(), held.lease)], until_s)
-                    return
+                    unchanged = _at_revision(key, entry.revision if entry else 0)
+                    if self._transact([unchanged], [_put(key, value, held.lease)], until_s)[0]:
+                        return
 
     def release(self, node: str) -> None:
         with self._operation() as until_s:
-            self._transact([], [{"request_delete_range": {"key": _b64(self._key("leases/", node))}}], until_s)
             held = self._leases.get(node)
-            if held is not None:
-                with contextlib.suppress(_LeaseGone):  # a renewal that was lost must not bring the key back
-                    self._post("/lease/revoke", {"ID": str(held.lease)}, until_s)
-                del self._leases[node]
+            if held is None:
+                return
+            key = self._key("leases/", node)
+            delete = {"request_delete_range": {"key": _b64(key)}}
+            self._transact([_of_value(key, held.value)], [delete], until_s)
+            with contextlib.suppress(_LeaseGone):  # a renewal that was lost must not bring the key back
+                self._post("/lease/revoke", {"ID": str(held.lease)}, until_s)
+            del self._leases[node]
+
+    def mark(self, node: str, marks: Mapping[str, DiskMark]) -> None:
+        """As the protocol says. A request whose answer was lost changes nothing once another process has the lease."""
+        held = self._leases.get(node)
+        if held is None:
+            raise in_use(node, "nobody")
+        key = self._key("leases/", node)
+        puts = [
+            _put(self._disk_key(market, node), json.dumps(dataclasses.astuple(mark)).encode())
+            for market, mark in marks.items()
+        ]
+        with self._operation() as until_s:
+            for at in range(0, len(puts), MARKS_MAX):
+                if not self._transact([_of_value(key, held.value)], puts[at : at + MARKS_MAX], until_s)[0]:
+                    raise in_use(node, "the lease has lapsed, or another process has it")
+
+    def marks(self, market: str) -> dict[str, DiskMark]:
+        with self._operation() as until_s:
+            key = self._disk_key(market, "")
+            entries = self._read(until_s, _range(key, end=key[:-1] + bytes([key[-1] + 1])))
+        try:
+            return {
+                urllib.parse.unquote(entry.key[len(key) :].decode()): DiskMark(*json.loads(entry.value))
+                for entry in entries
+            }
+        except (ValueError, TypeError, InvariantBroken) as error:
+            raise StorageError(f"{self._where} holds a wrong mark below {key!r}: {error}") from error
+
+    def _disk_key(self, market: str, node: str) -> bytes:
+        """Return the key of a mark; names are escaped, as they may hold any sign."""
+        return self._key("disks/", f"{urllib.parse.quote(market, safe='')}/{urllib.parse.quote(node, safe='')}")
 
     def lapsed(self, node: str) -> bool:
         with self._operation() as until_s:
@@ -363,7 +417,7 @@ class EtcdCoordinator:
     ) -> tuple[bool, list[list[_Entry]]]:
         """Do ``then`` if all of ``compare`` holds, and return whether it did, and what each of ``then`` found."""
         key = self._key("id", "")
-        ours = {"key": _b64(key), "target": "VALUE", "result": "EQUAL", "value": _b64(self.coordinator_id.encode())}
+        ours = _of_value(key, self.coordinator_id.encode())
         body = {"compare": [ours, *compare], "success": then, "failure": [_range(key)]}
         answer = self._post("/kv/txn", body, until_s, repeatable=repeatable)
         revision = _int(answer.get("header", {}), "revision")
@@ -570,11 +624,6 @@ def _check_certificates(ca: str | Path | None, cert: str | Path | None, key: str
         raise ConfigurationError(f"ca={ca}, cert={cert} or key={key} cannot be used: {error}") from error
 
 
-def _holder() -> bytes:
-    """Return what a person who looks at a lease wants to know."""
-    return f"{socket.gethostname()} {os.getpid()}".encode()
-
-
 def _encoded(record: MarketRecord) -> bytes:
     return json.dumps(dataclasses.asdict(record), ensure_ascii=False, separators=(",", ":")).encode()
 
@@ -599,6 +648,11 @@ def _put(key: bytes, value: bytes, lease: int = 0) -> dict[str, Any]:
 def _at_revision(key: bytes, revision: int) -> dict[str, Any]:
     """Return the comparison that holds while the key's last change is of ``revision``; 0: while it is not there."""
     return {"key": _b64(key), "target": "MOD", "result": "EQUAL", "mod_revision": str(revision)}
+
+
+def _of_value(key: bytes, value: bytes) -> dict[str, Any]:
+    """Return the comparison that holds while the key is there with that value."""
+    return {"key": _b64(key), "target": "VALUE", "result": "EQUAL", "value": _b64(value)}
 
 
 def _responses(answer: dict[str, Any]) -> list[list[_Entry]]:

@@ -81,6 +81,7 @@ EVENTS: Final[Mapping[str, str]] = {
     # The coordinator.
     "coordinator_unusable": "The coordinator cannot be used; markets go on as they are.",
     "coordinator_usable": "The coordinator can be used again.",
+    "node_id_in_use": "Another process has the lease of this node, so its data directory was copied: replicas stop.",
     "coordinator_call_failed": "A question to the coordinator had no answer, and is asked again; later ones at debug.",
     "coordinator_call_broken": "A question to the coordinator failed in a way that is no error of the store.",
     "lease_not_released": "The lease was not given up at the end, and will lapse.",

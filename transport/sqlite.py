@@ -21,22 +21,23 @@ be on a local disk: the locks of network file systems are not to be trusted.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from .coordinator import UNAVAILABLE_CODE, MarketRecord, OneThread, first_record, successor
+from .coordinator import UNAVAILABLE_CODE, DiskMark, MarketRecord, OneThread, first_record, in_use, successor
 from .errors import Closed, ConfigurationError, InvariantBroken, OpenOutcryError, StorageError, Unavailable, present
 
 APPLICATION_ID: Final = int.from_bytes(b"OOut")
 """SQLite's ``application_id`` of our files: what tells them from those of other programs."""
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 5
 """SQLite's ``user_version`` of our files."""
 
 BUSY_MS: Final = 2_000
@@ -56,15 +57,28 @@ _SCHEMA: Final = (
     )""",
     """CREATE TABLE lease (
         node       TEXT NOT NULL PRIMARY KEY CHECK (typeof(node) = 'text'),
-        process    TEXT NOT NULL CHECK (typeof(process) = 'text'), -- boot id, pid, start time of the holder
+        holder     TEXT NOT NULL CHECK (typeof(holder) = 'text'), -- names the data directory
+        token      TEXT NOT NULL CHECK (typeof(token) = 'text'), -- random: the coordinator object of the process
+        process    TEXT NOT NULL CHECK (typeof(process) = 'text'), -- boot id, pid, start time of the process
         expires_ns INTEGER NOT NULL CHECK (typeof(expires_ns) = 'integer') -- CLOCK_MONOTONIC
+    )""",
+    """CREATE TABLE disk (
+        market   TEXT NOT NULL CHECK (typeof(market) = 'text'),
+        node     TEXT NOT NULL CHECK (typeof(node) = 'text'),
+        number   INTEGER NOT NULL CHECK (typeof(number) = 'integer' AND number >= 1),
+        life     TEXT NOT NULL CHECK (typeof(life) = 'text'),
+        epoch    INTEGER NOT NULL CHECK (typeof(epoch) = 'integer' AND epoch >= 0),
+        sequence INTEGER NOT NULL CHECK (typeof(sequence) = 'integer' AND sequence >= 0),
+        PRIMARY KEY (market, node)
     )""",
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
 _SELECT: Final = "SELECT market, version, epoch, leader, in_sync, forced FROM market"
 _INSERT: Final = "INSERT INTO market (version, epoch, leader, in_sync, forced, market) VALUES (?, ?, ?, ?, ?, ?)"
-_LEASE: Final = "INSERT OR REPLACE INTO lease (node, process, expires_ns) VALUES (?, ?, ?)"
+_LEASE: Final = "INSERT OR REPLACE INTO lease (node, holder, token, process, expires_ns) VALUES (?, ?, ?, ?, ?)"
+_HOLDER: Final = "SELECT holder, token, process, expires_ns FROM lease WHERE node = ?"
+_MARK: Final = "INSERT OR REPLACE INTO disk (market, node, number, life, epoch, sequence) VALUES (?, ?, ?, ?, ?, ?)"
 _UPDATE: Final = "UPDATE market SET version = ?, epoch = ?, leader = ?, in_sync = ?, forced = ? WHERE market = ?"
 
 _RETRY_S: Final = 0.002
@@ -100,6 +114,8 @@ class SqliteCoordinator:
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path).absolute()
         self._owned = OneThread()
+        self._token = uuid.uuid4().hex
+        """Which of all objects a lease belongs to: two may be in one process."""
         self._closed = False
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
@@ -137,22 +153,38 @@ class SqliteCoordinator:
             connection.execute(_UPDATE, _values(record))
         return record
 
-    def renew(self, node: str, *, ttl_ms: int) -> None:
+    def renew(self, node: str, *, holder: str, ttl_ms: int) -> None:
         with self._transaction("BEGIN IMMEDIATE") as connection:
-            connection.execute(_LEASE, (node, _process(os.getpid()), time.monotonic_ns() + ttl_ms * 1_000_000))
+            row = connection.execute(_HOLDER, (node,)).fetchone()
+            if row is not None and row[1] != self._token and row[0] != holder and _holds(row[2], row[3]):
+                raise in_use(node, f"pid {row[2].split()[1]} on this machine, data directory {row[0]}")
+            expires_ns = time.monotonic_ns() + ttl_ms * 1_000_000
+            connection.execute(_LEASE, (node, holder, self._token, _process(os.getpid()), expires_ns))
 
     def release(self, node: str) -> None:
         with self._transaction("BEGIN IMMEDIATE") as connection:
-            connection.execute("DELETE FROM lease WHERE node = ?", (node,))
+            connection.execute("DELETE FROM lease WHERE node = ? AND token = ?", (node, self._token))
 
     def lapsed(self, node: str) -> bool:
         """As the protocol says; a holder that was killed is seen to be gone at once, without waiting for its lease."""
         with self._transaction("BEGIN") as connection:
-            row = connection.execute("SELECT process, expires_ns FROM lease WHERE node = ?", (node,)).fetchone()
-        if row is None:
-            return True
-        process, expires_ns = row
-        return bool(time.monotonic_ns() > expires_ns or process != _process(int(process.split()[1])))
+            row = connection.execute(_HOLDER, (node,)).fetchone()
+        return row is None or not _holds(row[2], row[3])
+
+    def mark(self, node: str, marks: Mapping[str, DiskMark]) -> None:
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            row = connection.execute(_HOLDER, (node,)).fetchone()
+            if row is None or row[1] != self._token:
+                raise in_use(node, "nobody" if row is None else f"pid {row[2].split()[1]} on this machine")
+            rows = [(market, node, *dataclasses.astuple(mark)) for market, mark in marks.items()]
+            connection.executemany(_MARK, rows)
+
+    def marks(self, market: str) -> dict[str, DiskMark]:
+        with self._transaction("BEGIN") as connection:
+            rows = connection.execute(
+                "SELECT node, number, life, epoch, sequence FROM disk WHERE market = ?", (market,)
+            ).fetchall()
+        return {node: DiskMark(*values) for node, *values in rows}
 
     def close(self) -> None:
         with self._owned:
@@ -303,6 +335,11 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
 def _values(record: MarketRecord) -> tuple[int, int, str, str, int, str]:
     in_sync = json.dumps(record.in_sync, ensure_ascii=False, separators=(",", ":"))
     return record.version, record.epoch, record.leader, in_sync, record.forced, record.market
+
+
+def _holds(process: str, expires_ns: int) -> bool:
+    """Whether a lease is in force, and its holder's process lives."""
+    return time.monotonic_ns() <= expires_ns and process == _process(int(process.split()[1]))
 
 
 def _process(pid: int) -> str:

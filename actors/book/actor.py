@@ -5,7 +5,8 @@ applies committed records to :class:`~.orderbook.OrderBook`, and answers those w
 
 Messages: Submitted, Query (ask), Watch, Unwatch, ProposeRules, HandOver (ask), ForceLeader, Retire (from the API);
 Heard, PeerUp, PeerDown, PeerGone (from links); Persisted, LogRead, SnapshotKept, LogPutAside, JournalFailed (from its
-JournalActor); SnapshotTaken, SnapshotFailed (from the SnapshotActor); CoordinatorAnswer (from the CoordinatorActor).
+JournalActor); SnapshotTaken, SnapshotFailed (from the SnapshotActor); CoordinatorAnswer, NodeIdTaken (from the
+CoordinatorActor).
 
 Batches form without a timer: what arrives while one record is being written becomes the next record.
 """
@@ -68,6 +69,7 @@ from ..messages import (
     LeaseLapsed,
     LogPutAside,
     LogRead,
+    NodeIdTaken,
     Offer,
     PeerDown,
     PeerGone,
@@ -500,7 +502,7 @@ class BookActor(NodeActor):
             self._force(message)
         elif isinstance(message, CoordinatorAnswer):
             self._hear_coordinator(message, now_ns)
-        elif isinstance(message, JournalFailed):
+        elif isinstance(message, (JournalFailed, NodeIdTaken)):
             self._run(self.replica.stop(message.error))
         elif isinstance(message, HandOver):
             if message.give_up:
