@@ -12,14 +12,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hmac
 import json
 import os
 import queue
+import re
 import secrets
+import select
+import socket
 import threading
+import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar, cast
 
@@ -29,6 +34,7 @@ from ..transport import errors, sockets
 from ..transport.codec import Array, Bool, Bytes, Codec, Int, Optional, Str
 from ..transport.errors import (
     Closed,
+    ConfigurationError,
     InvalidRequest,
     InvariantBroken,
     LinkBroken,
@@ -39,6 +45,7 @@ from ..transport.errors import (
     Unavailable,
     anew,
 )
+from ..transport.files import read_file, refusal
 from ..transport.log import get_logger
 from .book.commands import Event
 from .book.rules import MarketRules
@@ -55,6 +62,11 @@ TIMEOUT_MS_MAX: Final = 60_000
 REQUEST_SIZE_MAX: Final = 16 * 1024
 ITEMS_MAX: Final = 10_000
 """Most levels, trades, orders or events of one answer."""
+_LATE_S: Final = 0.5
+"""Seconds that a client waits beyond its timeout for the answer, which a node gives within it; then it is unknown."""
+_PIECE_MS: Final = 100
+"""Longest single wait of a client in milliseconds: it looks for signals, and whether it is to end, in between."""
+_ADDRESS: Final = re.compile(r"tcp://127\.0\.0\.1:[0-9]{1,5}")
 
 Token = Annotated[str, Str(64, 1)]
 Name = Annotated[str, Str(255, 1)]
@@ -492,11 +504,14 @@ class ControlClient:
     Methods are those of :class:`ExchangeNode` and raise what they raise; commands return an :class:`OrderResult`,
     queries the JSON form of their views. Also raised:
 
-    - ``Unavailable`` (code ``node_not_running``): no node runs on the data directory;
-    - ``LinkBroken``: the node has gone; the outcome of a command is unknown, as after a ``RequestTimeout``.
+    - ``Unavailable``: no node runs on the data directory (code ``node_not_running``), or the one that does takes no
+      connection within the timeout (code ``node_not_answering``); nothing was sent;
+    - ``LinkBroken``: the node has gone; the outcome of a command is unknown, as after a ``RequestTimeout``;
+    - ``Closed``: ``ended`` was set meanwhile; the outcome of a command is unknown.
     """
 
-    def __init__(self, data_dir: Path, *, timeout: float = 5.0) -> None:
+    def __init__(self, data_dir: Path, *, timeout: float = 5.0, ended: threading.Event | None = None) -> None:
+        """``ended``: once it is set, nothing is waited for any more; for a caller that handles signals itself."""
         control = read_control_file(data_dir)
         if control is None:
             raise Unavailable(f"no node is running on {data_dir}", code="node_not_running")
@@ -505,29 +520,26 @@ class ControlClient:
         self._timeout_ms = max(1, min(int(timeout * 1000), TIMEOUT_MS_MAX))
         self._closed = False
         self._control = control
-        self._socket = self._dial(control["address"])
-        self._status_socket: Any = None
+        self._ended = ended or threading.Event()
+        self._line = self._dial(control["address"])
+        self._status_line: _Line | None = None
 
-    def _dial(self, address: str) -> Any:
-        # The node answers within the timeout; a second beyond is for a node that is stuck.
-        socket = sockets.open_socket(
-            pynng.Req0, recv_timeout_ms=self._timeout_ms + 1000, send_timeout_ms=self._timeout_ms
-        )
+    def _dial(self, address: str) -> _Line:
+        pid, seconds = self._control["pid"], self._timeout_ms / 1000
         try:
-            socket.resend_time = -1
-            if socket.resend_time != -1:
-                raise TransportError("nng did not accept resend_time=-1: a command might be sent twice")
-            socket.dial(address, block=True)
-        except pynng.NNGException as error:
-            socket.close()
+            return _Line(address, time.monotonic() + seconds, self._ended)
+        except RequestTimeout:
             raise Unavailable(
-                f"node {self.name} is not running: its process, {self._control['pid']}, did not close it ({error})",
+                f"node {self.name} does not answer: its process, {pid}, runs, but took no connection within "
+                f"{seconds:g} s; is it stopped (as by Ctrl-Z), or overloaded? Nothing was sent",
+                code="node_not_answering",
+            ) from None
+        except LinkBroken as error:
+            raise Unavailable(
+                f"node {self.name} is not running: process {pid} has not written its control file, or is ending "
+                f"({error.message})",
                 code="node_not_running",
             ) from error
-        except BaseException:
-            socket.close()
-            raise
-        return socket
 
     def __enter__(self) -> ControlClient:
         return self
@@ -538,9 +550,9 @@ class ControlClient:
     def close(self) -> None:
         """Close the link. Idempotent."""
         self._closed = True
-        sockets.close_dialled(self._socket)
-        if self._status_socket is not None:
-            sockets.close_dialled(self._status_socket)
+        self._line.close()
+        if self._status_line is not None:
+            self._status_line.close()
 
     def submit_order(
         self,
@@ -557,7 +569,7 @@ class ControlClient:
         client_order_id: str | None = None,
     ) -> OrderResult:
         """As :meth:`ExchangeNode.submit_order`."""
-        named = client_order_id or uuid.uuid4().hex
+        named = fresh_id() if client_order_id is None else client_order_id
         return self._command(
             SubmitOrder(
                 self._token,
@@ -579,12 +591,12 @@ class ControlClient:
         self, market: str, order_id: int, *, account: str | None = None, client_order_id: str | None = None
     ) -> OrderResult:
         """As :meth:`ExchangeNode.cancel_order`."""
-        named = client_order_id or uuid.uuid4().hex
+        named = fresh_id() if client_order_id is None else client_order_id
         return self._command(CancelOrder(self._token, self._timeout_ms, market, order_id, account, named))
 
     def cancel_all(self, market: str, *, account: str | None = None, client_order_id: str | None = None) -> OrderResult:
         """As :meth:`ExchangeNode.cancel_all`."""
-        named = client_order_id or uuid.uuid4().hex
+        named = fresh_id() if client_order_id is None else client_order_id
         return self._command(CancelOrder(self._token, self._timeout_ms, market, None, account, named))
 
     def amend_order(
@@ -598,7 +610,7 @@ class ControlClient:
         client_order_id: str | None = None,
     ) -> OrderResult:
         """As :meth:`ExchangeNode.amend_order`."""
-        named = client_order_id or uuid.uuid4().hex
+        named = fresh_id() if client_order_id is None else client_order_id
         return self._command(
             AmendOrder(self._token, self._timeout_ms, market, order_id, price, quantity, account, named)
         )
@@ -677,18 +689,17 @@ class ControlClient:
             REQUESTS.decode(frame := REQUESTS.encode(request))
         except ProtocolError as error:
             raise InvalidRequest(error.message) from error
+        line = self._line
+        if isinstance(request, GetStatus):
+            # In a line of its own: it has to be there when nothing else gets through.
+            self._status_line = self._status_line or self._dial(self._control["status_address"])
+            line = self._status_line
         try:
-            socket = self._socket
-            if isinstance(request, GetStatus):
-                # In a line of its own: it has to be there when nothing else gets through.
-                self._status_socket = self._status_socket or self._dial(self._control["status_address"])
-                socket = self._status_socket
-            socket.send(frame)
-            answer = ANSWERS.decode(socket.recv_msg().bytes)
-        except pynng.Timeout:
+            answer = ANSWERS.decode(line.ask(frame, time.monotonic() + self._timeout_ms / 1000 + _LATE_S))
+        except RequestTimeout:
             raise RequestTimeout(f"node {self.name} did not answer in time: the outcome is unknown") from None
-        except pynng.NNGException as error:
-            raise LinkBroken(f"node {self.name} has gone ({error}): the outcome is unknown") from error
+        except LinkBroken as error:
+            raise LinkBroken(f"node {self.name} has gone ({error.message}): the outcome is unknown") from error
         if isinstance(answer, Failure):
             raise _ERRORS.get(answer.kind, OpenOutcryError)(answer.message, code=answer.code)
         if not isinstance(answer, wanted):
@@ -696,24 +707,131 @@ class ControlClient:
         return answer
 
 
+def fresh_id() -> str:
+    """Return a client order id that nobody has used."""
+    return uuid.uuid4().hex
+
+
+class _Line:
+    """One connection to the node, for a request and its answer at a time.
+
+    It waits in short pieces, none of them in nng: a signal is heeded, and a node that is stopped (its kernel still
+    takes connections) costs its time-out, and no socket of nng in a handshake.
+    """
+
+    def __init__(self, address: str, deadline_s: float, ended: threading.Event) -> None:
+        """Connect.
+
+        Raises:
+            RequestTimeout: nobody has answered in time.
+            LinkBroken: nobody listens there.
+            Closed: ``ended`` was set.
+        """
+        self._ended = ended
+        self._await_greeting(address, deadline_s)
+        connected, self._gone = threading.Event(), threading.Event()
+        self._socket = sockets.open_socket(pynng.Req0, recv_timeout_ms=_PIECE_MS, send_timeout_ms=_PIECE_MS)
+        try:
+            self._socket.resend_time = -1
+            if self._socket.resend_time != -1:
+                raise TransportError("nng did not accept resend_time=-1: a command might be sent twice")
+            self._socket.add_post_pipe_connect_cb(lambda _: connected.set())
+            self._socket.add_post_pipe_remove_cb(lambda _: self._gone.set())
+            sockets.dial(self._socket, address)
+            self._wait_for(connected.wait, deadline_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close it. Idempotent."""
+        sockets.close_dialled(self._socket)
+
+    def ask(self, frame: bytes, deadline_s: float) -> bytes:
+        """Send ``frame`` and return the answer; raises as the constructor does, and whatever was sent may be done."""
+        try:
+            self._wait_for(lambda _: self._sent(frame), deadline_s)
+            self._wait_for(lambda seconds: self._gone.is_set() or _readable(self._socket.recv_fd, seconds), deadline_s)
+            return cast("bytes", self._socket.recv_msg().bytes)  # at once: there is an answer, or none to come
+        except pynng.Timeout:
+            raise LinkBroken("the connection has ended") from None
+        except pynng.NNGException as error:
+            raise LinkBroken(str(error)) from error
+
+    def _sent(self, frame: bytes) -> bool:
+        try:
+            self._socket.send(frame)
+        except pynng.Timeout:
+            if self._gone.is_set():
+                raise LinkBroken("the connection has ended") from None
+            return False
+        return True
+
+    def _await_greeting(self, address: str, deadline_s: float) -> None:
+        """Wait until whoever listens at ``address`` has said anything, as nng does to who connects."""
+        host, _, port = address.removeprefix("tcp://").rpartition(":")
+        with socket.socket() as probe:
+            probe.setblocking(False)
+            code = probe.connect_ex((host, int(port)))
+            if code == errno.EINPROGRESS:
+                self._wait_for(lambda seconds: _readable(probe.fileno(), seconds), deadline_s)
+                code = probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            try:
+                if code:
+                    raise OSError(code, os.strerror(code))
+                self._wait_for(lambda seconds: _readable(probe.fileno(), seconds), deadline_s)
+                if not probe.recv(1):
+                    raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+            except OSError as error:
+                raise LinkBroken(error.strerror or str(error)) from error
+
+    def _wait_for(self, done: Callable[[float], object], deadline_s: float) -> None:
+        while not done(_PIECE_MS / 1000):
+            if self._ended.is_set():
+                raise Closed("the wait was given up")
+            if time.monotonic() >= deadline_s:
+                raise RequestTimeout("no answer in time")
+
+
+def _readable(fd: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
 def read_control_file(data_dir: Path) -> Mapping[str, Any] | None:
-    """Return what the node that runs on ``data_dir`` has written, or None if none does (its process is gone)."""
+    """Return what the node that runs on ``data_dir`` has written, or None if none does (its process is gone).
+
+    Raises:
+        ConfigurationError: there is a file, but this user may not read it, or the path is none (code ``bad_path``).
+    """
     try:
-        values = json.loads((data_dir / CONTROL_FILE).read_text(encoding="utf-8"))
+        text = read_file(data_dir / CONTROL_FILE)
+    except PermissionError as error:
+        raise refusal(error, f"cannot read {data_dir / CONTROL_FILE}") from error
+    except (OSError, ValueError):
+        return None
+    try:
+        values = json.loads(text)
         pid, strings = values["pid"], [values[key] for key in ("name", "address", "status_address", "token")]
-        if type(pid) is not int or pid < 1 or not all(isinstance(value, str) for value in strings):
+        if type(pid) is not int or pid < 1 or not all([isinstance(value, str) for value in strings]):
             return None
-        os.kill(pid, 0)
-    except (OSError, ValueError, KeyError, TypeError):
+        if not all([_ADDRESS.fullmatch(values[key]) for key in ("address", "status_address")]):
+            return None
+        with contextlib.suppress(PermissionError):  # another user's: it runs
+            os.kill(pid, 0)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     return cast("Mapping[str, Any]", values)
 
 
 def running_nodes(home: Path) -> dict[str, Path]:
-    """Return the data directories, by the node's name, of the nodes that run below ``home``."""
+    """Return the data directories, by the node's name, of the nodes that run below ``home`` and that can be reached."""
     found = {}
-    for file in sorted(home.glob(f"nodes/*/{CONTROL_FILE}")):
-        control = read_control_file(file.parent)
-        if control is not None:
-            found[str(control["name"])] = file.parent
+    with contextlib.suppress(OSError, ValueError):  # nobody's home
+        for file in sorted(home.glob(f"nodes/*/{CONTROL_FILE}")):
+            with contextlib.suppress(ConfigurationError):  # another user's
+                control = read_control_file(file.parent)
+                if control is not None:
+                    found[str(control["name"])] = file.parent
     return found

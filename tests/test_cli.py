@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -17,6 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import click
 import pynng
 import pytest
 from click.testing import CliRunner, Result
@@ -783,3 +785,145 @@ def test_nodes_of_a_demo_that_was_killed_end_by_themselves(home: Path, start: St
             break
     demo.kill()
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "the nodes have ended")
+
+
+# -- a node that is stopped, and an output that cannot be written ------------------------------------------------------
+
+
+def asking() -> dict[str, tuple[str, ...]]:
+    """Every command that asks a node, with arguments; none is missing."""
+    commands = {
+        "submit": ("submit", MARKET, "buy", "1", "1"),
+        "cancel": ("cancel", MARKET, "--all"),
+        "amend": ("amend", MARKET, "1", "--price", "2"),
+        "book": ("book", MARKET),
+        "trades": ("trades", MARKET),
+        "orders": ("orders", MARKET),
+        "status": ("status",),
+        "transfer": ("transfer", MARKET),
+        "market create": ("market", "create", "X", "--tick", "1"),
+        "market list": ("market", "list"),
+        "force-leader": ("force-leader", MARKET, "--reason", "a test", "--yes"),
+    }
+    watched = {f"{name} --watch": (*commands[name], "--watch") for name in ("book", "trades", "status")}
+
+    def found(group: click.Group, before: tuple[str, ...]) -> Iterator[str]:
+        for name, command in group.commands.items():
+            if isinstance(command, click.Group):
+                yield from found(command, (*before, name))
+            elif "node_name" in [parameter.name for parameter in command.params]:
+                yield " ".join((*before, name))
+
+    assert set(found(main, ())) == set(commands)
+    return commands | watched
+
+
+@pytest.fixture
+def lone(start: Start, home: Path) -> subprocess.Popen[str]:
+    """A node process called desk, without others, that can trade."""
+    process = start("node", "--name", "desk", "--market", MARKET, "--serve-directory", "tcp://127.0.0.1:0")
+    wait_for((home / "nodes" / "desk" / CONTROL_FILE).exists, "it runs")
+    with ControlClient(home / "nodes" / "desk") as client:
+        wait_for(lambda: client.status()["markets"][MARKET]["ready"], "it can trade")
+    return process
+
+
+def connects(process: subprocess.Popen[str]) -> bool:
+    """Whether the process has got as far as to open a connection."""
+    return any(["socket:" in os.readlink(each) for each in Path(f"/proc/{process.pid}/fd").iterdir()])
+
+
+def test_every_command_keeps_its_timeout_and_heeds_ctrl_c_beside_a_stopped_node(
+    lone: subprocess.Popen[str], start: Start, home: Path
+) -> None:
+    lone.send_signal(signal.SIGSTOP)
+    try:
+        late = {name: start(*arguments, "--timeout", "1") for name, arguments in asking().items()}
+        for name, process in late.items():
+            assert process.wait(WITHIN_S) == 1, name
+        waiting = {name: start(*arguments, "--timeout", "60") for name, arguments in asking().items()}
+        for name, process in waiting.items():
+            wait_for(lambda process=process: connects(process), f"{name} waits for the node")
+        began_s = time.monotonic()
+        for process in waiting.values():
+            process.send_signal(signal.SIGINT)
+        for name, process in waiting.items():
+            assert process.wait(5) == (0 if "--watch" in name else 1), name
+        assert time.monotonic() - began_s < 5
+    finally:
+        lone.send_signal(signal.SIGCONT)
+    said = [file.read_text() for file in sorted(home.glob("*.log"))]
+    late_said = [text for text in said if "(node_not_answering)" in text]
+    assert len(late_said) == len(asking()), said
+    assert all(["node desk does not answer: its process" in text for text in late_said])
+    assert not any(["not running" in text or "Traceback" in text for text in said])
+    assert stop(lone) == 0
+
+
+def test_what_is_watched_ends_at_ctrl_c_also_when_the_node_was_stopped_meanwhile(
+    lone: subprocess.Popen[str], start: Start, home: Path
+) -> None:
+    watching = {
+        name: start(*arguments) for name, arguments in asking().items() if name in ("book --watch", "status --watch")
+    }
+    for process in watching.values():
+        assert process.stdout is not None
+        assert process.stdout.readline()
+    lone.send_signal(signal.SIGSTOP)
+    try:
+        time.sleep(1)  # into the next request
+        for process in watching.values():
+            process.send_signal(signal.SIGINT)
+        for name, process in watching.items():
+            assert process.wait(2) == 0, name
+    finally:
+        lone.send_signal(signal.SIGCONT)
+
+
+def test_an_interrupted_order_says_how_to_learn_its_outcome(
+    lone: subprocess.Popen[str], start: Start, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ControlClient(home / "nodes" / "desk", timeout=30) as client:
+        lone.send_signal(signal.SIGSTOP)
+        try:
+            timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+            timer.start()
+            with pytest.raises(KeyboardInterrupt):
+                client.submit_order(MARKET, "buy", "1", "1", client_order_id="mine")
+            monkeypatch.setattr("openoutcry.actors.cli.trade.connect", lambda *_: contextlib.nullcontext(client))
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+            result = CliRunner().invoke(main, ["submit", MARKET, "buy", "1", "1", "--client-order-id", "mine"])
+        finally:
+            lone.send_signal(signal.SIGCONT)
+    assert result.exit_code == 1
+    assert result.output.endswith("repeat this with --client-order-id mine (interrupted)\n")
+
+
+@pytest.mark.parametrize("output", ["full", "closed", "nobody reads"])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_order_that_was_entered_is_not_reported_as_failed_because_nothing_can_be_printed(
+    desk: ExchangeNode, output: str, as_json: bool
+) -> None:
+    command = [*OPENOUTCRY, "submit", MARKET, "buy", "1.25", "2", *(["--json"] if as_json else [])]
+    if output == "closed":
+        command = ["sh", "-c", '"$@" >&-', "sh", *command]
+    read, write = os.pipe()
+    os.close(read)
+    with Path("/dev/full").open("wb") as full, os.fdopen(write, "wb") as unread:
+        to = {"full": full, "nobody reads": unread}.get(output)
+        done = subprocess.run(command, stdout=to, stderr=subprocess.PIPE, text=True, timeout=WITHIN_S, check=False)
+        queried = subprocess.run(
+            [*OPENOUTCRY, "book", MARKET], stdout=to, stderr=subprocess.PIPE, text=True, check=False
+        )
+        helped = subprocess.run([*OPENOUTCRY, "--help"], stdout=to, stderr=subprocess.PIPE, text=True, check=False)
+    assert [str(order.price) for order in desk.open_orders(MARKET)] == ["1.25"]
+    assert done.returncode == 74, done.stderr
+    assert done.stderr.startswith("what was asked is done, but standard output cannot be written (")
+    assert "resting" in done.stderr
+    assert done.stderr.endswith(" (output_failed)\n")
+    for other in (queried, helped):
+        if output == "full":
+            assert other.returncode == 74
+            assert other.stderr == "standard output cannot be written (No space left on device) (output_failed)\n"
+        elif output == "nobody reads":
+            assert other.stderr == ""

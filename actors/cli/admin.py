@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import click
 
-from ...transport.errors import Unavailable
+from ...transport.errors import OpenOutcryError, Unavailable
 from ..config import parse_rules
 from ..node import REASON_LENGTH_MAX
-from .common import at_node, connect, print_json
+from .common import at_node, connect, print_json, say
 from .show import names_of, table
 
 
@@ -40,9 +41,9 @@ def transfer(
         else:
             leader = client.transfer(market, to)
     if as_json_text:
-        print_json({"market": market, "leader": leader})
+        print_json({"market": market, "leader": leader}, done=True)
         return
-    click.echo(f"{market} is led by {leader or 'another node'}{' already' if already else ''}")
+    say(f"{market} is led by {leader or 'another node'}{' already' if already else ''}", done=True)
 
 
 @click.group()
@@ -71,15 +72,20 @@ def create(
     rules = parse_rules([f"tick_size={tick}", f"lot_size={lot}", *pairs])
     with connect(node_name, data_dir, timeout) as client:
         client.create_market(name, rules)
-        found = client.status()
-    names = names_of(found)
-    holders = [names.get(at, at) for at in found["markets"][name].get("in_sync", ())]
+        holders: list[str] = []
+        with contextlib.suppress(OpenOutcryError):  # it is created, whatever else can be said of it
+            found = client.status()
+            names = names_of(found)
+            holders = [names.get(at, at) for at in found["markets"][name].get("in_sync", ())]
     if as_json_text:
-        print_json({"market": name, "rules": rules, "in_sync": holders})
+        print_json({"market": name, "rules": rules, "in_sync": holders}, done=True)
         return
-    click.echo(f"{name} takes orders, in ticks of {rules.tick_size} and lots of {rules.lot_size}")
     held = f"{holders[0]} alone" if len(holders) == 1 else ", ".join(holders)
-    click.echo(f"held by {held} so far; other nodes join it with --join {name}, or all markets with --join-all")
+    say(
+        f"{name} takes orders, in ticks of {rules.tick_size} and lots of {rules.lot_size}\n"
+        f"held by {held} so far; other nodes join it with --join {name}, or all markets with --join-all",
+        done=True,
+    )
 
 
 @market.command("list")
@@ -98,7 +104,7 @@ def list_markets(*, node_name: str | None, data_dir: Path | None, timeout: float
         if not each["opened"]:
             joined = "waiting: no node has opened it"
         rows.append((each["market"], joined, rules["tick_size"], rules["lot_size"]))
-    click.echo("\n".join(table(rows)))
+    say("\n".join(table(rows)))
 
 
 @click.command("force-leader")
@@ -127,15 +133,16 @@ def force_leader(
     """
     with connect(node_name, data_dir, timeout) as client:
         plan = client.force_plan(market)
-        click.echo("\n".join(_plan_lines(plan)), err=as_json_text)
+        say("\n".join(_plan_lines(plan)), err=as_json_text)
         if not yes:
             click.confirm("Force this node to lead?", abort=True, err=True)
         sequence = client.force_leader(market, reason=reason, plan=plan)
     if as_json_text:
-        print_json({**plan, "note": sequence})
+        print_json({**plan, "note": sequence}, done=True)
         return
-    click.echo(
-        f"{market} is led by {plan['node']} in epoch {plan['epoch'] + 1}; noted in the log at sequence {sequence}"
+    say(
+        f"{market} is led by {plan['node']} in epoch {plan['epoch'] + 1}; noted in the log at sequence {sequence}",
+        done=True,
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import io
 import json
 import os
 import signal
@@ -14,12 +16,14 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from ...transport.errors import Copied, InvalidRequest, OpenOutcryError, Unavailable
+from ...transport.errors import Closed, Copied, InvalidRequest, OpenOutcryError, Unavailable, text_of
 from ..config import ENV_PREFIX, home_folder
 from ..control import ControlClient, read_control_file, running_nodes
 from ..views import as_json
 
 _LOOK_S: Final = 0.2
+_SHOWN_MAX: Final = 500
+"""Most characters of what could not be printed that stderr is told."""
 
 
 class Failure(Copied, click.ClickException):
@@ -30,22 +34,100 @@ class Failure(Copied, click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Print the line."""
-        click.echo(self.message, file=file or sys.stderr)
+        del file
+        say(self.message, err=True)
+
+
+class BadSettings(Failure):
+    """The settings are wrong: the service manager starts no such process again."""
+
+    exit_code = os.EX_CONFIG
+
+
+class OutputFailed(Failure):
+    """Standard output cannot be written: an exit code of its own, since what was asked may be done all the same."""
+
+    exit_code = os.EX_IOERR
+
+    def __init__(self, reason: str, text: str = "", *, done: bool = False) -> None:
+        """``done``: what was asked is done, and ``text`` says what came of it."""
+        self._quiet = reason == os.strerror(errno.EPIPE) and not done
+        """Whoever reads has seen enough."""
+        shown = text if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]}…"
+        what = f"{'what was asked is done, but ' if done else ''}standard output cannot be written ({reason})"
+        super().__init__(f"{what}; it was to say: {shown}" if done else what, "output_failed")
+
+    def show(self, file: Any = None) -> None:
+        """Print the line, if anybody is to know."""
+        if not self._quiet:
+            super().show(file)
 
 
 class Group(click.Group):
-    """Commands whose expected errors are told, not thrown."""
+    """Commands whose errors are told in one line, not thrown."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command, where a terminal that lacks a letter shows its number, and 0 to 2 are the standard streams.
+
+        A process that was started without one of them would open its files there, and then print into these.
+        """
+        for number in range(3):
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:  # of what click prints: help, the version
+            _discard(sys.stdout)
+            failed = OutputFailed(error.strerror or str(error))
+            failed.show()
+            sys.exit(failed.exit_code)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
         except OpenOutcryError as error:
-            raise Failure(error.message, error.code) from error
-        except BrokenPipeError:
-            raise
+            kind = BadSettings if error.code == "bad_path" else Failure
+            raise kind(error.message, error.code) from error
         except OSError as error:
             raise Failure(str(error), "os_error") from error
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if f"{ENV_PREFIX}TRACEBACK" in os.environ:
+                raise
+            raise Failure(
+                f"an error that nobody has thought of, {text_of(error)}; please report it, with what "
+                f"{ENV_PREFIX}TRACEBACK=1 shows",
+                "internal",
+            ) from error
+
+
+def say(text: str, *, err: bool = False, done: bool = False) -> None:
+    """Print ``text``; ``done``: it says what came of a change that was asked for. A stderr that is full is passed over.
+
+    Raises:
+        OutputFailed: standard output cannot be written, or is closed.
+    """
+    try:
+        if not err and sys.stdout is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        click.echo(text, err=err)
+    except OSError as error:
+        _discard(sys.stderr if err else sys.stdout)
+        if not err:
+            raise OutputFailed(error.strerror or str(error), text, done=done) from error
+
+
+def _discard(stream: Any) -> None:
+    """Have what ``stream`` still holds go nowhere: Python tries it again at the end, and makes the exit code 120."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # there is none, or it is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def wait_for(ended: threading.Event) -> None:
@@ -70,6 +152,17 @@ def until_signalled(on_hangup: Callable[[], None] | None = None) -> Iterator[thr
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[threading.Event]:
+    """Set the event on SIGTERM or SIGINT: so ends what is shown until somebody has seen enough of it."""
+    with until_signalled() as ended:
+        try:
+            yield ended
+        except Closed:
+            if not ended.is_set():
+                raise
 
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -97,8 +190,10 @@ as_request = options(
 )
 
 
-def connect(node_name: str | None, data_dir: Path | None, timeout: float) -> ControlClient:
-    """Return the link to the node that the options mean."""
+def connect(
+    node_name: str | None, data_dir: Path | None, timeout: float, ended: threading.Event | None = None
+) -> ControlClient:
+    """Return the link to the node that the options mean; it waits for nothing once ``ended`` is set."""
     if node_name and data_dir:
         raise click.UsageError("--node and --data-dir name the same thing: give one of them")
     if not 0 < timeout <= 60:
@@ -120,11 +215,11 @@ def connect(node_name: str | None, data_dir: Path | None, timeout: float) -> Con
             else:
                 what = f"node {node_name} does not run" if node_name else "no node runs"
                 raise Unavailable(f"{what} below {home}; there run: {listed}", code="node_not_running")
-    return ControlClient(data_dir, timeout=timeout)
+    return ControlClient(data_dir, timeout=timeout, ended=ended)
 
 
-def print_json(value: Any) -> None:
-    click.echo(json.dumps(as_json(value)))
+def print_json(value: Any, *, done: bool = False) -> None:
+    say(json.dumps(as_json(value)), done=done)
 
 
 def choice(kind: Any) -> click.Choice[str]:

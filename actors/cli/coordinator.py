@@ -10,7 +10,7 @@ import click
 
 from .. import inspection, rebuild
 from ..coordination import open_coordinator
-from .common import print_json
+from .common import print_json, say
 from .show import table
 
 _FOLDER: Final = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -36,9 +36,9 @@ def rebuild_store(*, folders: tuple[Path, ...], address: str, yes: bool, as_json
     with contextlib.ExitStack() as stack:
         for folder in folders:
             stack.enter_context(inspection.held(folder))
-        plans = rebuild.plan(folders, lambda market: click.echo(f"reading {market}", err=True))
+        plans = rebuild.plan(folders, lambda market: say(f"reading {market}", err=True))
         if not as_json_text:
-            click.echo("\n".join(_plan_lines(plans)))
+            say("\n".join(_plan_lines(plans)))
         if not yes:
             click.confirm(f"Write these records to {address}?", abort=True, err=True)
         store = open_coordinator(address)
@@ -47,9 +47,9 @@ def rebuild_store(*, folders: tuple[Path, ...], address: str, yes: bool, as_json
         finally:
             store.close()
     if as_json_text:
-        print_json(records)
+        print_json(records, done=True)
         return
-    click.echo(f"{len(records)} records were written; start the nodes that are to lead first")
+    say(f"{len(records)} records were written; start the nodes that are to lead first", done=True)
 
 
 def _plan_lines(plans: list[rebuild.Rebuilt]) -> list[str]:

@@ -13,7 +13,7 @@ import click
 
 from ...transport.errors import OpenOutcryError, present
 from ..local import Bot, LocalExchange
-from .common import Failure, until_signalled
+from .common import Failure, say, until_signalled
 from .live import WATCH_S, watch
 from .show import book_lines, table, trade_line
 
@@ -39,7 +39,7 @@ def demo(*, nodes: int, bots: int, orders_per_s: float, seconds: float | None) -
         LocalExchange(Path(folder), markets=[f"{MARKET}:tick_size=0.01,lot_size=0.01"]) as exchange,
     ):
         names = [f"node-{at + 1}" for at in range(nodes)]
-        click.echo(f"starting {', '.join(names)} in {folder}")
+        say(f"starting {', '.join(names)} in {folder}")
         for name in names:
             exchange.start(name)
         _wait_in_sync(exchange, ended)
@@ -53,7 +53,7 @@ def demo(*, nodes: int, bots: int, orders_per_s: float, seconds: float | None) -
             timer.daemon = True
             timer.start()
         watch(_View(exchange, traders), ended, every_s=WATCH_S if sys.stdout.isatty() else _LINES_S)
-        click.echo("ending the bots and the nodes")
+        say("ending the bots and the nodes")
         for trader in traders:
             trader.stop()
         equal = _settled(exchange)
@@ -85,7 +85,7 @@ def _settled(exchange: LocalExchange) -> bool | None:
     ends = exchange.wait_same_sequence(MARKET)
     equal = len(set(ends.values())) == 1
     sequence, state_hash = next(iter(ends.values()))
-    click.echo(f"all nodes are at sequence {sequence}, {f'state {state_hash}' if equal else 'and DIFFER'}")
+    say(f"all nodes are at sequence {sequence}, {f'state {state_hash}' if equal else 'and DIFFER'}")
     return equal
 
 

@@ -9,7 +9,7 @@ import click
 
 from ...transport.errors import InvalidRequest
 from .. import inspection
-from .common import Failure, print_json
+from .common import Failure, print_json, say
 from .live import progress
 
 _FOLDER: Final = click.Path(exists=True, file_okay=False, path_type=Path)
@@ -36,9 +36,9 @@ def verify(folder: Path, as_json_text: bool) -> None:
         print_json({"sound": not damaged, "markets": reports, "put_aside": [str(path) for path in aside]})
     else:
         for report in reports:
-            click.echo("\n".join(_report_lines(report)))
+            say("\n".join(_report_lines(report)))
         for path in aside:
-            click.echo(f"{path}: was put aside, and is not checked")
+            say(f"{path}: was put aside, and is not checked")
     if damaged:
         raise Failure(f"damaged: {', '.join(damaged)}", "damaged")
 
@@ -98,6 +98,6 @@ def log(*, folder: Path, market: str, first: int, last: int | None, with_events:
                 print_json(inspection.command_fields(logged))
                 continue
             when = inspection.time_words(logged.timestamp_ns)
-            click.echo(f"{logged.sequence:>8}  {logged.epoch:>3}  {when}  {inspection.command_words(logged)}")
+            say(f"{logged.sequence:>8}  {logged.epoch:>3}  {when}  {inspection.command_words(logged)}")
             for event in inspection.events_of(logged):
-                click.echo(f"{'':>47}{inspection.event_words(event)}")
+                say(f"{'':>47}{inspection.event_words(event)}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, cast
 import click
 
 from ...transport.identity import AUTHORITY_DAYS, DAYS, certificates, open_identity
-from .common import print_json
+from .common import print_json, say
 from .show import table
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def identity() -> None:
 def create_authority(*, folder: Path, name: str, days: int) -> None:
     """Make the authority of a new exchange in DIR. Whoever has its key can make members: keep it off the nodes."""
     certificates().Authority.create(folder, name=name, days=days)
-    click.echo(f"{folder} holds the authority; its key is {folder / 'authority.key'}")
+    say(f"{folder} holds the authority; its key is {folder / 'authority.key'}", done=True)
 
 
 @identity.command()
@@ -52,7 +52,7 @@ def issue(*, name: str, folder: Path, accounts: tuple[str, ...], days: int, out:
     out = out or Path(f"{name}.pem")
     _open(folder).issue_file(out, name, accounts=accounts, days=days)
     said = open_identity(out).member
-    click.echo(f"{out}: node {said.name}, acts for {', '.join(said.accounts)}, until {said.ends}")
+    say(f"{out}: node {said.name}, acts for {', '.join(said.accounts)}, until {said.ends}", done=True)
 
 
 @identity.command("list")
@@ -69,7 +69,7 @@ def list_issued(*, folder: Path, as_json_text: bool) -> None:
         rows.append(
             (member.name, ", ".join(member.accounts), member.ends, f"{member.serial:x}", "revoked" if revoked else "")
         )
-    click.echo("\n".join(table(rows)))
+    say("\n".join(table(rows)))
 
 
 @identity.command()
@@ -87,8 +87,9 @@ def revoke(*, name: str, folder: Path, serial: str | None) -> None:
         raise click.UsageError(f"--serial is a number in hexadecimal, not {serial!r:.80}") from None
     count = _open(folder).revoke(name, serial=number)
     what = "1 certificate" if count == 1 else f"{count} certificates"
-    click.echo(
-        f"{what} of {name} revoked; add {folder / 'revoked.pem'} to the other nodes' identities, and restart them"
+    say(
+        f"{what} of {name} revoked; add {folder / 'revoked.pem'} to the other nodes' identities, and restart them",
+        done=True,
     )
 
 
@@ -102,7 +103,7 @@ def show(*, file: Path, as_json_text: bool) -> None:
         print_json(said.as_json())
         return
     for what, value in said.as_json().items():
-        click.echo(f"{what:<10}{', '.join(value) if isinstance(value, list) else value}")
+        say(f"{what:<10}{', '.join(value) if isinstance(value, list) else value}")
 
 
 def _open(folder: Path) -> Authority:

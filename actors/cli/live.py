@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import click
 
+from .common import say
+
 WATCH_S: Final = 0.5
 """How often a view is made anew, in seconds: it costs the node a request."""
 PROGRESS_S: Final = 5.0
@@ -41,7 +43,7 @@ class _Lines:
         return
 
     def show(self, lines: list[str]) -> None:
-        click.echo("\n".join(lines))
+        say("\n".join(lines))
 
 
 class _Cleared(_Lines):
@@ -94,14 +96,14 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
         return
     done, said_s = 0, time.monotonic()
 
-    def say(more: int, of: int) -> None:
+    def tell(more: int, of: int) -> None:
         nonlocal done, said_s
         done += more
         if time.monotonic() - said_s >= PROGRESS_S:
             said_s = time.monotonic()
-            click.echo(f"{label}: {done:,} of {of:,}", err=True)
+            say(f"{label}: {done:,} of {of:,}", err=True)
 
-    yield say
+    yield tell
 
 
 def _bar() -> Any:

@@ -11,7 +11,7 @@ import click
 
 from ..replay import BookRow, final_book_hash, read_flow
 from ..replay_run import ReplayNodes
-from .common import Failure, print_json
+from .common import Failure, print_json, say
 from .live import progress
 
 
@@ -60,11 +60,11 @@ def replay(file: Path, nodes: int, batch: int, via: str, as_json_text: bool) -> 
 
 def _show_replay(report: dict[str, Any]) -> None:
     rate = f"{report['commands_per_s']:,} commands/s, submitted at the {report['via']}"
-    click.echo(f"{report['commands']:,} commands in {report['seconds']:.2f} s: {rate}")
-    click.echo(f"{report['fills']:,} fills, {report['differences']:,} differences from the venue")
+    say(f"{report['commands']:,} commands in {report['seconds']:.2f} s: {rate}")
+    say(f"{report['fills']:,} fills, {report['differences']:,} differences from the venue")
     for line in report["first_differences"]:
-        click.echo(f"  {line}")
+        say(f"  {line}")
     for end in report["nodes"]:
         state = f"{end['open_orders']:,} orders, state {end['state_hash']}"
-        click.echo(f"{end['node']}: book {end['book_hash'][:16]}, {state}")
-    click.echo("equal on all nodes" if report["equal"] else "the nodes DIFFER")
+        say(f"{end['node']}: book {end['book_hash'][:16]}, {state}")
+    say("equal on all nodes" if report["equal"] else "the nodes DIFFER")

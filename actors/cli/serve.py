@@ -26,7 +26,7 @@ from ..health import healthz, readyz
 from ..logs import FORMATS, LEVELS, LogWriter
 from ..node import ExchangeNode, spare_gc
 from ..service import ServiceManager
-from .common import Failure, options, until_signalled, wait_for
+from .common import BadSettings, Failure, options, say, until_signalled, wait_for
 
 logger = get_logger(__name__)
 
@@ -79,12 +79,6 @@ PASSING: Final = frozenset({"address_in_use", "data_dir_in_use"})
 """Codes of a ConfigurationError that a restart may mend: a predecessor that is still ending holds what is needed."""
 
 
-class BadSettings(Failure):
-    """The settings are wrong: the service manager starts no such process again."""
-
-    exit_code = os.EX_CONFIG
-
-
 class TryAgain(Failure):
     """This machine's clock is behind: the service manager starts the process again, until it is right."""
 
@@ -135,7 +129,7 @@ def directory(
         until_signalled(on_hangup=log.reopen) as ended,
         _rendezvous(listen, peers, advertise, identity) as rendezvous,
     ):
-        click.echo(rendezvous.address)
+        say(rendezvous.address)
         wait_for(ended)
 
 

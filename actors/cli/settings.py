@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..config import WrongFile, load_config, settings
-from .common import Failure, print_json
+from .common import Failure, print_json, say
 from .serve import node_config, node_settings
 
 
@@ -32,7 +32,7 @@ def check(file: Path) -> None:
             Failure(slip, error.code).show()
         raise Failure(last, error.code) from error
     markets = ", ".join(sorted(found.markets)) or "none: give them by --market or --join"
-    click.echo(f"{file} is sound: node {found.name}, markets {markets}")
+    say(f"{file} is sound: node {found.name}, markets {markets}")
 
 
 @config.command()
@@ -46,4 +46,4 @@ def show(*, as_json_text: bool, **flags: Any) -> None:
         return
     for key, value, source in found:
         shown = ", ".join(value) if isinstance(value, tuple) else "-" if value is None else value
-        click.echo(f"{key:<16}  {shown}  ({source})")
+        say(f"{key:<16}  {shown}  ({source})")

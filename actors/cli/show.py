@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,14 @@ from ..condition import READY, condition
 from ..control import ITEMS_MAX
 from ..inspection import time_words
 from . import live
-from .common import at_node, connect, print_json, until_signalled
+from .common import at_node, connect, print_json, say, watching
+
+
+@contextlib.contextmanager
+def _looking(watch: bool) -> Iterator[threading.Event]:
+    """With ``watch`` a signal sets the event, and ends the block; without, it ends the process as any other."""
+    with watching() if watch else contextlib.nullcontext(threading.Event()) as ended:
+        yield ended
 
 
 @click.command()
@@ -34,8 +43,8 @@ def book(
     as_json_text: bool,
 ) -> None:
     """Show a market's book as the node's own replica has it."""
-    with connect(node_name, data_dir, timeout) as client, until_signalled() as ended:
-        known: int | None = None
+    known: int | None = None
+    with _looking(watch) as ended, connect(node_name, data_dir, timeout, ended) as client:
 
         def view() -> list[str] | None:
             nonlocal known
@@ -53,7 +62,7 @@ def book(
         if watch:
             live.watch(view, ended, in_place=not as_json_text)
         else:
-            click.echo("\n".join(view() or []))
+            say("\n".join(view() or []))
 
 
 def book_lines(found: dict[str, Any]) -> list[str]:
@@ -91,21 +100,21 @@ def trades(
     as_json_text: bool,
 ) -> None:
     """List the last trades, newest first; with --watch those to come, as they happen."""
-    with connect(node_name, data_dir, timeout) as client, until_signalled() as ended:
+    with _looking(watch) as ended, connect(node_name, data_dir, timeout, ended) as client:
         if not watch:
             last = client.trades(market, limit=limit)
             if as_json_text:
                 print_json(last)
             else:
                 for trade in last:
-                    click.echo(trade_line(trade))
+                    say(trade_line(trade))
             return
         sequence, _ = client.events(market, None)
         while not ended.is_set():
             sequence, events = client.events(market, sequence)
             for event in events:
                 if event["kind"] == "trade":
-                    click.echo(json.dumps(event) if as_json_text else trade_line(event))
+                    say(json.dumps(event) if as_json_text else trade_line(event))
             ended.wait(live.WATCH_S)
 
 
@@ -139,7 +148,7 @@ def orders(
         return
     for order in found:
         sizes = f"{order['open_quantity']} of {order['quantity']}"
-        click.echo(f"{order['order_id']:>8}  {order['side']:<4}  {sizes} at {order['price']}")
+        say(f"{order['order_id']:>8}  {order['side']:<4}  {sizes} at {order['price']}")
 
 
 @click.command()
@@ -147,7 +156,7 @@ def orders(
 @at_node
 def status(*, watch: bool, node_name: str | None, data_dir: Path | None, timeout: float, as_json_text: bool) -> None:
     """Show the state of a node, its links and its markets."""
-    with connect(node_name, data_dir, timeout) as client, until_signalled() as ended:
+    with _looking(watch) as ended, connect(node_name, data_dir, timeout, ended) as client:
 
         def view() -> list[str]:
             found = client.status()
@@ -156,7 +165,7 @@ def status(*, watch: bool, node_name: str | None, data_dir: Path | None, timeout
         if watch:
             live.watch(view, ended, in_place=not as_json_text)
         else:
-            click.echo("\n".join(view()))
+            say("\n".join(view()))
 
 
 def status_lines(found: dict[str, Any]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -9,42 +10,49 @@ from typing import Any, Final
 import click
 
 from ..book.commands import OrderType, Reason, SelfTradePrevention, TimeInForce
-from ..control import ControlClient
+from ..control import ControlClient, fresh_id
 from ..views import Cancelled, OrderRejected, OrderResult
-from .common import as_request, choice, connect, print_json
+from .common import Failure, OutputFailed, as_request, choice, connect, print_json, say
 
 _IDS_MAX: Final = 20
 """How many of the orders that were cancelled together are printed."""
 
 
 def _command(
-    call: Callable[[ControlClient], OrderResult],
+    call: Callable[[ControlClient, str], OrderResult],
     *,
+    client_order_id: str | None,
     node_name: str | None,
     data_dir: Path | None,
     timeout: float,
     as_json_text: bool,
     cancels_all: bool = False,
 ) -> None:
+    named = fresh_id() if client_order_id is None else client_order_id
     with connect(node_name, data_dir, timeout) as client:
         try:
-            result = call(client)
+            result = call(client, named)
+        except KeyboardInterrupt:
+            text = f"interrupted: the outcome is unknown; to learn it, repeat this with --client-order-id {named}"
+            raise Failure(text, "interrupted") from None
         except OrderRejected as error:
             if as_json_text:
-                print_json(error.result)
+                with contextlib.suppress(OutputFailed):  # stderr says it too
+                    print_json(error.result)
             raise
     if as_json_text:
-        print_json(result)
+        print_json(result, done=True)
         return
     done = _all_cancelled(result) if cancels_all else _done(result)
     again = " (answered before)" if result.duplicate else ""
-    click.echo(f"{done}, sequence {result.sequence}{again}, state {result.state_hash}")
+    lines = [f"{done}, sequence {result.sequence}{again}, state {result.state_hash}"]
     for trade in result.trades:
-        click.echo(f"  {'bought' if trade.side == 'buy' else 'sold'} {trade.quantity} at {trade.price}")
+        lines.append(f"  {'bought' if trade.side == 'buy' else 'sold'} {trade.quantity} at {trade.price}")
     for event in _cancelled(result, Reason.SELF_TRADE):
         if event.order_id != result.order_id or event.open_quantity:
             left = f", {event.open_quantity} left open" if event.open_quantity else ""
-            click.echo(f"  order {event.order_id}: {event.quantity} cancelled, self-trade prevented{left}")
+            lines.append(f"  order {event.order_id}: {event.quantity} cancelled, self-trade prevented{left}")
+    say("\n".join(lines), done=True)
 
 
 def _cancelled(result: OrderResult, reason: str) -> list[Cancelled]:
@@ -107,7 +115,7 @@ def submit(
     PRICE and QUANTITY are decimals, as in 100.25; the price of a market order is its bound, or "-" for none.
     """
     _command(
-        lambda client: client.submit_order(
+        lambda client, named: client.submit_order(
             market,
             side.lower(),
             None if price == "-" else price,
@@ -117,8 +125,9 @@ def submit(
             expire_ns=expire_ns,
             self_trade_prevention=self_trade_prevention.lower(),
             account=account,
-            client_order_id=client_order_id,
+            client_order_id=named,
         ),
+        client_order_id=client_order_id,
         **at,
     )
 
@@ -135,12 +144,12 @@ def cancel(
     if (order_id is None) != every:
         raise click.UsageError("give an ORDER_ID, or --all")
 
-    def call(client: ControlClient) -> OrderResult:
+    def call(client: ControlClient, named: str) -> OrderResult:
         if order_id is None:
-            return client.cancel_all(market, account=account, client_order_id=client_order_id)
-        return client.cancel_order(market, order_id, account=account, client_order_id=client_order_id)
+            return client.cancel_all(market, account=account, client_order_id=named)
+        return client.cancel_order(market, order_id, account=account, client_order_id=named)
 
-    _command(call, cancels_all=every, **at)
+    _command(call, client_order_id=client_order_id, cancels_all=every, **at)
 
 
 @click.command()
@@ -163,8 +172,9 @@ def amend(
     if price is None and quantity is None:
         raise click.UsageError("give --price, --quantity, or both")
     _command(
-        lambda client: client.amend_order(
-            market, order_id, price=price, quantity=quantity, account=account, client_order_id=client_order_id
+        lambda client, named: client.amend_order(
+            market, order_id, price=price, quantity=quantity, account=account, client_order_id=named
         ),
+        client_order_id=client_order_id,
         **at,
     )

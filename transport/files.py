@@ -1,0 +1,118 @@
+"""Files and folders that people name: what is wrong with a path is said in words, by an error of this project.
+
+Owns no file. Two kinds of errors come of what the operating system refuses: the path is wrong, which no restart mends
+(ConfigurationError), or the machine has no room, descriptors or threads left, or its disk fails, which may pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from .errors import ConfigurationError, OpenOutcryError, StorageError, Unavailable, shown
+
+FILE_SIZE_MAX: Final = 4 * 1024 * 1024
+"""Most bytes of a file of settings, names or certificates; a longer one is refused."""
+
+_ADVICE: Final = {
+    errno.ENOENT: "a folder on the way does not exist, or is a link that leads nowhere",
+    errno.ENOTDIR: "what is to be a folder is a file",
+    errno.EEXIST: "there is something that is no folder, perhaps a link that leads nowhere",
+    errno.EISDIR: "it is a folder, and should be a file",
+    errno.ELOOP: "its symbolic links lead round in a circle",
+    errno.ENAMETOOLONG: "a part of it is longer than 255 bytes, or all of it than 4,095",
+    errno.EACCES: "this user may not; give the rights, or run it as the user who has them",
+    errno.EPERM: "this user may not; give the rights, or run it as the user who has them",
+    errno.EROFS: "the disk can only be read; choose another, or mount it writable",
+    errno.EINVAL: "it is no path of an ordinary file or folder",
+    errno.ENXIO: "it is no ordinary file or folder",
+    errno.ENODEV: "it is no ordinary file or folder",
+    errno.ETXTBSY: "it is a program that runs",
+    errno.EILSEQ: "this disk does not take such a name",
+}
+"""What no restart mends, and what it means for a path."""
+_PASSING: Final = {
+    errno.EMFILE: "this process has as many files and connections open as it may; raise `ulimit -n`",
+    errno.ENFILE: "this machine has as many files open as it can",
+    errno.ENOMEM: "this machine has no memory left",
+    errno.EAGAIN: "this machine starts no more threads or processes for this user; see `ulimit -u`",
+}
+
+
+def checked_path(value: object, what: str) -> Path:
+    """Return ``value`` as a path, ``~`` as its user's home; ``what`` names it in errors.
+
+    Raises:
+        ConfigurationError: it is no path: of another type, empty, with a NUL byte, or ``~`` of nobody (``bad_path``).
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise ConfigurationError(f"{what} is a path, not {shown(value)}", code="bad_path")
+    text = os.fsdecode(value)
+    if not text:
+        raise ConfigurationError(f"{what} is an empty path; for the current folder write .", code="bad_path")
+    if "\0" in text:
+        raise ConfigurationError(f"{what} is {shown(text, 80)}: no path has a NUL byte", code="bad_path")
+    return expanded(Path(text), what)
+
+
+def expanded(path: Path, what: str) -> Path:
+    """Return ``path`` with ``~`` as its user's home.
+
+    Raises:
+        ConfigurationError: there is no such user, or it is not known who runs this process (code ``bad_path``).
+    """
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ConfigurationError(
+            f"{what} is {str(path)!r:.255}, but there is no such home: set HOME, or give a whole path",
+            code="bad_path",
+        ) from None
+
+
+def refusal(error: BaseException, what: str) -> OpenOutcryError:
+    """Return the error of ours for what the operating system refused, which begins with ``what``."""
+    code = error.errno if isinstance(error, OSError) else None
+    reason = f"{what}: {getattr(error, 'strerror', None) or error or type(error).__name__}"
+    if code in _ADVICE:
+        return ConfigurationError(f"{reason}: {_ADVICE[code]}", code="bad_path")
+    if code in _PASSING:
+        return Unavailable(f"{reason}: {_PASSING[code]}", code="out_of_resources")
+    if isinstance(error, (MemoryError, RuntimeError)):  # "can't start new thread"
+        return Unavailable(f"{reason}: this machine, or this user's limits, leave no room", code="out_of_resources")
+    if isinstance(error, ValueError):  # UnicodeError, or a NUL byte
+        return ConfigurationError(reason, code="bad_path")
+    return StorageError(reason)
+
+
+@contextlib.contextmanager
+def told(what: str) -> Iterator[None]:
+    """Raise what the operating system refuses in the block as :func:`refusal` says it."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        if isinstance(error, OpenOutcryError):
+            raise
+        raise refusal(error, what) from error
+
+
+def read_file(path: Path, *, size_max: int = FILE_SIZE_MAX) -> bytes:
+    """Return what is in an ordinary file; what else has a name (a pipe, a device) could keep its reader for ever.
+
+    Raises:
+        OSError: it is none, is longer than ``size_max``, or cannot be read.
+        ValueError: no file can have that path.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(mode := os.fstat(file.fileno()).st_mode):
+            code = errno.EISDIR if stat.S_ISDIR(mode) else errno.ENXIO
+            raise OSError(code, os.strerror(code), str(path))
+        found = file.read(size_max + 1)
+    if len(found) > size_max:
+        raise OSError(errno.EFBIG, f"it has more than {size_max} bytes", str(path))
+    return found
