@@ -28,13 +28,10 @@ if TYPE_CHECKING:
     from .aio import AsyncNode, AsyncSubscription, OrderOptions
     from .book.commands import OrderType, SelfTradePrevention, Side, TimeInForce
     from .book.rules import MarketRules
-    from .kit import Actor, stop_and_join
-    from .node import ExchangeNode, spare_gc
-    from .remote_refs import RemoteFuture, RemoteRef, Terminated
-    from .schema import message
-    from .subscription import Subscription
-    from .supervision import RestartPolicy, Supervise, Supervisor
-    from .views import (
+    from .kit.actor import Actor, stop_and_join
+    from .kit.supervision import RestartPolicy, Supervise, Supervisor
+    from .market.subscription import Subscription
+    from .market.views import (
         Accepted,
         Amended,
         BookView,
@@ -53,6 +50,9 @@ if TYPE_CHECKING:
         Trade,
         as_json,
     )
+    from .node import ExchangeNode, spare_gc
+    from .remote.refs import RemoteFuture, RemoteRef, Terminated
+    from .remote.schema import message
 
 __all__ = [
     "Accepted",
@@ -109,13 +109,13 @@ __all__ = [
 ]
 
 _ROOMS = (
-    ".kit",
-    ".supervision",
+    ".kit.actor",
+    ".kit.supervision",
     ".node",
-    ".remote_refs",
-    ".schema",
-    ".views",
-    ".subscription",
+    ".remote.refs",
+    ".remote.schema",
+    ".market.views",
+    ".market.subscription",
     ".book.rules",
     ".book.commands",
     "..transport.errors",

@@ -22,18 +22,18 @@ import pykka
 from pykka._envelope import Envelope
 
 from ..transport.errors import OpenOutcryError, RequestTimeout, Unavailable
-from . import queries
 from .book.actor import BookActor
 from .book.commands import CANCEL_ALL, Command, OrderType, SelfTradePrevention, Side, TimeInForce
+from .book.messages import Query
 from .book.record import COMMANDS_MAX
 from .book.rules import DecimalLike
-from .border import ExpiryLike, checked, checked_count, checked_market, checked_order_id, checked_timeout
-from .kit import put_always
-from .messages import Query
+from .book.submission import Request, Submissions
+from .kit.actor import put_always
+from .market import queries
+from .market.border import ExpiryLike, checked, checked_count, checked_market, checked_order_id, checked_timeout
+from .market.subscription import Subscription
+from .market.views import BookView, MarketUpdate, OpenOrder, OrderRejected, OrderResult, OrderResults, Trade, result_of
 from .node import READY_LOOK_S, ExchangeNode, partly_sent
-from .submission import Request, Submissions
-from .subscription import Subscription
-from .views import BookView, MarketUpdate, OpenOrder, OrderRejected, OrderResult, OrderResults, Trade, result_of
 
 TURN_S: Final = 0.005
 """How long a subscription is read while updates wait before the loop's other tasks have a turn, in seconds."""
@@ -353,7 +353,7 @@ def _done(future: asyncio.Future[None]) -> None:
 class AsyncSubscription:
     """The receiving end of :meth:`AsyncNode.subscribe`; iterate over it by ``async for``.
 
-    It ends, and resumes, as a :class:`~.subscription.Subscription` does, and has no gaps.
+    It ends, and resumes, as a :class:`~.market.subscription.Subscription` does, and has no gaps.
     """
 
     _subscription: Subscription

@@ -31,6 +31,7 @@ from urllib.parse import quote, unquote
 
 import pykka
 
+from ..transport.codec import NAME_LENGTH_MAX
 from ..transport.coordinator import Coordinator, MarketRecord
 from ..transport.errors import (
     Closed,
@@ -44,18 +45,15 @@ from ..transport.errors import (
     shown,
 )
 from ..transport.etcd import is_etcd
-from ..transport.identity import SCHEME, check_addresses, open_identity
+from ..transport.identity import SCHEME, check_addresses
+from ..transport.identity_file import open_identity
 from ..transport.log import get_logger
 from ..transport.rendezvous import Rendezvous
 from ..transport.sockets import Inbox, checked_address, is_wildcard
 from ..transport.survey import Lookup, ServiceEntry
-from . import queries
-from ._base import TICK, TickingInbox, stop_and_join, tell
-from .balance import Move
-from .book.actor import LOGGED, BookActor, Unwatch, Watch, forget_log
+from .book.actor import LOGGED, BookActor, forget_log
 from .book.commands import (
     CANCEL_ALL,
-    NAME_LENGTH_MAX,
     NOTE,
     NOTE_SIZE_MAX,
     Command,
@@ -66,12 +64,26 @@ from .book.commands import (
     checked_commands,
     is_utf8,
 )
+from .book.feed import Unwatch, Watch
 from .book.journal import FolderLock
+from .book.messages import ForceLeader, HandOver, Heard, ProposeRules, Query, Retire
+from .book.meters import MarketMeters
 from .book.record import COMMANDS_MAX, Tail
 from .book.rules import DecimalLike, MarketRules, difference
 from .book.snapshots import write_durably
 from .book.snapshotter import SnapshotActor
-from .border import (
+from .book.submission import Request, Submissions
+from .book.wire import Lead
+from .group import CODEC
+from .kit.actor import SYSTEM_CLOCK
+from .kit.node_actor import TICK, ActorFailed, TickingInbox, stop_and_join, tell
+from .kit.supervision import Escalation, RestartPolicy, Supervise, Supervisor
+from .leadership.balance import Move
+from .leadership.catalogue import MarketsActor
+from .leadership.coordination import CoordinatorActor, holder_of, open_coordinator, take_lease
+from .leadership.messages import LookSoon, StoreQuery, StoreStatus
+from .market import queries
+from .market.border import (
     TIMEOUT_S_MAX,
     ExpiryLike,
     amend_command,
@@ -88,40 +100,8 @@ from .border import (
     checked_timeout,
     submit_command,
 )
-from .condition import condition
-from .coordination import CoordinatorActor, holder_of, open_coordinator, take_lease
-from .discovery import NODE_SERVICE, Announce, DiscoveryActor, Find, Unannounce
-from .kit import SYSTEM_CLOCK
-from .links import LINK_OF, Links
-from .markets import MarketsActor
-from .messages import (
-    NO_COORDINATOR,
-    ActorFailed,
-    ForceLeader,
-    HandOver,
-    Heard,
-    Hello,
-    HelloHeard,
-    Lead,
-    LookSoon,
-    Parcel,
-    PeerDown,
-    PeerFound,
-    PeerLost,
-    ProposeRules,
-    Query,
-    Retire,
-    StoreQuery,
-    StoreStatus,
-    checked_node_name,
-)
-from .meters import MarketMeters, NodeMeters
-from .remote import RemoteActors
-from .remote_refs import RemoteRef
-from .submission import Request, Submissions
-from .subscription import Subscription
-from .supervision import Escalation, RestartPolicy, Supervise, Supervisor
-from .views import (
+from .market.subscription import Subscription
+from .market.views import (
     BookView,
     ForcePlan,
     MarketUpdate,
@@ -132,10 +112,19 @@ from .views import (
     Trade,
     result_of,
 )
+from .peers.discovery import NODE_SERVICE, Announce, DiscoveryActor, Find, Unannounce
+from .peers.links import LINK_OF, Links
+from .peers.messages import HelloHeard, PeerDown, PeerFound, PeerLost
+from .peers.wire import NO_COORDINATOR, Hello, checked_node_name
+from .remote.actors import RemoteActors
+from .remote.refs import RemoteRef
+from .remote.wire import Parcel
+from .telemetry.condition import condition
+from .telemetry.meters import NodeMeters
 
 if TYPE_CHECKING:
     from ..transport.certificates import Identity
-    from .health import HealthServer
+    from .telemetry.health import HealthServer
 
 logger = get_logger(__name__)
 
@@ -398,7 +387,7 @@ class ExchangeNode:
             holder=holder,
             lease_ms=lease_ms,
             report=self._report,
-            meters=self.meters,
+            meters=self.meters.store,
         )
         undo.callback(stop_and_join, keeper, timeout_s=10)
         self._keeper = keeper
@@ -435,6 +424,7 @@ class ExchangeNode:
             self._me,
             meters=self.meters.links,
             remote=self._remote,
+            codec=CODEC,
             hand_on=self._hear_message,
             again=self._again,
             report=self._report,
@@ -857,7 +847,7 @@ class ExchangeNode:
         """Return the error of a market that cannot be used from this node, and says ``status`` of itself."""
         state, why = condition(status, self.node_id)
         reasons = [why]
-        if (store := self.meters.coordinator_error) is not None:
+        if (store := self.meters.store.error) is not None:
             reasons.append(f"the coordinator cannot be used: {store}")
         if strangers := self._links.strangers():
             reasons.append(f"{', '.join(strangers)} in the directory: another coordinator, so another exchange")
@@ -875,7 +865,7 @@ class ExchangeNode:
             time.sleep(READY_LOOK_S)
 
     def _take_readiness(self, market: str, found: tuple[bool, OpenOutcryError | None, MarketRules]) -> bool:
-        """Take in what :func:`~.queries.readiness` has answered; return whether commands can be sent."""
+        """Take in what :func:`~.market.queries.readiness` has answered; return whether commands can be sent."""
         ready, failure, rules = found
         if failure is not None:
             raise anew(failure)
@@ -1116,7 +1106,7 @@ class ExchangeNode:
         return found if found is not None else self._take_rules(market, self._read(market, queries.rules))
 
     def _take_rules(self, market: str, found: MarketRules | dict[str, Any]) -> MarketRules:
-        """Take in what :func:`~.queries.rules` has answered."""
+        """Take in what :func:`~.market.queries.rules` has answered."""
         if isinstance(found, dict):
             raise self._not_ready(found, Unavailable)
         self._rules[market] = found
@@ -1272,8 +1262,8 @@ class ExchangeNode:
 
     def _serve_health(self, address: str) -> None:
         try:
-            from .health import HealthServer  # noqa: PLC0415 - most nodes do without
-            from .metrics import NodeCollector  # noqa: PLC0415 - and it is an optional dependency
+            from .telemetry.health import HealthServer  # noqa: PLC0415 - most nodes do without
+            from .telemetry.metrics import NodeCollector  # noqa: PLC0415 - and it is an optional dependency
         except ImportError:
             raise ConfigurationError("metrics need prometheus-client: pip install prometheus-client") from None
         self._health = HealthServer(self, address, NodeCollector(self).text)
@@ -1326,7 +1316,7 @@ class ExchangeNode:
 
         Args:
             market: the market's name.
-            to: a callable, called with each :class:`~.views.MarketUpdate` on the subscription's own thread; a
+            to: a callable, called with each :class:`~.market.views.MarketUpdate` on the subscription's own thread; a
                 ``queue.Queue``; or None, to iterate over the subscription itself.
             after: the sequence number after which to begin, for resuming; None = from now on.
             queue_size_max: how many updates may wait. A subscriber that falls further behind is cut: it gets no
@@ -1433,7 +1423,8 @@ class ExchangeNode:
     def register(self, name: str, ref: pykka.ActorRef[Any], *, accepts: Iterable[type]) -> None:
         """Serve a Pykka actor under ``name``: others reach it as ``name@node``, and by name through the directory.
 
-        ``accepts``: the message classes (see :func:`~.schema.message`) that others may send it; all else is refused.
+        ``accepts``: the message classes (see :func:`~.remote.schema.message`) that others may send it; all
+        else is refused.
         The registration ends with the actor, by :meth:`unregister`, or with the node, which does not stop the actor.
 
         Raises:
@@ -1453,7 +1444,7 @@ class ExchangeNode:
 
         Waits up to ``timeout`` seconds for the link to its node. Of several nodes that have the name, linked ones are
         tried first, and each of the others gets a share of the time. It is the actor that has the name now: see
-        :class:`~.remote.RemoteRef`.
+        :class:`~.remote.actors.RemoteRef`.
 
         Raises:
             UnknownActor: there is none of that name.
@@ -1487,7 +1478,7 @@ class ExchangeNode:
             time.sleep(0.005)
 
     def watch(self, ref: RemoteRef | pykka.ActorRef[Any], watcher: pykka.ActorRef[Any]) -> None:
-        """Have the actor ``watcher`` told :class:`~.remote.Terminated` once, when ``ref`` is heard no more.
+        """Have the actor ``watcher`` told :class:`~.remote.actors.Terminated` once, when ``ref`` is heard no more.
 
         That is when it has stopped or failed, when its process has died, or when the link to its node has ended. Any
         actor of this process can be watched too, registered or not.

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
     from ..transport.certificates import Authority
     from .book.rules import MarketRules
-    from .kit import Timer
+    from .kit.actor import Timer
     from .node import ExchangeNode
-    from .processes import NodeProcess
-    from .proxy import Proxy
-    from .remote_refs import RemoteRef, Terminated
+    from .remote.refs import RemoteRef, Terminated
+    from .testkit.processes import NodeProcess
+    from .testkit.proxy import Proxy
 
 TIME_FACTOR_VARIABLE: Final = "OPENOUTCRY_TEST_TIME_FACTOR"
 
@@ -297,7 +297,7 @@ class ActorProbe:
             AssertionError: it is already stopped, so that a later check of its stop would prove nothing.
         """
         __tracebackhide__ = True
-        from .remote_refs import RemoteRef, Terminated  # noqa: PLC0415
+        from .remote.refs import RemoteRef, Terminated  # noqa: PLC0415
 
         if isinstance(ref, RemoteRef):
             with self._arrival:
@@ -329,8 +329,8 @@ class ActorProbe:
             ValueError: :meth:`watch` was not called for it.
         """
         __tracebackhide__ = True
-        from .remote import ended_by  # noqa: PLC0415
-        from .remote_refs import RemoteRef  # noqa: PLC0415
+        from .remote.actors import ended_by  # noqa: PLC0415
+        from .remote.refs import RemoteRef  # noqa: PLC0415
 
         if not isinstance(ref, RemoteRef):
             deadline_s = self._deadline_s(within)
@@ -447,9 +447,9 @@ def _shown(value: object) -> str:
 
 
 class FakeClock:
-    """A clock for the timers of :class:`~.kit.Actor` that stands still until the test moves it.
+    """A clock for the timers of :class:`~.kit.actor.Actor` that stands still until the test moves it.
 
-    >>> from openoutcry.actors.kit import Actor, use_clock
+    >>> from openoutcry.actors.kit.actor import Actor, use_clock
     >>> class Countdown(Actor):
     ...     left = 3
     ...
@@ -698,7 +698,7 @@ class _AnyExchange(Generic[_NodeT]):
             options["identity"] = path
         if self._proxies is None:
             return self._make(name, options)
-        from .proxy import Proxy  # noqa: PLC0415
+        from .testkit.proxy import Proxy  # noqa: PLC0415
 
         if index == len(self._proxies):
             self._proxies.append(Proxy())
@@ -751,7 +751,7 @@ class ProcessExchange(_AnyExchange["NodeProcess"]):
     """
 
     def _make(self, name: str, options: dict[str, Any]) -> NodeProcess:
-        from .processes import NodeProcess  # noqa: PLC0415
+        from .testkit.processes import NodeProcess  # noqa: PLC0415
 
         return NodeProcess(name, options)
 
@@ -775,8 +775,8 @@ def actor_probe() -> Iterator[ActorProbe]:
 
 @pytest.fixture
 def fake_clock() -> Iterator[FakeClock]:
-    """A :class:`FakeClock` for the timers of every :class:`~.kit.Actor` that is started in the test."""
-    from .kit import use_clock  # noqa: PLC0415
+    """A :class:`FakeClock` for the timers of every :class:`~.kit.actor.Actor` that is started in the test."""
+    from .kit.actor import use_clock  # noqa: PLC0415
 
     clock = FakeClock()
     use_clock(clock)

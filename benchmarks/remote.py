@@ -24,8 +24,8 @@ import time
 from typing import Any
 
 from openoutcry.actors import Actor, ExchangeNode
-from openoutcry.actors.remote_refs import Terminated
-from openoutcry.actors.schema import message
+from openoutcry.actors.remote.refs import Terminated
+from openoutcry.actors.remote.schema import message
 
 
 @message("bench.tick")

@@ -21,8 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from openoutcry.actors import inspection
-from openoutcry.actors.local import Bot, LocalExchange
+from openoutcry.actors.tools import inspection
+from openoutcry.actors.tools.local import Bot, LocalExchange
 
 MARKET: Final = "BTC-USD"
 RULES: Final = f"{MARKET}:tick_size=0.01,lot_size=0.01,dedupe_window=10000"

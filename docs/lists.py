@@ -12,8 +12,8 @@ import click
 from openoutcry.actors import MarketRules
 from openoutcry.actors.book.commands import MESSAGES
 from openoutcry.actors.cli import main
-from openoutcry.actors.messages import CODEC
-from openoutcry.actors.metrics import METRICS
+from openoutcry.actors.group import CODEC
+from openoutcry.actors.telemetry.metrics import METRICS
 from openoutcry.transport.log import EVENTS
 
 MARK: Final = re.compile(r"<!-- list: ([a-z ]+) -->")

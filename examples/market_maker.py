@@ -12,7 +12,7 @@ from typing import Any
 
 import pykka
 from openoutcry.actors import Actor, ExchangeNode, MarketRules, MarketUpdate, OpenOutcryError, Subscription, Trade
-from openoutcry.actors.kit import tell
+from openoutcry.actors.kit.actor import tell
 
 MARKET = "ACME"
 RULES = MarketRules(tick_size="0.01", lot_size="1")

@@ -14,9 +14,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from openoutcry.actors import ExchangeNode, MarketRules, markets
+from openoutcry.actors import ExchangeNode, MarketRules
 from openoutcry.actors.book.commands import Command
 from openoutcry.actors.book.journal import Journal
+from openoutcry.actors.leadership import catalogue as markets
 from openoutcry.transport.rendezvous import Rendezvous
 
 MARKET = "BTC-USD"

@@ -24,7 +24,7 @@ from openoutcry.actors import (
     Trade,
     Unavailable,
 )
-from openoutcry.actors.messages import Query
+from openoutcry.actors.book.messages import Query
 
 MARKET = "BTC-USD"
 RULES = MarketRules(tick_size="0.01", open_orders_max=1000)

@@ -9,7 +9,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from openoutcry.actors.balance import Move, plan
+from openoutcry.actors.leadership.balance import Move, plan
 from openoutcry.transport.coordinator import MarketRecord
 
 NODES = ("a", "b", "c", "d", "e")

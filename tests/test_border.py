@@ -10,8 +10,14 @@ from typing import Any
 import pytest
 from openoutcry.actors.book.commands import INT64_MAX
 from openoutcry.actors.book.rules import MarketRules
-from openoutcry.actors.border import cancel_command, checked_count, checked_expiry, checked_timeout, submit_command
-from openoutcry.actors.kit import Actor
+from openoutcry.actors.kit.actor import Actor
+from openoutcry.actors.market.border import (
+    cancel_command,
+    checked_count,
+    checked_expiry,
+    checked_timeout,
+    submit_command,
+)
 from openoutcry.transport.errors import InvalidRequest, shown
 
 HUGE = 10**5000

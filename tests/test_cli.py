@@ -34,7 +34,7 @@ from openoutcry.actors import (
 )
 from openoutcry.actors.cli import main
 from openoutcry.actors.cli.show import status_lines
-from openoutcry.actors.control import (
+from openoutcry.actors.control.server import (
     ANSWERS,
     CONTROL_FILE,
     REQUESTS,
@@ -44,7 +44,7 @@ from openoutcry.actors.control import (
     Failure,
     GetStatus,
 )
-from openoutcry.actors.local import LocalExchange
+from openoutcry.actors.tools.local import LocalExchange
 from openoutcry.transport import sockets
 from openoutcry.transport.errors import LinkBroken
 
@@ -503,7 +503,7 @@ def test_settings_that_no_restart_mends_exit_with_78_and_what_passes_with_1(
         assert code == 78
         assert "pip install etcd3gw" in told, "not this program's own name, which no registry keeps for it"
         patch.setitem(sys.modules, "prometheus_client", None)
-        patch.delitem(sys.modules, "openoutcry.actors.metrics", raising=False)
+        patch.delitem(sys.modules, "openoutcry.actors.telemetry.metrics", raising=False)
         assert node("--metrics", "127.0.0.1:0")[0] == 78
 
     with sockets.open_socket(pynng.Rep0) as predecessor:

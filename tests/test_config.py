@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 from openoutcry.actors import ConfigurationError, MarketRules
-from openoutcry.actors.config import DIRECTORY_DEFAULT, NodeConfig, home_folder, load_config, parse_market, settings
+from openoutcry.actors.tools.config import (
+    DIRECTORY_DEFAULT,
+    NodeConfig,
+    home_folder,
+    load_config,
+    parse_market,
+    settings,
+)
 
 
 def load(

@@ -15,7 +15,7 @@ import openoutcry.transport
 import pytest
 from openoutcry.actors.book.commands import MESSAGES
 from openoutcry.actors.cli import main
-from openoutcry.actors.config import NodeConfig, settings
+from openoutcry.actors.tools.config import NodeConfig, settings
 from pages import LANGUAGES, MARKS, PAGES, ROOT, Block, Sandbox, blocks_of, commands_of, openoutcry_arguments
 
 NOT_RUN_MAX = 12

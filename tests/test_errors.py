@@ -16,8 +16,8 @@ import openoutcry.transport
 import pytest
 from openoutcry.actors import ExchangeNode, MarketRules, OpenOutcryError, OrderRejected, RequestTimeout, as_json
 from openoutcry.actors.book.commands import REJECTED
+from openoutcry.actors.market.views import OrderResult
 from openoutcry.actors.testing import ProcessExchange
-from openoutcry.actors.views import OrderResult
 from openoutcry.transport.errors import ConfigurationError, Unavailable, anew
 
 MARKET = "BTC-USD"

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 from etcd_cluster import EtcdCluster, etcd_cluster, missing
-from openoutcry.actors.config import load_config
+from openoutcry.actors.tools.config import load_config
 from openoutcry.transport import etcd as etcd_module
 from openoutcry.transport.coordinator import MarketRecord
 from openoutcry.transport.errors import ConfigurationError, StorageError, Unavailable

@@ -12,9 +12,9 @@ from openoutcry.actors import ExchangeNode, InvalidRequest, MarketRules, Noted, 
 from openoutcry.actors.book.commands import NOTE, NOTE_SIZE_MAX, checked_commands
 from openoutcry.actors.book.record import EMPTY, Record
 from openoutcry.actors.book.replica import KeepFetched, PutAside, RepairEnded, Replica, Role, Send, Stop, SwapRecord
+from openoutcry.actors.book.wire import Ack, Append, Join, Lead, Rewind
 from openoutcry.actors.cli import main
-from openoutcry.actors.inspection import command_fields, read_log
-from openoutcry.actors.messages import Ack, Append, Join, Lead, Rewind
+from openoutcry.actors.tools.inspection import command_fields, read_log
 from openoutcry.transport.coordinator import MarketRecord, successor
 from openoutcry.transport.errors import ProtocolError
 from openoutcry.transport.sqlite import SqliteCoordinator

@@ -27,10 +27,10 @@ from openoutcry.actors import (
 from openoutcry.actors.book.actor import BookActor
 from openoutcry.actors.book.journal import Journal
 from openoutcry.actors.cli.serve import _in_words
-from openoutcry.actors.discovery import Announce
-from openoutcry.actors.health import REQUESTS_MAX
-from openoutcry.actors.logs import LogWriter
-from openoutcry.actors.metrics import METRICS
+from openoutcry.actors.peers.discovery import Announce
+from openoutcry.actors.telemetry.health import REQUESTS_MAX
+from openoutcry.actors.telemetry.logs import LogWriter
+from openoutcry.actors.telemetry.metrics import METRICS
 from openoutcry.transport.certificates import Authority, Identity
 from openoutcry.transport.rendezvous import Rendezvous
 from processes import eventually
@@ -281,7 +281,7 @@ def test_answer_that_fails_is_a_500_that_is_logged(
         raise KeyError("applied")
 
     with ExchangeNode("a", metrics=ANY_PORT) as node:
-        monkeypatch.setattr("openoutcry.actors.health.readyz", fail)
+        monkeypatch.setattr("openoutcry.actors.telemetry.health.readyz", fail)
         assert get(node.metrics_address, "/readyz") == (500, "/readyz failed: KeyError; see the node's log\n")
         assert [vars(each)["path"] for each in caplog.records if vars(each).get("event") == "health_failed"] == [
             "/readyz"

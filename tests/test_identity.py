@@ -32,10 +32,13 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from openoutcry.actors import AsyncNode, ConfigurationError, ExchangeNode, InvalidRequest, MarketRules, links, message
+from openoutcry.actors import AsyncNode, ConfigurationError, ExchangeNode, InvalidRequest, MarketRules, message
 from openoutcry.actors.cli import main
-from openoutcry.actors.kit import Actor
-from openoutcry.actors.messages import CODEC, Credentials, Hello, PeerFound
+from openoutcry.actors.group import CODEC
+from openoutcry.actors.kit.actor import Actor
+from openoutcry.actors.peers import links
+from openoutcry.actors.peers.messages import PeerFound
+from openoutcry.actors.peers.wire import Credentials, Hello
 from openoutcry.transport import rendezvous, sockets
 from openoutcry.transport.certificates import Authority, Identity
 from openoutcry.transport.errors import AccessDenied, ProtocolError, Unavailable

@@ -16,7 +16,7 @@ from openoutcry.actors.book.orderbook import OrderBook
 from openoutcry.actors.book.record import Record, Tail
 from openoutcry.actors.book.snapshots import Snapshots
 from openoutcry.actors.cli import main
-from openoutcry.actors.inspection import (
+from openoutcry.actors.tools.inspection import (
     LoggedCommand,
     command_fields,
     command_words,

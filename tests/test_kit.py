@@ -9,9 +9,11 @@ from typing import Any
 
 import pykka
 import pytest
-from openoutcry.actors import kit, supervision, testing
-from openoutcry.actors.kit import Actor, Mailbox, SystemClock, stop_and_join
-from openoutcry.actors.supervision import (
+from openoutcry.actors import testing
+from openoutcry.actors.kit import actor as kit
+from openoutcry.actors.kit import supervision
+from openoutcry.actors.kit.actor import Actor, Mailbox, SystemClock, stop_and_join
+from openoutcry.actors.kit.supervision import (
     CurrentRef,
     Escalation,
     Release,

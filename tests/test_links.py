@@ -13,21 +13,19 @@ from typing import Any
 
 import pynng
 import pytest
-from openoutcry.actors import (
-    ConfigurationError,
-    ExchangeNode,
-    InvalidRequest,
-    MarketRules,
-    StorageError,
-)
-from openoutcry.actors import links as links_module
-from openoutcry.actors import peer as peer_module
-from openoutcry.actors._base import TICK
+from openoutcry.actors import ConfigurationError, ExchangeNode, InvalidRequest, MarketRules, StorageError
+from openoutcry.actors.book.messages import JournalFailed, Query
 from openoutcry.actors.book.record import EMPTY, Record
-from openoutcry.actors.discovery import Announce
-from openoutcry.actors.messages import CODEC, Forward, Hello, HelloHeard, JournalFailed, PeerFound, Query, Refused
-from openoutcry.actors.submission import Request
-from openoutcry.actors.supervision import Supervise
+from openoutcry.actors.book.submission import Request
+from openoutcry.actors.book.wire import Forward, Refused
+from openoutcry.actors.group import CODEC
+from openoutcry.actors.kit.node_actor import TICK
+from openoutcry.actors.kit.supervision import Supervise
+from openoutcry.actors.peers import links as links_module
+from openoutcry.actors.peers import peer as peer_module
+from openoutcry.actors.peers.discovery import Announce
+from openoutcry.actors.peers.messages import HelloHeard, PeerFound
+from openoutcry.actors.peers.wire import Hello
 from openoutcry.transport.errors import ProtocolError
 from openoutcry.transport.sockets import Inbox, refuses
 

@@ -16,7 +16,7 @@ import openoutcry.actors
 import openoutcry.transport
 import pytest
 from openoutcry.actors import ExchangeNode, MarketRules, OrderRejected, Unavailable
-from openoutcry.actors.logs import LogWriter
+from openoutcry.actors.telemetry.logs import LogWriter
 from openoutcry.transport.errors import ConfigurationError, ProtocolError
 from openoutcry.transport.log import EVENTS, get_logger, without_secrets
 from processes import eventually

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from openoutcry.actors import ConfigurationError, ExchangeNode, InvalidRequest, MarketRules, RequestTimeout, Unavailable
-from openoutcry.actors import markets as markets_module
-from openoutcry.actors.balance import Move
-from openoutcry.actors.markets import MarketsActor
+from openoutcry.actors.leadership import catalogue as markets_module
+from openoutcry.actors.leadership.balance import Move
+from openoutcry.actors.leadership.catalogue import MarketsActor
 from openoutcry.transport.coordinator import MarketRecord
 from processes import eventually
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from openoutcry.actors import ConfigurationError, MarketRules, Unavailable
-from openoutcry.actors.messages import HandOver
+from openoutcry.actors.book.messages import HandOver
 from processes import eventually, flip_a_bit
 
 MARKET = "BTC-USD"

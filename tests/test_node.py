@@ -36,7 +36,7 @@ from openoutcry.actors import (
     as_json,
 )
 from openoutcry.actors.book.commands import CANCEL, CANCEL_ALL
-from openoutcry.actors.messages import JournalFailed
+from openoutcry.actors.book.messages import JournalFailed
 from openoutcry.transport.errors import anew
 from processes import eventually
 

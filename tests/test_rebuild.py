@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner
 from openoutcry.actors import ConfigurationError, MarketRules, StorageError
 from openoutcry.actors.cli import main
-from openoutcry.actors.coordination import open_coordinator
-from openoutcry.actors.rebuild import carry_out, plan
+from openoutcry.actors.leadership.coordination import open_coordinator
+from openoutcry.actors.tools.rebuild import carry_out, plan
 
 MARKET, OTHER = "BTC-USD", "A/B"
 RULES = {MARKET: MarketRules(), OTHER: MarketRules(tick_size="0.5")}

@@ -16,28 +16,16 @@ from typing import Any
 import pykka
 import pytest
 from openoutcry.actors import ConfigurationError, ExchangeNode, InvalidRequest, MarketRules
-from openoutcry.actors.kit import Actor, Mailbox
-from openoutcry.actors.messages import (
-    ASK,
-    CODEC,
-    CREDIT,
-    FIND,
-    FOUND,
-    GONE,
-    REPLY,
-    TELL,
-    WATCH,
-    Parcel,
-    PeerUp,
-    SendFrame,
-    SendNext,
-)
-from openoutcry.actors.meters import LinkMeters
-from openoutcry.actors.peer import Link
-from openoutcry.actors.remote import EARLY_SIZE_MAX, RemoteActors
-from openoutcry.actors.remote_link import MESSAGE_OVERHEAD, PARCEL_SIZE, WINDOW_SIZE, RemoteLink
-from openoutcry.actors.remote_refs import RemoteRef, Terminated
-from openoutcry.actors.schema import MESSAGE_SIZE_MAX, message, type_of
+from openoutcry.actors.group import CODEC
+from openoutcry.actors.kit.actor import Actor, Mailbox
+from openoutcry.actors.peers.link import Link, SendFrame, SendNext
+from openoutcry.actors.peers.messages import PeerUp
+from openoutcry.actors.peers.meters import LinkMeters
+from openoutcry.actors.remote.actors import EARLY_SIZE_MAX, RemoteActors
+from openoutcry.actors.remote.link import MESSAGE_OVERHEAD, PARCEL_SIZE, WINDOW_SIZE, RemoteLink
+from openoutcry.actors.remote.refs import RemoteRef, Terminated
+from openoutcry.actors.remote.schema import MESSAGE_SIZE_MAX, message, type_of
+from openoutcry.actors.remote.wire import ASK, CREDIT, FIND, FOUND, GONE, REPLY, TELL, WATCH, Parcel
 from openoutcry.actors.testing import ActorProbe
 from openoutcry.transport.errors import (
     ActorStopped,
@@ -874,7 +862,7 @@ def test_item_that_cannot_be_encoded_costs_neither_the_others_nor_the_link(bench
 def test_ask_beyond_the_bound_of_asks_takes_no_room_in_the_window(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("openoutcry.actors.remote_link.ASKS_MAX", 1030)
+    monkeypatch.setattr("openoutcry.actors.remote.link.ASKS_MAX", 1030)
     bench.up(7, 80)
     link = bench.remote._links["alice.1"]
     ref = RemoteRef(bench.remote, "alice.1", "alice", "x", 5, {})
@@ -932,7 +920,7 @@ def test_node_that_sends_an_actor_more_than_its_window_loses_the_link(bench: Ben
 
 def test_node_that_asks_on_and_takes_no_answers_loses_the_link(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bound = 100_000
-    monkeypatch.setattr("openoutcry.actors.remote_link.OUTBOX_SIZE_MAX", bound)
+    monkeypatch.setattr("openoutcry.actors.remote.link.OUTBOX_SIZE_MAX", bound)
     bench.up(7, 80)
     bench.wire.busy = True
     asked, body = 0, type_of(Other).encode(Other())  # each is refused, with an answer

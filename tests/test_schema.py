@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from openoutcry.actors import schema
-from openoutcry.actors.schema import MESSAGE_SIZE_MAX, decode_value, encode_value, message, type_of
+from openoutcry.actors.remote import schema
+from openoutcry.actors.remote.schema import MESSAGE_SIZE_MAX, decode_value, encode_value, message, type_of
 from openoutcry.transport import codec
 from openoutcry.transport.errors import ConfigurationError, MessageRefused, ProtocolError
 

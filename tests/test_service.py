@@ -18,7 +18,7 @@ from openoutcry.actors import ExchangeNode, MarketRules
 from openoutcry.actors.book import actor as book_actor
 from openoutcry.actors.book.journal import Journal
 from openoutcry.actors.cli import live
-from openoutcry.actors.service import ServiceManager
+from openoutcry.actors.telemetry.service import ServiceManager
 from openoutcry.transport.rendezvous import Rendezvous
 from processes import eventually
 
@@ -162,7 +162,7 @@ def test_node_that_does_not_end_in_time_is_ended_and_says_what_hung(tmp_path: Pa
 import threading
 from pathlib import Path
 from openoutcry.actors.cli.serve import ends_within
-from openoutcry.actors.logs import LogWriter
+from openoutcry.actors.telemetry.logs import LogWriter
 ended = threading.Event()
 with LogWriter(file=Path("node.log")), ends_within(0.1, ended):
     ended.set()

@@ -7,9 +7,8 @@ import time
 from typing import Any
 
 import pytest
-from openoutcry.actors.book.actor import Outcome
 from openoutcry.actors.book.rules import MarketRules
-from openoutcry.actors.submission import Request, Submissions
+from openoutcry.actors.book.submission import Outcome, Request, Submissions
 from openoutcry.transport.errors import Closed, OpenOutcryError, Overloaded, RequestTimeout
 from processes import eventually
 
@@ -137,7 +136,7 @@ def test_one_that_waits_no_longer_is_never_sent_and_makes_way_for_those_behind_i
 def test_those_who_wait_for_room_fail_at_the_end_and_more_than_the_bound_are_refused_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("openoutcry.actors.submission.STAND_BY_MAX", 2)
+    monkeypatch.setattr("openoutcry.actors.book.submission.STAND_BY_MAX", 2)
     made, _ = submissions(limit=1)
     first = made.submit(COMMAND, time.monotonic() + 30)
     entered: list[Request] = []

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from openoutcry.actors import ExchangeNode, InvalidRequest, MarketRules, Unavailable
-from openoutcry.actors.book.actor import Watch
-from openoutcry.actors.subscription import Subscription
-from openoutcry.actors.views import MarketUpdate
+from openoutcry.actors.book.feed import Watch
+from openoutcry.actors.market.subscription import Subscription
+from openoutcry.actors.market.views import MarketUpdate
 from processes import eventually
 
 MARKET = "BTC-USD"

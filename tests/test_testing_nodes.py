@@ -14,9 +14,10 @@ from typing import Any
 
 import pykka
 import pytest
-from openoutcry.actors import Actor, ExchangeNode, InvalidRequest, Unreachable, message, processes
-from openoutcry.actors.kit import tell
+from openoutcry.actors import Actor, ExchangeNode, InvalidRequest, Unreachable, message
+from openoutcry.actors.kit.actor import tell
 from openoutcry.actors.testing import ActorProbe
+from openoutcry.actors.testkit import processes
 from processes import eventually
 
 ROOT = Path(__file__).resolve().parents[1]

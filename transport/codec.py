@@ -16,11 +16,15 @@ from typing import Any, Final, Generic, TypeVar
 import msgpack
 
 from .errors import ProtocolError
-from .sockets import FRAME_SIZE_MAX
 
 VERSION: Final = 1
 """The protocol's version: the first byte of every frame."""
 
+FRAME_SIZE_MAX: Final = 4 * 1024 * 1024
+"""Largest frame, in bytes, that any socket of this project accepts."""
+
+NAME_LENGTH_MAX: Final = 64
+"""Most characters of the name of a market, node, account, actor or message."""
 INT64_MAX: Final = 2**63 - 1
 ITEMS_MAX: Final = 65_536
 """Most items of any one array in a frame."""

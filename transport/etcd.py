@@ -44,16 +44,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from .coordinator import (
-    MARKS_MAX,
-    UNAVAILABLE_CODE,
-    DiskMark,
-    MarketRecord,
-    OneThread,
-    first_record,
-    in_use,
-    successor,
-)
+from .coordinator import MARKS_MAX, UNAVAILABLE_CODE, DiskMark, MarketRecord, OneThread, first_record, in_use, successor
 from .errors import (
     Closed,
     ConfigurationError,

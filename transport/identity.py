@@ -16,17 +16,12 @@ itself travels in the first frame, is checked by the receiver, and has to be of 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final
 
 from .errors import AccessDenied, ConfigurationError
-
-if TYPE_CHECKING:
-    from .certificates import Identity
 
 SCHEME: Final = "tls+tcp"
 MEMBER: Final = "openoutcry"
@@ -94,27 +89,7 @@ def name_of(node: str) -> str:
     return node.rpartition(".")[0]
 
 
-def open_identity(path: str | Path) -> Identity:
-    """Read an identity's file.
-
-    Raises:
-        ConfigurationError: it cannot be read or is no identity that can be used (code ``identity``), or the package
-            ``cryptography`` is not installed.
-    """
-    return cast("Identity", certificates().Identity.load(path))
-
-
-def certificates() -> Any:
-    """Return the module :mod:`.certificates`, or raise ConfigurationError if the package that it needs is missing."""
-    try:
-        return importlib.import_module(".certificates", __package__)
-    except ImportError as error:
-        raise ConfigurationError(
-            f"identities need another package: pip install cryptography ({error})", code="identity"
-        ) from error
-
-
-def check_addresses(addresses: Iterable[str], identity: Identity | Path | None) -> None:
+def check_addresses(addresses: Iterable[str], identity: object | None) -> None:
     """Check that with an identity every address is one of TLS, and without one none is.
 
     Raises:

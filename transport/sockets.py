@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import pynng
 
+from .codec import FRAME_SIZE_MAX
 from .errors import Closed, ConfigurationError, LinkBroken, TransportError, WouldBlock
 from .log import get_logger
 
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-FRAME_SIZE_MAX: Final = 4 * 1024 * 1024
-"""Largest frame, in bytes, that any socket of this project accepts."""
 
 _HEADER_ALLOWANCE = 64
 _POLL_MS = 100

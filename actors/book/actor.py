@@ -44,55 +44,37 @@ from ...transport.errors import (
 )
 from ...transport.identity import Member
 from ...transport.log import get_logger
-from .._base import QUIET, TICK, NodeActor, stop_and_join, tell
-from ..messages import (
-    CHUNK_SIZE,
-    CODEC,
+from ..kit.node_actor import QUIET, TICK, ActorFailed, NodeActor, stop_and_join, tell
+from ..leadership.messages import CoordinatorAnswer, CoordinatorCall, NodeIdTaken
+from ..peers.messages import PeerDown, PeerGone, PeerUp
+from .commands import CLOCK, CONFIGURE, DUPLICATE, REJECTED, Command, Event
+from .feed import Applied, Unwatch, Watch, Watcher
+from .journal import Journal, put_aside
+from .messages import (
     SUBMITTED,
-    Ack,
-    ActorFailed,
-    Append,
     BeginLogAt,
-    Chunk,
-    CoordinatorAnswer,
-    CoordinatorCall,
     CutLog,
-    Fetch,
     ForceLeader,
-    Forward,
     HandOver,
     Heard,
-    Join,
     JournalFailed,
     KeepSnapshot,
-    Lead,
     LeaseLapsed,
     LogPutAside,
     LogRead,
-    NodeIdTaken,
-    Offer,
-    PeerDown,
-    PeerGone,
-    PeerUp,
     Persist,
     Persisted,
     ProposeRules,
     PutLogAside,
     Query,
     ReadLog,
-    Refused,
-    Resign,
     Retire,
-    Rewind,
     SnapshotFailed,
     SnapshotKept,
     SnapshotTaken,
     TakeSnapshot,
 )
-from ..meters import MarketMeters
-from ..submission import MANY, Request, Submissions
-from .commands import CLOCK, CONFIGURE, DUPLICATE, REJECTED, Command, Event
-from .journal import Journal, put_aside
+from .meters import MarketMeters
 from .orderbook import BROKEN, OrderBook
 from .record import COMMANDS_MAX, EMPTY, Origin, Record, Tail
 from .replica import (
@@ -120,6 +102,22 @@ from .replica import (
 from .rules import MarketRules
 from .snapshots import Snapshots, sync_folder, write_durably
 from .starts import next_start
+from .submission import MANY, Outcome, Request, Submissions
+from .wire import (
+    CHUNK_SIZE,
+    MARKET_CODEC,
+    Ack,
+    Append,
+    Chunk,
+    Fetch,
+    Forward,
+    Join,
+    Lead,
+    Offer,
+    Refused,
+    Resign,
+    Rewind,
+)
 from .writer import JournalActor, LogWriter
 
 logger = get_logger(__name__)
@@ -150,58 +148,6 @@ REQUEST_BITS: Final = 62
 """Random bits of the number of a start's first request; the next count on from it, and stay within 63."""
 WAITING_MAX: Final = 65_536
 """Most commands that may wait at the leader to be ordered; beyond, they are refused as overloaded."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of commands that were executed together: of one's own request, and of others'."""
-
-    events: list[Event]
-    """Of all of them, in order of sequence."""
-    earlier: dict[int, tuple[Event, ...]]
-    """First answers to commands that turned out to be retries, by the sequence of the first."""
-    state_sequence: int
-    state_hash: str
-    rules: MarketRules
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Applied:
-    """What a watcher gets: the events of sequences ``first_sequence`` to ``sequence``, and the state after them."""
-
-    market: str
-    first_sequence: int
-    sequence: int
-    timestamp_ns: int
-    state_hash: str
-    events: tuple[Event, ...]
-    rules: MarketRules
-
-
-Watcher = Callable[[Applied | OpenOutcryError | None], bool]
-"""Called on the BookActor's thread with every applied batch; must not block. Returning False ends the watch.
-
-None: events were passed over, because this node has taken over the leader's state. An error: the replica has stopped,
-or the watcher itself has raised, and why. In each case the watch has ended.
-"""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Watch:
-    """The API to a BookActor (ask): call ``watcher`` from sequence ``after`` on; None = from now on.
-
-    Answers the sequence number from which it watches, or raises InvalidRequest if ``after`` is too long ago.
-    """
-
-    watcher: Watcher
-    after: int | None
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Unwatch:
-    """The API to a BookActor: stop calling ``watcher``."""
-
-    watcher: Watcher
 
 
 @dataclasses.dataclass(slots=True)
@@ -813,7 +759,7 @@ class BookActor(NodeActor):
         return member.denied([command[1] for command in commands])
 
     def _send(self, nodes: Iterable[str], message: Any) -> None:
-        frame = CODEC.encode(message)
+        frame = MARKET_CODEC.encode(message)
         for node in nodes:
             if (link := self._links.get(node)) is not None:
                 link.link.send(frame)

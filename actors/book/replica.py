@@ -34,9 +34,10 @@ from typing import Final
 
 from ...transport.coordinator import MarketRecord
 from ...transport.errors import OpenOutcryError, ProtocolError, StorageError, Unavailable, ensure, present
-from ..messages import IN_SYNC_MAX, Ack, Append, Join, Lead, LogRead, MarketMessage, Resign, Rewind
 from .commands import Command
+from .messages import LogRead
 from .record import EMPTY, Origin, Record, Tail
+from .wire import IN_SYNC_MAX, Ack, Append, Join, Lead, MarketMessage, Resign, Rewind
 
 IN_FLIGHT_MAX: Final = 65_536
 """Commands a follower may have unacknowledged before the leader stops streaming and lets it read at its own pace."""

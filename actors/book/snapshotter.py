@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from ...transport.errors import InvariantBroken, StorageError
-from .._base import NodeActor, tell
-from ..messages import ActorFailed, SnapshotFailed, SnapshotTaken, TakeSnapshot
+from ..kit.node_actor import ActorFailed, NodeActor, tell
+from .messages import SnapshotFailed, SnapshotTaken, TakeSnapshot
 from .snapshots import write_scratch
 
 PAUSE_S: Final = 0.0001

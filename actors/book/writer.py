@@ -19,10 +19,9 @@ from typing import Any, Final
 import pykka
 
 from ...transport.errors import StorageError
-from .._base import NodeActor, tell
-from ..messages import (
-    TAILS_MAX,
-    ActorFailed,
+from ..kit.node_actor import ActorFailed, NodeActor, tell
+from .journal import Journal, put_aside
+from .messages import (
     BeginLogAt,
     CutLog,
     JournalFailed,
@@ -35,10 +34,10 @@ from ..messages import (
     ReadLog,
     SnapshotKept,
 )
-from ..meters import MarketMeters
-from .journal import Journal, put_aside
+from .meters import MarketMeters
 from .record import Record, Tail
 from .snapshots import Snapshots
+from .wire import TAILS_MAX
 
 READ_SIZE_MAX: Final = 512 * 1024
 """Most bytes of record bodies read for a follower at a time."""

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from ...transport.errors import OpenOutcryError, Unavailable
-from ..config import parse_rules
 from ..node import REASON_LENGTH_MAX
+from ..tools.config import parse_rules
 from .common import at_node, connect, print_json, say
 from .show import names_of, table
 

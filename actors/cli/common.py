@@ -17,9 +17,9 @@ from typing import Any, Final, TypeVar
 import click
 
 from ...transport.errors import Closed, Copied, InvalidRequest, OpenOutcryError, Unavailable, text_of
-from ..config import ENV_PREFIX, home_folder
-from ..control import ControlClient, read_control_file, running_nodes
-from ..views import as_json
+from ..control.server import ControlClient, read_control_file, running_nodes
+from ..market.views import as_json
+from ..tools.config import ENV_PREFIX, home_folder
 
 _LOOK_S: Final = 0.2
 _SHOWN_MAX: Final = 500

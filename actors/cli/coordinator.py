@@ -8,8 +8,8 @@ from typing import Final
 
 import click
 
-from .. import inspection, rebuild
-from ..coordination import open_coordinator
+from ..leadership.coordination import open_coordinator
+from ..tools import inspection, rebuild
 from .common import print_json, say
 from .show import table
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 
 from ...transport.errors import OpenOutcryError, present
-from ..local import Bot, LocalExchange
+from ..tools.local import Bot, LocalExchange
 from .common import Failure, say, until_signalled
 from .live import WATCH_S, watch
 from .show import book_lines, table, trade_line

@@ -8,7 +8,7 @@ from typing import Final
 import click
 
 from ...transport.errors import InvalidRequest
-from .. import inspection
+from ..tools import inspection
 from .common import Failure, print_json, say
 from .live import progress
 

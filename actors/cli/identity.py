@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final, cast
 
 import click
 
-from ...transport.identity import AUTHORITY_DAYS, DAYS, certificates, open_identity
+from ...transport.identity import AUTHORITY_DAYS, DAYS
+from ...transport.identity_file import certificates, open_identity
 from .common import print_json, say
 from .show import table
 

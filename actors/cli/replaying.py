@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from ..replay import BookRow, final_book_hash, read_flow
-from ..replay_run import ReplayNodes
+from ..tools.replay import BookRow, final_book_hash, read_flow
+from ..tools.replay_run import ReplayNodes
 from .common import Failure, print_json, say
 from .live import progress
 

@@ -17,15 +17,16 @@ from typing import Any, Final
 import click
 
 from ...transport.errors import ConfigurationError, RequestTimeout
-from ...transport.identity import CLOCK_BEHIND, open_identity
+from ...transport.identity import CLOCK_BEHIND
+from ...transport.identity_file import open_identity
 from ...transport.log import get_logger
 from ...transport.rendezvous import Rendezvous
-from ..config import DIRECTORY_DEFAULT, DIRECTORY_DEFAULT_TLS, NodeConfig, load_config
-from ..control import ControlServer
-from ..health import healthz, readyz
-from ..logs import FORMATS, LEVELS, LogWriter
+from ..control.server import ControlServer
 from ..node import ExchangeNode, spare_gc
-from ..service import ServiceManager
+from ..telemetry.health import healthz, readyz
+from ..telemetry.logs import FORMATS, LEVELS, LogWriter
+from ..telemetry.service import ServiceManager
+from ..tools.config import DIRECTORY_DEFAULT, DIRECTORY_DEFAULT_TLS, NodeConfig, load_config
 from .common import BadSettings, Failure, options, say, until_signalled, wait_for
 
 logger = get_logger(__name__)

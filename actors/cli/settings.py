@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..config import WrongFile, load_config, settings
+from ..tools.config import WrongFile, load_config, settings
 from .common import Failure, print_json, say
 from .serve import node_config, node_settings
 

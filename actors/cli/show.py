@@ -13,9 +13,9 @@ from typing import Any
 import click
 
 from ...transport.errors import Unavailable
-from ..condition import READY, condition
-from ..control import ITEMS_MAX
-from ..inspection import time_words
+from ..control.server import ITEMS_MAX
+from ..telemetry.condition import READY, condition
+from ..tools.inspection import time_words
 from . import live
 from .common import at_node, connect, print_json, say, watching
 

@@ -10,8 +10,8 @@ from typing import Any, Final
 import click
 
 from ..book.commands import OrderType, Reason, SelfTradePrevention, TimeInForce
-from ..control import ControlClient, fresh_id
-from ..views import Cancelled, OrderRejected, OrderResult
+from ..control.server import ControlClient, fresh_id
+from ..market.views import Cancelled, OrderRejected, OrderResult
 from .common import Failure, OutputFailed, as_request, choice, connect, print_json, say
 
 _IDS_MAX: Final = 20

@@ -9,33 +9,19 @@ from typing import Any
 
 import pytest
 from openoutcry.actors import MarketRules
-from openoutcry.actors._base import TICK
 from openoutcry.actors.book.actor import BookActor
 from openoutcry.actors.book.commands import CONFIGURE, SUBMIT
+from openoutcry.actors.book.messages import CutLog, Heard, Query, SnapshotFailed, SnapshotTaken, TakeSnapshot
 from openoutcry.actors.book.orderbook import OrderBook
 from openoutcry.actors.book.record import EMPTY, Record
 from openoutcry.actors.book.replica import ReadRecord, Role
 from openoutcry.actors.book.snapshots import write_scratch
-from openoutcry.actors.messages import (
-    CHUNK_SIZE,
-    CODEC,
-    Ack,
-    Append,
-    Chunk,
-    CoordinatorAnswer,
-    CutLog,
-    Fetch,
-    Heard,
-    Join,
-    Offer,
-    PeerUp,
-    Query,
-    Rewind,
-    SnapshotFailed,
-    SnapshotTaken,
-    TakeSnapshot,
-)
-from openoutcry.actors.submission import Submissions
+from openoutcry.actors.book.submission import Submissions
+from openoutcry.actors.book.wire import CHUNK_SIZE, Ack, Append, Chunk, Fetch, Join, Offer, Rewind
+from openoutcry.actors.group import CODEC
+from openoutcry.actors.kit.node_actor import TICK
+from openoutcry.actors.leadership.messages import CoordinatorAnswer
+from openoutcry.actors.peers.messages import PeerUp
 from openoutcry.transport.coordinator import MarketRecord
 from openoutcry.transport.errors import OpenOutcryError, StorageError, Unavailable
 

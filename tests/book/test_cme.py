@@ -11,7 +11,7 @@ import pytest
 from openoutcry.actors.book.commands import Command, Event
 from openoutcry.actors.book.orderbook import OrderBook
 from openoutcry.actors.book.rules import MarketRules
-from openoutcry.actors.replay import (
+from openoutcry.actors.tools.replay import (
     Fill,
     FlowCommands,
     FlowRow,

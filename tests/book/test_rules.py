@@ -33,7 +33,7 @@ from openoutcry.actors.book.commands import (
 )
 from openoutcry.actors.book.orderbook import OrderBook
 from openoutcry.actors.book.rules import MarketRules
-from openoutcry.actors.views import as_json, to_level
+from openoutcry.actors.market.views import as_json, to_level
 from openoutcry.transport import codec
 from openoutcry.transport.errors import ConfigurationError, InvalidRequest, ProtocolError
 

@@ -27,7 +27,7 @@ from history import Answer, Logged, Operation, Verdict, check, longest_gap_s, ou
 from openoutcry.actors import ExchangeNode
 from openoutcry.actors.book.commands import CANCEL, SUBMIT, Command
 from openoutcry.actors.book.journal import Journal
-from openoutcry.actors.proxy import Proxy
+from openoutcry.actors.testkit.proxy import Proxy
 from openoutcry.transport.errors import OpenOutcryError, StorageError
 from openoutcry.transport.rendezvous import Rendezvous
 from processes import MARKET, RULES, eventually

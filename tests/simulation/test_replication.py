@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openoutcry.actors.book.messages import LogRead
 from openoutcry.actors.book.record import EMPTY, Record
 from openoutcry.actors.book.replica import (
     ApplyRecords,
@@ -27,7 +28,7 @@ from openoutcry.actors.book.replica import (
     Send,
     SwapRecord,
 )
-from openoutcry.actors.messages import Ack, Append, Join, Lead, LogRead, Resign, Rewind
+from openoutcry.actors.book.wire import Ack, Append, Join, Lead, Resign, Rewind
 from openoutcry.transport.coordinator import MarketRecord
 from openoutcry.transport.errors import ProtocolError
 

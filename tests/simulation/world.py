@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 from openoutcry.actors.book import replica as protocol
 from openoutcry.actors.book.commands import CANCEL_ALL, CLOCK, CONFIGURE, DUPLICATE, SUBMIT
+from openoutcry.actors.book.messages import LogRead
 from openoutcry.actors.book.orderbook import OrderBook
 from openoutcry.actors.book.record import EMPTY, Record, Tail
 from openoutcry.actors.book.replica import (
@@ -54,7 +55,7 @@ from openoutcry.actors.book.replica import (
     SwapRecord,
 )
 from openoutcry.actors.book.rules import MarketRules
-from openoutcry.actors.messages import Ack, Append, Join, Lead, LogRead, Resign, Rewind
+from openoutcry.actors.book.wire import Ack, Append, Join, Lead, Resign, Rewind
 from openoutcry.transport.coordinator import MarketRecord, successor
 
 MARKET = "SIM"

@@ -1,0 +1,221 @@
+"""Messages to a market's BookActor and its JournalActor, and to the SnapshotActor. Values only."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, Final
+
+from pykka import ActorRef
+
+from ...transport.coordinator import MarketRecord
+from ...transport.errors import StorageError
+from .commands import Command
+from .record import Tail
+from .rules import MarketRules
+from .wire import MarketMessage
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Heard:
+    """The inbox's reader to a BookActor: a market message from ``sender``, as the connection's hello has named it.
+
+    The link need not be up, or be up still: see its session, join and request numbers for what is stale.
+    """
+
+    sender: str
+    message: MarketMessage
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Submitted:
+    """The API to a BookActor: requests wait in its :class:`~.submission.Submissions`. Told once for many."""
+
+
+SUBMITTED: Final = Submitted()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Persisted:
+    """JournalActor to its BookActor: durable up to ``sequence``, in the log's ``generation`` (it grows by each cut)."""
+
+    generation: int
+    sequence: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Persist:
+    """BookActor to its JournalActor: append these records and make them durable."""
+
+    generation: int
+    records: tuple[Any, ...]
+    committed: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CutLog:
+    """BookActor to its JournalActor: remove what follows ``sequence``."""
+
+    sequence: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PutLogAside:
+    """BookActor to its JournalActor: keep the log and its snapshots under another name, and begin anew."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LogPutAside:
+    """JournalActor to its BookActor: the log is empty; what was in it is in ``folder``."""
+
+    folder: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TakeSnapshot:
+    """BookActor to the SnapshotActor: make bytes of ``image``, the state at ``tail``, in the file ``scratch``.
+
+    None: in memory. ``number`` says which book of its actor it is; it comes back with the answer.
+    """
+
+    reply_to: ActorRef[Any]
+    number: int
+    tail: Tail
+    image: Any
+    scratch: Path | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SnapshotTaken:
+    """SnapshotActor to a BookActor: answers :class:`TakeSnapshot`. A file holds the ``size`` bytes, or ``data``."""
+
+    number: int
+    tail: Tail
+    scratch: Path | None
+    size: int
+    data: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SnapshotFailed:
+    """SnapshotActor to a BookActor: the disk cannot be trusted any more; answers :class:`TakeSnapshot`."""
+
+    number: int
+    keep: bool
+    error: StorageError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KeepSnapshot:
+    """BookActor to its JournalActor: keep the state at ``tail``, which ``scratch`` holds in ``size`` bytes.
+
+    The log is pruned up to the snapshot before it.
+    """
+
+    tail: Tail
+    scratch: Path
+    size: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BeginLogAt:
+    """BookActor to its JournalActor: keep ``book``, the leader's state at ``tail``; the log begins anew after it."""
+
+    tail: Tail
+    book: bytes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SnapshotKept:
+    """JournalActor to its BookActor: the log has begun anew with the snapshot at ``tail``, durably."""
+
+    tail: Tail
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReadLog:
+    """BookActor to its JournalActor: read what follows ``after`` for the follower ``node``.
+
+    With ``expected``, and another chain at ``after`` than that: read instead where the records up to there end.
+    """
+
+    node: str
+    after: int
+    expected: bytes | None
+    token: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LogRead:
+    """JournalActor to its BookActor: answers :class:`ReadLog`; ``chain`` is None if no record ends at ``after``.
+
+    ``bodies`` follow ``after``, unless the chain there is not the expected one: then ``tails`` are the last few ends of
+    records up to there, in order, each with its chain. ``base`` is the sequence number after which the log begins.
+    """
+
+    node: str
+    after: int
+    token: int
+    chain: bytes | None
+    bodies: tuple[bytes, ...]
+    tails: tuple[tuple[int, bytes], ...]
+    base: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class JournalFailed:
+    """JournalActor to its BookActor: the disk cannot be trusted any more."""
+
+    error: StorageError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ProposeRules:
+    """The API to a BookActor: open the market with these rules if nobody has, and none were given before."""
+
+    rules: MarketRules
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LeaseLapsed:
+    """What a BookActor asks the coordinator about the leader it has lost: has the lease of ``leader`` lapsed?"""
+
+    leader: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HandOver:
+    """The node to a BookActor (ask), again and again: give leadership to ``to`` (None: any member that has everything).
+
+    Answers whether nothing is left to hand over: not leading, or nobody to take it. With ``give_up`` it leads on.
+    """
+
+    to: str | None = None
+    give_up: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Retire:
+    """The node to a BookActor: it ends, its links first. That is no reason to take others out of the in-sync set."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ForceLeader:
+    """The node to a BookActor: lead by force, in place of ``record``, and begin with ``note`` in the log.
+
+    ``reachable``: nodes that are known to live. ``future`` gets the note's sequence number once this replica leads.
+    """
+
+    record: MarketRecord
+    reachable: frozenset[str]
+    note: Command
+    future: Future[Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Query:
+    """The API to a BookActor (ask): run ``read(actor)`` on its thread and answer the result; it must change nothing."""
+
+    read: Callable[[Any], Any]

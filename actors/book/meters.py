@@ -1,0 +1,28 @@
+"""What is counted about one market's replica: plain numbers, each with one writer, read at any time. No I/O."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+from ..kit.meters import COMMANDS, SECONDS, Histogram
+
+
+@dataclasses.dataclass(slots=True)
+class MarketMeters:
+    """What is counted about one market's replica."""
+
+    ack_s: Histogram = dataclasses.field(default_factory=lambda: Histogram(SECONDS))
+    """From a request's submission at this node to its answer, in seconds. The BookActor's."""
+    requests_failed: Counter[str] = dataclasses.field(default_factory=Counter)
+    """Requests of this node that failed, by the error's code. Under the lock of the market's submissions."""
+    batch: Histogram = dataclasses.field(default_factory=lambda: Histogram(COMMANDS))
+    """Commands of each record that this replica made as the leader. The BookActor's."""
+    rejections: Counter[str] = dataclasses.field(default_factory=Counter)
+    """Commands that the book rejected, by their code. The BookActor's."""
+    subscribers_cut: int = 0
+    """Subscribers that were too slow. The BookActor's."""
+    sync_s: Histogram = dataclasses.field(default_factory=lambda: Histogram(SECONDS))
+    """Writing and syncing what is appended to the journal at a time, in seconds. The JournalActor's."""
+    snapshot: tuple[int, int, float] | None = None
+    """The last snapshot on disk: sequence number, bytes, time in seconds since the Unix epoch. The JournalActor's."""

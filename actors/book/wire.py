@@ -1,0 +1,201 @@
+"""What the replicas of a market say to each other, checked at decode. Pure: values only."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Final
+
+from ...transport import codec
+from ...transport.errors import ProtocolError
+from .commands import Command, checked_commands
+from .record import CHAIN_START, COMMANDS_MAX, RECORD_SIZE_MAX
+
+CHUNK_SIZE: Final = 1024 * 1024
+"""Bytes of a snapshot that travel in one frame."""
+IN_SYNC_MAX: Final = 16
+"""Most members of a market's in-sync set: each answer waits for all of them. Further replicas follow outside it."""
+TAILS_MAX: Final = 1024
+"""Most ends of records that one :class:`Rewind` names."""
+SNAPSHOT_SIZE_MAX: Final = 16 * 1024 * 1024 * 1024
+"""Largest snapshot, in bytes, that a follower accepts."""
+MarketName = Annotated[str, codec.Str(64, 1)]
+Epoch = Annotated[int, codec.Int(0)]
+Sequence = Annotated[int, codec.Int(0)]
+Chain = Annotated[bytes, codec.Bytes(len(CHAIN_START), len(CHAIN_START))]
+Request = Annotated[int, codec.Int(1)]
+
+
+def _commands(value: Any, _name: str) -> tuple[Command, ...]:
+    commands = checked_commands(value)
+    if not commands:
+        raise ProtocolError("commands: a request without any")
+    return commands
+
+
+_REQUESTS: Final = codec.Array(codec.Record((codec.Int(1), _commands)), COMMANDS_MAX)
+
+
+def _requests(value: Any, name: str) -> tuple[tuple[int, tuple[Command, ...]], ...]:
+    requests = _REQUESTS(value, name)
+    if not 1 <= sum([len(commands) for _, commands in requests]) <= COMMANDS_MAX:
+        raise ProtocolError(f"{name}: expected 1 to {COMMANDS_MAX} commands in all")
+    return requests
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lead:
+    """Leader to all: I lead ``market`` in ``epoch``, and these hold every committed entry. Who is not joined, join."""
+
+    market: MarketName
+    epoch: Epoch
+    in_sync: Annotated[tuple[str, ...], codec.Array(codec.Str(80, 1), IN_SYNC_MAX)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Join:
+    """Follower to leader: my log ends here; send me what follows, or tell me where to cut.
+
+    ``join`` numbers the follower's attempts; its acks carry the same number, so that none of an earlier life counts.
+    """
+
+    market: MarketName
+    epoch: Epoch
+    join: Annotated[int, codec.Int(1)]
+    tail_epoch: Epoch
+    tail_sequence: Sequence
+    tail_chain: Chain
+    durable: Sequence
+    observer: Annotated[bool, codec.Bool()]
+    """It reads only: never to be in sync, never to be waited for."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rewind:
+    """Leader to follower: the tail you joined at is not in my log; cut to what we share, and join again.
+
+    ``tails`` are ends of my records up to there, in order, each with its chain: keep up to the last that you have too;
+    if it is none of them, at most up to ``sequence``.
+    """
+
+    market: MarketName
+    epoch: Epoch
+    join: Annotated[int, codec.Int(1)]
+    sequence: Sequence
+    tails: Annotated[
+        tuple[tuple[int, bytes], ...],
+        codec.Array(codec.Record((codec.Int(0), codec.Bytes(len(CHAIN_START), len(CHAIN_START)))), TAILS_MAX),
+    ]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Resign:
+    """Leader to a follower: I lead no longer after ``epoch``; take over if you are in sync.
+
+    Follower to its leader: this replica has stopped; do not wait for it.
+    """
+
+    market: MarketName
+    epoch: Epoch
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Append:
+    """Leader to follower: the records that follow ``previous``, and how far the log is committed.
+
+    ``bodies`` may be empty: then only the commit index moves. ``state_hash`` is the leader's book at
+    ``state_sequence``; a follower that reaches that sequence with another hash has diverged, and stops. ``join`` is the
+    join that it answers; 0 in what goes to all followers.
+    """
+
+    market: MarketName
+    epoch: Epoch
+    previous_sequence: Sequence
+    previous_chain: Chain
+    bodies: Annotated[tuple[bytes, ...], codec.Array(codec.Bytes(RECORD_SIZE_MAX, 1), 65_536)]
+    committed: Sequence
+    state_sequence: Sequence
+    state_hash: Annotated[str, codec.Str(64)]
+    join: Annotated[int, codec.Int(0)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Offer:
+    """Leader to follower: your tail is too far back for my log; fetch my state at ``sequence``, ``size`` bytes."""
+
+    market: MarketName
+    epoch: Epoch
+    sequence: Sequence
+    size: Annotated[int, codec.Int(1, SNAPSHOT_SIZE_MAX)]
+    tail_epoch: Epoch
+    chain: Chain
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Fetch:
+    """Follower to leader: the state at ``sequence`` from byte ``offset`` on. It asks piece by piece, at its pace."""
+
+    market: MarketName
+    epoch: Epoch
+    sequence: Sequence
+    offset: Annotated[int, codec.Int(0, SNAPSHOT_SIZE_MAX)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Chunk:
+    """Leader to follower: the answer to :class:`Fetch`."""
+
+    market: MarketName
+    epoch: Epoch
+    sequence: Sequence
+    offset: Annotated[int, codec.Int(0, SNAPSHOT_SIZE_MAX)]
+    data: Annotated[bytes, codec.Bytes(CHUNK_SIZE, 1)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ack:
+    """Follower to leader: durable here up to ``durable``, applied up to ``applied``."""
+
+    market: MarketName
+    epoch: Epoch
+    join: Annotated[int, codec.Int(1)]
+    durable: Sequence
+    applied: Sequence
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Forward:
+    """Any node to the leader: order these for me: ``(request, commands)`` each, of ``COMMANDS_MAX`` commands in all.
+
+    The answer is the log itself: a record names its origins.
+    """
+
+    market: MarketName
+    requests: Annotated[tuple[tuple[int, tuple[Command, ...]], ...], _requests]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Refused:
+    """Leader to origin: the request was not put into the log, and why; nothing of it was executed."""
+
+    market: MarketName
+    request: Request
+    code: Annotated[str, codec.Str(64, 1)]
+    reason: Annotated[str, codec.Str(500)]
+
+
+MarketMessage = Lead | Join | Rewind | Append | Offer | Fetch | Chunk | Ack | Forward | Refused | Resign
+MARKET_KINDS: Final[dict[int, type]] = {
+    2: Lead,
+    3: Join,
+    4: Rewind,
+    5: Append,
+    6: Ack,
+    7: Forward,
+    8: Refused,
+    9: Resign,
+    10: Offer,
+    11: Fetch,
+    12: Chunk,
+}
+"""By the number of their kind on the wire."""
+MARKET_CODEC: Final[codec.Codec[Any]] = codec.Codec(MARKET_KINDS)

@@ -1,0 +1,1 @@
+"""Actors that know no exchange: mailboxes, timers, death watch, supervision."""

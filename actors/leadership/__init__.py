@@ -1,0 +1,1 @@
+"""Who leads each market, and what markets there are."""

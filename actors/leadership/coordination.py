@@ -1,0 +1,232 @@
+"""CoordinatorActor: the one thread that talks to the node's coordinator, so that no order waits for it.
+
+It keeps the node's lease, by which the others tell a dead leader from a slow one, and carries out the calls of the
+BookActors. A store that cannot be reached is an answer too: markets that need no change go on without it.
+
+It also reports how far each market's log is on this node's disk (:class:`~openoutcry.transport.coordinator.DiskMark`):
+for all markets in one write, with the lease; so an old copy of the disk is found out when it comes back.
+
+Messages: CoordinatorCall, DiskMarked; answers CoordinatorAnswer to whom the call names. StoreStatus (ask) answers what
+is wrong, StoreQuery (ask) what it is asked to read. NodeIdTaken goes to all BookActors when the lease is another's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Final
+from urllib.parse import quote
+
+import pykka
+
+from ...transport.coordinator import NODE_ID_IN_USE, Coordinator, DiskMark
+from ...transport.errors import ConfigurationError, OpenOutcryError, Unavailable, ensure
+from ...transport.etcd import is_etcd, open_etcd
+from ...transport.log import get_logger
+from ...transport.sqlite import SqliteCoordinator
+from ..kit.meters import SECONDS, Histogram
+from ..kit.node_actor import TICK, ActorFailed, NodeActor, tell
+from .messages import CoordinatorAnswer, CoordinatorCall, DiskMarked, NodeIdTaken, StoreQuery, StoreStatus
+
+logger = get_logger(__name__)
+
+LEASES_WAITED: Final = 2
+"""A node that starts waits this many times its lease for another process to let go of its node id."""
+LEASE_LATE_S: Final = 2.0
+"""And this many seconds more: etcd rounds leases up, and ends them late."""
+LEASE_LOOK_S: Final = 0.1
+"""How often it looks meanwhile, in seconds."""
+MARKS_LATE_S: Final = 0.05
+"""How long the first report of a market's disk may wait for those of others to travel with it, in seconds."""
+
+
+def open_coordinator(address: str | Path) -> Coordinator:
+    """Open the store at ``address``: etcd's (``etcd://…``), or the path of an SQLite file, made if absent.
+
+    Raises:
+        ConfigurationError: it is no address, or the file is none of ours.
+        Unavailable: it cannot be reached.
+    """
+    if isinstance(address, str) and is_etcd(address):
+        return open_etcd(address)
+    return SqliteCoordinator(Path(address))
+
+
+def holder_of(folder: Path) -> str:
+    """Return what names a data directory, as long as its machine runs: a copy of it has another name."""
+    try:
+        machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        machine = quote(socket.gethostname())
+    found = folder.stat()
+    return f"{machine}:{found.st_dev}:{found.st_ino}"
+
+
+def take_lease(coordinator: Coordinator, node: str, *, holder: str, lease_ms: int) -> None:
+    """Take the lease of ``node``; wait until that of a process that was killed has lapsed, if its disk was another.
+
+    Raises:
+        ConfigurationError: code ``node_id_in_use``: another process goes on renewing it.
+        Unavailable: the store cannot be reached.
+    """
+    until_s = time.monotonic() + LEASES_WAITED * lease_ms / 1000 + LEASE_LATE_S
+    while True:
+        try:
+            coordinator.renew(node, holder=holder, ttl_ms=lease_ms)
+        except Unavailable as error:
+            if error.code != NODE_ID_IN_USE:
+                raise
+            if time.monotonic() > until_s:
+                raise ConfigurationError(error.message, code=NODE_ID_IN_USE) from error
+            time.sleep(LEASE_LOOK_S)
+        else:
+            return
+
+
+@dataclasses.dataclass(slots=True)
+class StoreMeters:
+    """What is counted about the coordinator as this node finds it."""
+
+    seconds: Histogram = dataclasses.field(default_factory=lambda: Histogram(SECONDS))
+    """Questions to the coordinator, answered or not, in seconds."""
+    failures: int = 0
+    """Questions to the coordinator that failed."""
+    error: str | None = None
+    """Why the lease could not be renewed last time; None: it was."""
+
+
+class CoordinatorActor(NodeActor):
+    """Owns the node's coordinator object and closes it; renews the lease of ``node`` every third of ``lease_ms``."""
+
+    tick_ms: ClassVar[int] = 50
+
+    def __init__(
+        self,
+        *,
+        coordinator: Coordinator,
+        node: str,
+        holder: str,
+        lease_ms: int,
+        report: Callable[[ActorFailed], None],
+        meters: StoreMeters | None = None,
+    ) -> None:
+        super().__init__(report=report)
+        self._coordinator = coordinator
+        self._node = node
+        self._log = logger.bind(node=node)
+        self._holder = holder
+        self._lease_ms = lease_ms
+        self._marks: dict[str, DiskMark] = {}
+        """Of the markets whose disk holds more than was reported."""
+        self._asked: list[DiskMarked] = []
+        """Reports that somebody waits for."""
+        self._asked_since_s = 0.0
+        self._books: set[pykka.ActorRef[Any]] = set()
+        self._taken: OpenOutcryError | None = None
+        """Another process has the lease of this node: nothing is asked of the store any more."""
+        self._meters = meters or StoreMeters()
+        self._renew_at_s = 0.0
+        self._error: Exception | None = None
+
+    def on_receive(self, message: Any) -> Any:
+        if time.monotonic() >= self._renew_at_s and self._taken is None:
+            self._renew()  # before any call: a process that was stopped may have lost its lease
+        if isinstance(message, CoordinatorCall):
+            self._books.add(message.reply_to)
+            self._call(message)
+        elif isinstance(message, DiskMarked):
+            self._take_mark(message)
+        elif isinstance(message, StoreStatus):
+            return None if self._error is None else str(self._error)
+        elif isinstance(message, StoreQuery):
+            return message.run(self._coordinator)
+        else:
+            ensure(message is TICK, f"CoordinatorActor does not understand {type(message).__name__}")
+        if self._asked and (self.idle or time.monotonic() - self._asked_since_s >= MARKS_LATE_S):
+            self._write_marks()
+        return None
+
+    def _take_mark(self, message: DiskMarked) -> None:
+        self._marks[message.market] = message.mark
+        if message.what is not None:
+            if not self._asked:
+                self._asked_since_s = time.monotonic()
+            self._asked.append(message)
+
+    def _write_marks(self) -> None:
+        """Report what has changed, of all markets at once."""
+        asked, self._asked = self._asked, []
+        error: Exception | None = self._taken
+        if error is None:
+            try:
+                with self._measured():
+                    self._coordinator.mark(self._node, self._marks)
+                self._marks.clear()
+            except Exception as failure:
+                error = failure
+        for each in asked:
+            tell(each.reply_to, CoordinatorAnswer(each.what, None, error))
+
+    def _call(self, call: CoordinatorCall) -> None:
+        if self._taken is not None:
+            tell(call.reply_to, CoordinatorAnswer(call.what, None, self._taken))
+            return
+        try:
+            with self._measured():
+                answer = call.run(self._coordinator)
+        except OpenOutcryError as error:
+            tell(call.reply_to, CoordinatorAnswer(call.what, None, error))
+        except Exception as error:
+            # A fault of ours or of the store's library. Whoever asked has to hear of it, and asks again.
+            self._log.exception("coordinator_call_broken", what=type(call.what).__name__)
+            tell(call.reply_to, CoordinatorAnswer(call.what, None, error))
+        else:
+            tell(call.reply_to, CoordinatorAnswer(call.what, answer, None))
+
+    def _renew(self) -> None:
+        self._renew_at_s = time.monotonic() + self._lease_ms / 3000
+        try:
+            with self._measured():
+                self._coordinator.renew(self._node, holder=self._holder, ttl_ms=self._lease_ms)
+        except Exception as error:
+            taken = isinstance(error, Unavailable) and error.code == NODE_ID_IN_USE
+            if taken or self._error is None:
+                event = "node_id_in_use" if taken else "coordinator_unusable"
+                self._log.log(logging.CRITICAL if taken else logging.ERROR, event, error=error)
+            self._error = error
+            self._meters.error = str(error)
+            if isinstance(error, Unavailable) and taken:
+                self._taken = error
+                for book in self._books:
+                    tell(book, NodeIdTaken(error))
+        else:
+            if self._error is not None:
+                self._log.info("coordinator_usable")
+            self._error = self._meters.error = None
+            if self._marks:
+                self._write_marks()
+
+    @contextlib.contextmanager
+    def _measured(self) -> Iterator[None]:
+        began_s = time.perf_counter()
+        try:
+            yield
+        except Exception:
+            self._meters.failures += 1
+            raise
+        finally:
+            self._meters.seconds.observe(time.perf_counter() - began_s)
+
+    def on_stop(self) -> None:
+        try:
+            if self._marks and self._taken is None:
+                self._coordinator.mark(self._node, self._marks)
+            self._coordinator.release(self._node)
+        except OpenOutcryError as error:
+            self._log.warning("lease_not_released", error=error)
+        self._coordinator.close()

@@ -1,0 +1,254 @@
+"""The border: what callers write becomes commands, checked once. Pure.
+
+Decimals become ticks and lots (by the market's rules), names become codes. Whatever is malformed raises
+:class:`~openoutcry.transport.errors.InvalidRequest`, and nothing of it gets as far as a log. A command that was made
+here needs no other check; one that comes from elsewhere has :func:`checked`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeVar, cast
+
+from ...transport.codec import NAME_LENGTH_MAX
+from ...transport.errors import InvalidRequest, ProtocolError, shown
+from ..book.commands import (
+    AMEND,
+    CANCEL,
+    INT64_MAX,
+    SUBMIT,
+    Command,
+    OrderType,
+    SelfTradePrevention,
+    Side,
+    TimeInForce,
+    checked_commands,
+    is_utf8,
+)
+from ..book.rules import DecimalLike, MarketRules
+
+TIMEOUT_S_MAX: Final = 86_400.0
+"""Longest time-out of a call, in seconds."""
+
+ExpiryLike = int | datetime | timedelta
+"""When an order lapses: nanoseconds since the Unix epoch, a datetime with a time zone, or how long from now."""
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_UNITS: Final = ((10**11, "seconds", 10**9), (10**14, "milliseconds", 10**6), (10**17, "microseconds", 10**3))
+"""Below which number a time since 1970 is in a coarser unit than nanoseconds, and what it is to be multiplied with.
+
+The last bound is a day of 1973 in nanoseconds: no order lapses then."""
+_EXPIRY_RECIPE: Final = (
+    "give time.time_ns() + 3600 * 10**9 for an hour from now, a datetime with a time zone, or a timedelta"
+)
+
+_Choice = TypeVar("_Choice", Side, OrderType, TimeInForce, SelfTradePrevention)
+
+_NAMED: Final[dict[type[Any], dict[str, Any]]] = {
+    kind: {member.name.lower(): member for member in kind}
+    for kind in (Side, OrderType, TimeInForce, SelfTradePrevention)
+}
+
+
+def submit_command(
+    rules: MarketRules,
+    account: str,
+    client_order_id: str,
+    side: str | Side,
+    price: DecimalLike | None,
+    quantity: DecimalLike,
+    order_type: str | OrderType,
+    time_in_force: str | TimeInForce | None,
+    expire_ns: ExpiryLike,
+    self_trade_prevention: str | SelfTradePrevention,
+) -> Command:
+    """Return the command that enters an order; see :meth:`~..node.ExchangeNode.submit_order` for the arguments."""
+    kind = _member(OrderType, order_type, "order_type")
+    if time_in_force is None:
+        tif = TimeInForce.IOC if kind is OrderType.MARKET else TimeInForce.GTC
+    else:
+        tif = _member(TimeInForce, time_in_force, "time_in_force")
+    if price is None and kind is not OrderType.MARKET:
+        raise InvalidRequest("only a market order goes without a price", code="invalid_price")
+    return (
+        SUBMIT,
+        account,
+        client_order_id,
+        int(_member(Side, side, "side")),
+        int(kind),
+        rules.price_to_ticks(price) if price is not None else None,
+        rules.quantity_to_lots(quantity),
+        int(tif),
+        checked_expiry(expire_ns),
+        int(_member(SelfTradePrevention, self_trade_prevention, "self_trade_prevention")),
+    )
+
+
+def checked_expiry(value: ExpiryLike, now_ns: Callable[[], int] = time.time_ns) -> int:
+    """Return when an order lapses, in nanoseconds since the Unix epoch; 0: it was given none.
+
+    A timedelta counts from this machine's clock; a retry under the same client order id has to give the same time.
+
+    Raises:
+        InvalidRequest: it is no time, has no time zone, or is in another unit (code ``invalid_expiry``).
+    """
+    if isinstance(value, datetime | timedelta):
+        try:
+            if isinstance(value, timedelta):
+                expire_ns = now_ns() + value // timedelta(microseconds=1) * 1000
+            elif value.utcoffset() is None:
+                raise _no_expiry(
+                    f"{shown(value, 80)} has no time zone: give value.astimezone() if it is this machine's local time, "
+                    "value.replace(tzinfo=UTC) if it is UTC"
+                )
+            else:
+                expire_ns = (value - _EPOCH) // timedelta(microseconds=1) * 1000
+        except (OverflowError, TypeError, ArithmeticError) as error:
+            raise _no_expiry(f"{shown(value, 80)} cannot be counted: {error}") from error
+        if not 0 < expire_ns <= INT64_MAX:
+            raise _no_expiry(f"{shown(value, 80)} is outside the years 1970 to 2262")
+        return expire_ns
+    if type(value) is not int:
+        if isinstance(value, float):
+            raise _no_expiry(f"{shown(value)} is a float: floats are too coarse for nanoseconds; {_EXPIRY_RECIPE}")
+        raise _no_expiry(f"{shown(value)} is a {type(value).__name__}; {_EXPIRY_RECIPE}")
+    if not 0 <= value <= INT64_MAX:
+        raise _no_expiry(f"{shown(value)} is below 0 or above {INT64_MAX}; {_EXPIRY_RECIPE}")
+    for below, unit, factor in _UNITS if value else ():
+        if value < below:
+            raise _no_expiry(
+                f"{value} would be in 1970 to 1973; as {unit} since the Unix epoch, multiply it by {factor:_}. If it "
+                f"is a duration, {_EXPIRY_RECIPE}"
+            )
+    return value
+
+
+def _no_expiry(what: str) -> InvalidRequest:
+    return InvalidRequest(f"expire_ns is in nanoseconds since the Unix epoch: {what}", code="invalid_expiry")
+
+
+def cancel_command(account: str, client_order_id: str, order_id: int) -> Command:
+    """Return the command that cancels an order."""
+    return (CANCEL, account, client_order_id, checked_order_id(order_id))
+
+
+def amend_command(
+    rules: MarketRules,
+    account: str,
+    client_order_id: str,
+    order_id: int,
+    price: DecimalLike | None,
+    quantity: DecimalLike | None,
+) -> Command:
+    """Return the command that gives an order a new price, a new open quantity, or both."""
+    if price is None and quantity is None:
+        raise InvalidRequest("an amend names a new price, a new quantity, or both", code="invalid_amend")
+    return (
+        AMEND,
+        account,
+        client_order_id,
+        checked_order_id(order_id),
+        rules.price_to_ticks(price) if price is not None else None,
+        rules.quantity_to_lots(quantity) if quantity is not None else None,
+    )
+
+
+def checked(commands: Iterable[Command]) -> tuple[Command, ...]:
+    """Return ``commands``, made by whomever, if a leader can take them."""
+    try:
+        each = iter(commands)
+    except TypeError:
+        raise InvalidRequest(f"a batch is a list of commands, not {shown(commands)}", code="invalid_command") from None
+    try:
+        return checked_commands(tuple(each))
+    except ProtocolError as error:
+        raise InvalidRequest(error.message, code="invalid_command") from error
+
+
+def checked_market(value: str) -> str:
+    """Return ``value`` if it can be the name of a market, whether there is such a market or not."""
+    return _text(value, "a market's name", "invalid_market")
+
+
+def checked_node(value: str) -> str:
+    """Return ``value`` if it can be the name or the id of a node, whether there is such a node or not."""
+    return _text(value, "a node's name or id", "invalid_node")
+
+
+def checked_service(service: str, address: str = "", metadata: Mapping[str, str] | None = None) -> str:
+    """Return the name of a service if all that is told of it is text; the directory looks at the rest."""
+    _text(address, "a service's address", "invalid_request")
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise InvalidRequest(f"a service's metadata are a mapping of strings, not {shown(metadata)}")
+    for each in itertools.chain.from_iterable((metadata or {}).items()):
+        _text(each, "a key or value of a service's metadata", "invalid_request")
+    return _text(service, "a service's name", "invalid_request")
+
+
+def checked_rules(value: MarketRules) -> MarketRules:
+    """Return ``value`` if it is the rules of a market."""
+    if not isinstance(value, MarketRules):
+        raise InvalidRequest(f"rules are MarketRules, not {type(value).__name__}", code="invalid_rules")
+    return value
+
+
+def checked_order_id(value: int) -> int:
+    """Return ``value`` if it can be the number of an order."""
+    if type(value) is not int or not 1 <= value <= INT64_MAX:
+        raise InvalidRequest(f"an order id is a positive integer, not {shown(value)}", code="invalid_order_id")
+    return value
+
+
+def checked_account(value: str) -> str:
+    """Return ``value`` if it can be the name of an account."""
+    return _name(value, "account", "invalid_account")
+
+
+def checked_client_order_id(value: str) -> str:
+    """Return ``value`` if it can name a request."""
+    return _name(value, "client order id", "invalid_client_order_id")
+
+
+def checked_timeout(seconds: float) -> float:
+    """Return ``seconds`` if a call can wait so long."""
+    if not isinstance(seconds, (int, float)) or not 0 <= seconds <= TIMEOUT_S_MAX:
+        raise InvalidRequest(
+            f"a timeout is 0 to {TIMEOUT_S_MAX:g} seconds, not {shown(seconds)}", code="invalid_timeout"
+        )
+    return seconds
+
+
+def checked_count(value: int, what: str, *, at_least: int = 0) -> int:
+    """Return ``value`` if it can say how many; ``what`` names it."""
+    if type(value) is not int or not at_least <= value <= INT64_MAX:
+        raise InvalidRequest(
+            f"{what} is a whole number from {at_least} to {INT64_MAX}, not {shown(value)}", code=f"invalid_{what}"
+        )
+    return value
+
+
+def _member(kind: type[_Choice], value: str | _Choice, what: str) -> _Choice:
+    if type(value) is kind:
+        return value
+    choices = _NAMED[kind]
+    if isinstance(value, str):
+        found = choices.get(value)
+        if found is None:
+            found = choices.get(value.lower())
+        if found is not None:
+            return cast("_Choice", found)
+    raise InvalidRequest(f"{what} is one of {', '.join(choices)}, not {shown(value)}", code=f"invalid_{what}")
+
+
+def _name(value: str, what: str, code: str) -> str:
+    if type(value) is not str or not 1 <= len(value) <= NAME_LENGTH_MAX or not (value.isascii() or is_utf8(value)):
+        raise InvalidRequest(f"the {what} is a string of 1 to {NAME_LENGTH_MAX} characters", code=code)
+    return value
+
+
+def _text(value: str, what: str, code: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{what} is a string, not {shown(value)}", code=code)
+    return value

@@ -1,0 +1,172 @@
+"""Subscription: one subscriber's market data: a bounded queue between the BookActor and the reader. Never blocks it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from ...transport.errors import OpenOutcryError, Overloaded, Unavailable, text_of
+from ...transport.log import get_logger
+from ..book.feed import Applied, Watcher
+from ..book.meters import MarketMeters
+from .views import MarketUpdate, to_event
+
+logger = get_logger(__name__)
+
+
+CLOSE_S_MAX: Final = 2.0
+"""How long :meth:`Subscription.close` waits for a subscriber to take what is delivered to it, in seconds."""
+
+
+class _End:
+    """Wakes a reader: no update will follow."""
+
+
+_END: Final = _End()
+
+
+class Subscription:
+    """The receiving end of ``ExchangeNode.subscribe``; iterate over it, or let it call a function or fill a queue.
+
+    It ends when :meth:`close` is called, the node closes, the subscriber falls ``queue_size_max`` updates behind
+    (:attr:`error` is then Overloaded), the function or queue that it is given to raises (Unavailable, code
+    ``subscriber_failed``), or the market's replica at this node stops (:attr:`error` says why). It has no gaps: after
+    an end, subscribe again with ``after=last_sequence``; the update on which a subscriber has raised counts as given.
+    """
+
+    def __init__(
+        self,
+        market: str,
+        to: Callable[[MarketUpdate], None] | Any,
+        *,
+        queue_size_max: int,
+        on_end: Callable[[Watcher], object],
+        meters: MarketMeters | None = None,
+        arrived: Callable[[], None] | None = None,
+    ) -> None:
+        """``arrived`` is called when there is something to get, on the thread that brings it; it may only hand over."""
+        self.market = market
+        self.error: OpenOutcryError | None = None
+        """Why it has ended, unless it was closed."""
+        self.last_sequence = 0
+        """The sequence number up to which the subscriber has been given everything."""
+        self._on_end = on_end
+        self._arrived = arrived
+        self._meters = meters or MarketMeters()
+        self._size_max = queue_size_max
+        self._queue: queue.SimpleQueue[Applied | _End] = queue.SimpleQueue()
+        self._ended = threading.Event()
+        self._ending = threading.Lock()
+        self._thread: threading.Thread | None = None
+        if to is not None:
+            give: Callable[[MarketUpdate], None] = to if callable(to) else to.put
+            self._thread = threading.Thread(
+                target=self._deliver, args=(give,), name=f"subscription-{market}", daemon=True
+            )
+
+    def begin(self, sequence: int) -> None:
+        """Start to deliver; the subscription watches from ``sequence`` on."""
+        self.last_sequence = max(self.last_sequence, sequence)
+        if self._thread is not None:
+            self._thread.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether no further update will come in."""
+        return self._ended.is_set()
+
+    def offer(self, update: Applied | OpenOutcryError | None) -> bool:
+        """Take an update in, on the BookActor's thread; False ends the watch."""
+        if self._ended.is_set():
+            return False
+        if update is None:
+            self._end(
+                Overloaded(
+                    f"market {self.market}: this node was too far behind and took over the leader's state; events were "
+                    "passed over: take the book anew and subscribe from its sequence",
+                    code="too_far_behind",
+                )
+            )
+            return False
+        if isinstance(update, OpenOutcryError):
+            self._end(update)
+            return False
+        if self._queue.qsize() >= self._size_max:
+            self._meters.subscribers_cut += 1
+            logger.warning("subscriber_cut", market=self.market, after=self.last_sequence, waiting=self._size_max)
+            self._end(
+                Overloaded(
+                    f"market {self.market}: the subscriber fell {self._size_max} updates behind and was cut; "
+                    f"subscribe again with after=last_sequence"
+                )
+            )
+            return False
+        self._put(update)
+        return True
+
+    def _put(self, update: Applied | _End) -> None:
+        self._queue.put(update)
+        if self._arrived is not None:
+            self._arrived()
+
+    def get(self, timeout: float | None = None) -> MarketUpdate | None:
+        """Return the next update, or None when the subscription has ended.
+
+        Raises:
+            queue.Empty: nothing came within ``timeout`` seconds.
+        """
+        update = self._queue.get(timeout=timeout)
+        if isinstance(update, _End):
+            self._queue.put(_END)
+            return None
+        made = MarketUpdate(
+            update.market,
+            update.first_sequence,
+            update.sequence,
+            update.timestamp_ns,
+            update.state_hash,
+            tuple([to_event(event, update.rules) for event in update.events]),
+        )
+        self.last_sequence = update.sequence
+        return made
+
+    def __iter__(self) -> Iterator[MarketUpdate]:
+        while (update := self.get()) is not None:
+            yield update
+
+    def close(self) -> None:
+        """End the subscription; what waits can still be read. Idempotent.
+
+        A thread that delivers has ``CLOSE_S_MAX`` to hand over what waits; if the subscriber blocks it for longer, it
+        is left behind and ends when the subscriber lets it.
+        """
+        if self._end(None):
+            self._on_end(self.offer)
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread() and thread.is_alive():
+            thread.join(CLOSE_S_MAX)
+            if thread.is_alive():
+                logger.error("subscriber_blocked", market=self.market, seconds=CLOSE_S_MAX)
+
+    def _end(self, error: OpenOutcryError | None) -> bool:
+        """End, because of ``error``; return False, and change nothing, if it has ended before."""
+        with self._ending:
+            if self._ended.is_set():
+                return False
+            self.error = error
+            self._ended.set()
+        self._put(_END)
+        return True
+
+    def _deliver(self, give: Callable[[MarketUpdate], None]) -> None:
+        for update in self:
+            try:
+                give(update)
+            except Exception as error:
+                logger.exception("subscriber_failed", market=self.market, sequence=update.sequence)
+                why = f"market {self.market}: the subscriber raised {text_of(error):.200} and was cut"
+                if self._end(Unavailable(f"{why}; subscribe again with after=last_sequence", code="subscriber_failed")):
+                    self._on_end(self.offer)
+                return

@@ -1,0 +1,512 @@
+"""What users of a node get to see: results, events, orders and books in decimals. Values only; made when looked at.
+
+The core speaks ticks, lots and tuples; a view keeps those and converts on access, so that a batch of a thousand answers
+costs nothing until somebody reads one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, ClassVar, overload
+
+from ...transport.errors import InvariantBroken, OpenOutcryError, present
+from ..book.commands import (
+    ACCEPTED,
+    AMENDED,
+    CANCEL_ALL,
+    CANCELLED,
+    CONFIGURED,
+    DUPLICATE,
+    MESSAGES,
+    NOTED,
+    REJECTED,
+    TRADE,
+    Command,
+    Event,
+    Reason,
+    Side,
+)
+from ..book.orderbook import DepthLevel, OrderView, events_between
+from ..book.rules import MarketRules
+
+if TYPE_CHECKING:
+    from ..book.submission import Outcome
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Accepted:
+    """The order was taken in. What it traded and what became of the rest follows in other events."""
+
+    kind: ClassVar[str] = "accepted"
+    sequence: int
+    order_id: int
+    account: str
+    client_order_id: str
+    side: str
+    price: Decimal | None
+    quantity: Decimal
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rejected:
+    """The command was refused and changed nothing; ``code`` is stable, ``message`` says what to do."""
+
+    kind: ClassVar[str] = "rejected"
+    sequence: int
+    account: str
+    client_order_id: str
+    code: str
+    message: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Trade:
+    """A fill at the maker's price. ``side`` is the taker's.
+
+    ``timestamp_ns``: when it was ordered, by the leader's clock, in ns since the Unix epoch: the same everywhere.
+    """
+
+    kind: ClassVar[str] = "trade"
+    sequence: int
+    trade_id: int
+    price: Decimal
+    quantity: Decimal
+    maker_order_id: int
+    taker_order_id: int
+    maker_account: str
+    taker_account: str
+    side: str
+    timestamp_ns: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cancelled:
+    """``quantity`` of an order was taken out, ``open_quantity`` is left.
+
+    ``reason``: requested, unfilled, expired, self_trade.
+    """
+
+    kind: ClassVar[str] = "cancelled"
+    sequence: int
+    order_id: int
+    account: str
+    side: str
+    price: Decimal | None
+    quantity: Decimal
+    open_quantity: Decimal
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Amended:
+    """The order has a new price or open quantity; ``priority_kept`` says whether it kept its place in the queue."""
+
+    kind: ClassVar[str] = "amended"
+    sequence: int
+    order_id: int
+    account: str
+    side: str
+    price: Decimal
+    open_quantity: Decimal
+    priority_kept: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Duplicate:
+    """The same request was executed before, at ``first_sequence``; that answer stands."""
+
+    kind: ClassVar[str] = "duplicate"
+    sequence: int
+    first_sequence: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Configured:
+    """The market's rules were set."""
+
+    kind: ClassVar[str] = "configured"
+    sequence: int
+    rules: MarketRules
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Noted:
+    """An operator did something to the market that its log has to tell: ``text`` says what, who, and why."""
+
+    kind: ClassVar[str] = "noted"
+    sequence: int
+    text: str
+
+
+MarketEvent = Accepted | Rejected | Trade | Cancelled | Amended | Duplicate | Configured | Noted
+
+
+def to_event(event: Event, rules: MarketRules) -> MarketEvent:
+    """Return the core's event tuple as a value in decimals."""
+    price_of, quantity_of = rules.ticks_to_price, rules.lots_to_quantity
+    kind = event[0]
+    if kind == TRADE:
+        _, sequence, trade_id, price, lots, maker, taker, maker_account, taker_account, side, timestamp_ns = event
+        return Trade(
+            sequence,
+            trade_id,
+            price_of(price),
+            quantity_of(lots),
+            maker,
+            taker,
+            maker_account,
+            taker_account,
+            side_name(side),
+            timestamp_ns,
+        )
+    if kind == ACCEPTED:
+        _, sequence, order_id, account, client_order_id, side, price, lots = event
+        limit = price_of(price) if price is not None else None
+        return Accepted(sequence, order_id, account, client_order_id, side_name(side), limit, quantity_of(lots))
+    if kind == REJECTED:
+        _, sequence, account, client_order_id, code = event
+        return Rejected(sequence, account, client_order_id, code, MESSAGES[code])
+    if kind == CANCELLED:
+        _, sequence, order_id, account, side, price, lots, open_lots, reason = event
+        limit = price_of(price) if price is not None else None
+        lots_out, lots_open = quantity_of(lots), quantity_of(open_lots)
+        return Cancelled(sequence, order_id, account, side_name(side), limit, lots_out, lots_open, reason)
+    if kind == AMENDED:
+        _, sequence, order_id, account, side, price, open_lots, kept = event
+        return Amended(sequence, order_id, account, side_name(side), price_of(price), quantity_of(open_lots), kept)
+    if kind == DUPLICATE:
+        return Duplicate(event[1], event[2])
+    if kind == NOTED:
+        return Noted(event[1], event[2])
+    if kind == CONFIGURED:
+        return Configured(event[1], MarketRules.from_tuple(event[2]))
+    raise InvariantBroken(f"unknown event {event!r}")
+
+
+def side_name(side: int) -> str:
+    """Return ``"buy"`` or ``"sell"``."""
+    return Side(side).name.lower()
+
+
+class OrderResult:
+    """The exchange's answer to one command. ``status`` is one of
+
+    ``resting`` (all or part of it is in the book), ``filled``, ``cancelled`` (nothing of it is left), ``amended``,
+    ``accepted`` (a cancel-all, whatever it found; or a kept amend), ``rejected``.
+    """
+
+    __slots__ = ("_cancel_all", "_events", "_rules", "duplicate", "market", "sequence", "state_hash", "state_sequence")
+
+    def __init__(
+        self,
+        market: str,
+        sequence: int,
+        events: Sequence[Event],
+        *,
+        duplicate: bool,
+        state_sequence: int,
+        state_hash: str,
+        rules: MarketRules,
+        cancel_all: bool,
+    ) -> None:
+        """``cancel_all``: what the command was, which its events do not tell."""
+        self.market = market
+        self.sequence = sequence
+        """The command's place in the market's total order."""
+        self.duplicate = duplicate
+        """The command was a retry: this is the first answer, at the first's sequence."""
+        self.state_sequence = state_sequence
+        """The sequence number at which :attr:`state_hash` was taken: that of the batch the command travelled in."""
+        self.state_hash = state_hash
+        self._events = events
+        self._rules = rules
+        self._cancel_all = cancel_all
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    @property
+    def events(self) -> tuple[MarketEvent, ...]:
+        """All that the command caused, in order."""
+        return tuple([to_event(event, self._rules) for event in self._events])
+
+    @property
+    def raw_events(self) -> Sequence[Event]:
+        """The same as the core's tuples; see :mod:`openoutcry.actors.book.commands`."""
+        return self._events
+
+    @property
+    def trades(self) -> tuple[Trade, ...]:
+        """The fills that the command caused as taker."""
+        return tuple([event for event in self.events if isinstance(event, Trade)])
+
+    @property
+    def code(self) -> str | None:
+        """Why the command was rejected, or None."""
+        for event in self._events:
+            if event[0] == REJECTED and event[1] == self.sequence:
+                return str(event[4])
+        return None
+
+    @property
+    def message(self) -> str | None:
+        """The rejection in words, or None."""
+        code = self.code
+        return MESSAGES[code] if code is not None else None
+
+    @property
+    def order_id(self) -> int | None:
+        """The order that the command entered, amended or cancelled; None for a rejection or a cancel-all."""
+        if self._cancel_all:
+            return None
+        for event in self._events:
+            if event[0] in (ACCEPTED, AMENDED) or (event[0] == CANCELLED and event[8] == Reason.REQUESTED):
+                return int(event[2])
+        return None
+
+    @property
+    def cancelled_ids(self) -> tuple[int, ...]:
+        """The orders that a cancel or a cancel-all took out of the book, in the order of their events."""
+        return tuple([event[2] for event in self._events if event[0] == CANCELLED and event[8] == Reason.REQUESTED])
+
+    @property
+    def filled_quantity(self) -> Decimal:
+        """How much the command traded as taker."""
+        return self._rules.lots_to_quantity(sum([event[4] for event in self._events if event[0] == TRADE]))
+
+    @property
+    def status(self) -> str:
+        """See the class."""
+        if self.code is not None:
+            return "rejected"
+        if self._cancel_all:
+            return "accepted"
+        order_id = self.order_id
+        for event in self._events:
+            if event[0] in (ACCEPTED, AMENDED):
+                size = event[7] if event[0] == ACCEPTED else event[6]
+                gone = sum([e[4] for e in self._events if e[0] == TRADE and e[6] == order_id])
+                taken = sum([e[6] for e in self._events if e[0] == CANCELLED and e[2] == order_id])
+                if gone + taken < size:
+                    return "amended" if event[0] == AMENDED else "resting"
+                return "filled" if gone == size else "cancelled"
+        return "cancelled" if any([event[0] == CANCELLED for event in self._events]) else "accepted"
+
+    def __repr__(self) -> str:
+        subject = f"cancelled={len(self.cancelled_ids)}" if self._cancel_all else f"order={self.order_id}"
+        return (
+            f"<OrderResult {self.market} {self.status} {subject} sequence={self.sequence}"
+            f"{f' code={self.code}' if self.code else ''}{' duplicate' if self.duplicate else ''}>"
+        )
+
+
+class OrderResults(Sequence[OrderResult]):
+    """The answers to a batch: an :class:`OrderResult` for each of its commands, in their order; made when looked at."""
+
+    __slots__ = ("_length", "_market", "_spans")
+
+    def __init__(self, market: str, spans: list[tuple[Outcome, int, tuple[Command, ...]]]) -> None:
+        """``spans``: for each request of the batch its outcome, first sequence number and commands."""
+        self._market = market
+        self._spans = spans
+        self._length = sum([len(commands) for _, _, commands in spans])
+
+    def __len__(self) -> int:
+        return self._length
+
+    @overload
+    def __getitem__(self, at: int) -> OrderResult: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[OrderResult]: ...
+
+    def __getitem__(self, at: int | slice) -> OrderResult | list[OrderResult]:
+        if isinstance(at, slice):
+            return [self[index] for index in range(*at.indices(self._length))]
+        position = at + self._length if at < 0 else at
+        if position >= 0:
+            for outcome, first, commands in self._spans:
+                if position < len(commands):
+                    return result_of(self._market, outcome, first + position, commands[position])
+                position -= len(commands)
+        raise IndexError(f"there are {self._length} results")
+
+    def __iter__(self) -> Iterator[OrderResult]:
+        for outcome, first, commands in self._spans:
+            events = events_between(outcome.events, first, first + len(commands) - 1)
+            start = 0
+            for sequence, command in enumerate(commands, first):
+                end = start
+                while end < len(events) and events[end][1] == sequence:
+                    end += 1
+                yield _result(self._market, outcome, sequence, command, events[start:end])
+                start = end
+
+    def __repr__(self) -> str:
+        return f"<{self._length} results of {self._market}>"
+
+
+def result_of(market: str, outcome: Outcome, sequence: int, command: Command) -> OrderResult:
+    """Return the answer to ``command``, at ``sequence``, one of those that ``outcome`` tells of."""
+    return _result(market, outcome, sequence, command, events_between(outcome.events, sequence, sequence))
+
+
+def _result(market: str, outcome: Outcome, sequence: int, command: Command, events: list[Event]) -> OrderResult:
+    duplicate = bool(events) and events[0][0] == DUPLICATE
+    first_sequence = events[0][2] if duplicate else sequence
+    return OrderResult(
+        market,
+        first_sequence,
+        outcome.earlier[first_sequence] if duplicate else events,
+        duplicate=duplicate,
+        state_sequence=outcome.state_sequence,
+        state_hash=outcome.state_hash,
+        rules=outcome.rules,
+        cancel_all=command[0] == CANCEL_ALL,
+    )
+
+
+class OrderRejected(OpenOutcryError):
+    """The book refused the command. ``code`` says why; ``result`` is the whole answer, with its sequence number."""
+
+    def __init__(self, result: OrderResult) -> None:
+        code = present(result.code, "an error of a result that is no rejection")
+        super().__init__(f"{result.market}: {result.message}", code=code)
+        self.result = result
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PriceLevel:
+    """One price of one side: the open quantity and in how many orders."""
+
+    price: Decimal
+    quantity: Decimal
+    orders: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenOrder:
+    """One order in the book, true at sequence ``sequence``."""
+
+    market: str
+    sequence: int
+    order_id: int
+    account: str
+    client_order_id: str
+    side: str
+    price: Decimal
+    quantity: Decimal
+    filled_quantity: Decimal
+    open_quantity: Decimal
+    expire_ns: int
+    post_only: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class BookView:
+    """One market's book, true at sequence ``sequence`` with state hash ``state_hash``. Best prices first."""
+
+    market: str
+    sequence: int
+    state_hash: str
+    bids: tuple[PriceLevel, ...]
+    asks: tuple[PriceLevel, ...]
+    last_trade: Trade | None
+
+    @property
+    def best_bid(self) -> PriceLevel | None:
+        """The highest bid, or None."""
+        return self.bids[0] if self.bids else None
+
+    @property
+    def best_ask(self) -> PriceLevel | None:
+        """The lowest ask, or None."""
+        return self.asks[0] if self.asks else None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ForcePlan:
+    """What it would mean to force a node to lead a market: from what state it would go on, and what may be lost.
+
+    Whatever was answered after ``sequence`` is lost. Nobody who is left knows how much that is; at least what is
+    between it and ``known_committed``, where that is larger.
+    """
+
+    market: str
+    node: str
+    """The id of the node that would lead."""
+    sequence: int
+    """Where the log on its disk ends."""
+    sequence_epoch: int
+    """The epoch of the last command there; a log that ends in an earlier epoch than ``epoch`` has missed leaders."""
+    known_committed: int
+    """Highest sequence number that this node knows to be committed."""
+    version: int
+    """Of the coordinator's record; grows with every change."""
+    epoch: int
+    leader: str
+    in_sync: tuple[str, ...]
+    """The nodes that held every acknowledged command, by the record: all are taken for lost."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MarketUpdate:
+    """What a subscriber gets: everything that sequences ``first_sequence`` to ``sequence`` caused, in order."""
+
+    market: str
+    first_sequence: int
+    sequence: int
+    timestamp_ns: int
+    state_hash: str
+    events: tuple[MarketEvent, ...]
+
+
+def to_level(level: DepthLevel, rules: MarketRules) -> PriceLevel:
+    """Return a depth level in decimals."""
+    price = rules.ticks_to_price(level.price_ticks)
+    return PriceLevel(price, rules.lots_to_quantity(level.quantity_lots), level.orders)
+
+
+def to_open_order(market: str, sequence: int, order: OrderView, rules: MarketRules) -> OpenOrder:
+    """Return an open order in decimals."""
+    return OpenOrder(
+        market,
+        sequence,
+        order.order_id,
+        order.account,
+        order.client_order_id,
+        side_name(order.side),
+        rules.ticks_to_price(order.price_ticks),
+        rules.lots_to_quantity(order.quantity_lots),
+        rules.lots_to_quantity(order.filled_lots),
+        rules.lots_to_quantity(order.open_lots),
+        order.expire_ns,
+        order.post_only,
+    )
+
+
+def as_json(value: Any) -> Any:
+    """Return a view as plain JSON values: decimals as strings, tuples as lists."""
+    if isinstance(value, OrderResult):
+        names = ("market", "status", "order_id", "cancelled_ids", "sequence", "duplicate", "code", "message")
+        plain = {name: getattr(value, name) for name in (*names, "filled_quantity")}
+        return as_json(
+            {**plain, "state_sequence": value.state_sequence, "state_hash": value.state_hash, "events": value.events}
+        )
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        named = {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        kind = getattr(type(value), "kind", None)
+        return {"kind": kind, **named} if kind else named
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): as_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, OrderResults)):
+        return [as_json(item) for item in value]
+    return value

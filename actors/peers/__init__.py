@@ -1,0 +1,1 @@
+"""Who is there and linked: the directory, and a link to each other node."""

@@ -1,0 +1,364 @@
+"""Links: whom a node knows, whom it is linked to, and whose frames come over which connection.
+
+Touched by the inbox's reader, by PeerActors, by the node's supervisor and by its callers: the state is under one lock.
+What a message means to a market, or to remote actors, is not decided here: it is handed on.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import pykka
+
+from ...transport.codec import Codec
+from ...transport.errors import Closed, InvalidRequest, ProtocolError
+from ...transport.identity import CERTIFICATE_REFUSED, Member, name_of
+from ...transport.log import get_logger
+from ..kit.node_actor import ActorFailed, stop_and_join, tell
+from ..kit.supervision import RestartPolicy, Supervisor
+from .messages import HelloHeard, PeerDown, PeerFound, PeerGone, PeerUp, PipeRemoved
+from .meters import LinkMeters
+from .peer import PeerActor
+from .wire import Credentials, Hello, may_link
+
+if TYPE_CHECKING:
+    from ...transport.certificates import Identity
+
+logger = get_logger(__name__)
+
+PEERS_MAX: Final = 256
+"""Most other nodes that a node keeps links to; the hello of one more costs its sender the link."""
+ABSENT_S_MAX: Final = 60.0
+"""How long a node that is in no directory may be without a link before it is forgotten, in seconds."""
+LINK_OF: Final = "link to "
+"""Before a node's id, the name of its PeerActor among those that are supervised."""
+_POLICY: Final = RestartPolicy(restarts_max=5, window_s=60.0, backoff_min_s=0.1, backoff_max_s=5.0)
+"""How a link is started again; one that is given up is made anew when its node is heard of."""
+
+Start = Callable[[], pykka.ActorRef[Any]]
+
+
+class FollowsLinks(Protocol):
+    """Who is told of links on the thread that found out, ahead of the actors that listen."""
+
+    def link_up(self, up: PeerUp) -> None:
+        """A link has come up."""
+
+    def link_down(self, node: str) -> None:
+        """The link to ``node`` has ended."""
+
+    def forget(self, node: str) -> None:
+        """``node`` is known no more."""
+
+
+class Links:
+    """The links of one node. Any thread, but for what says otherwise."""
+
+    def __init__(
+        self,
+        me: Hello,
+        *,
+        meters: dict[str, LinkMeters],
+        remote: FollowsLinks,
+        codec: Codec[Any],
+        hand_on: Callable[[str, Any], None],
+        again: Callable[[str, Start], Start],
+        report: Callable[[ActorFailed], None],
+        identity: Identity | None = None,
+        certified: Callable[[int], str] = lambda _pipe_id: "",
+    ) -> None:
+        """Know nobody yet.
+
+        With an ``identity``, nobody is taken for another than who it is certified to be; ``certified(pipe_id)`` is the
+        name that TLS has seen to, on the reader's thread.
+
+        ``remote`` is told of links besides those that :meth:`listen`. ``hand_on(node, message)`` takes what ``node``
+        has sent that is no hello, on the reader's thread; ``codec`` knows all that may come. ``again(kind, start)``
+        counts how often ``start`` is called.
+        """
+        self._me = me
+        self._meters = meters
+        self._remote = remote
+        self._codec = codec
+        self._hand_on = hand_on
+        self._again = again
+        self._report = report
+        self._identity = identity
+        self._certified = certified
+        self._credentials: dict[int, Member] = {}
+        """What the certificate says that has come over a connection to the inbox, by nng's number. The reader's."""
+        self._lock = threading.RLock()
+        self._closed = False
+        self._names: dict[str, str] = {}
+        self._listeners: list[pykka.ActorRef[Any]] = []
+        self._announced: set[str] = set()
+        self._absent_since_s: dict[str, float] = {}
+        self._strangers: dict[str, str] = {}
+        """Names of nodes that have said hello and use another coordinator, by their ids."""
+        self.peers: dict[str, pykka.ActorRef[PeerActor]] = {}
+        """The PeerActor of each node that is known, by its id."""
+        self.up: dict[str, PeerUp] = {}
+        """The links that are up, by the node's id."""
+        self.pipes: dict[int, str] = {}
+        """Whose frames come over a connection to the inbox, by nng's number of it. The reader's."""
+        self.members: dict[str, Member] = {}
+        """What the certificates of nodes say that have said hello, by their ids; empty without an identity."""
+
+    # -- questions ----------------------------------------------------------------------------------------------
+
+    def known(self) -> dict[str, dict[str, Any]]:
+        """Return name and state of each node that is known, by its id, as JSON would carry it."""
+        with self._lock:
+            return {
+                node: {"name": name, "up": node in self.up, "other_coordinator": node in self._strangers}
+                for node, name in sorted(self._names.items())
+            }
+
+    def strangers(self) -> list[str]:
+        """Return the names of nodes that are known, and use another coordinator: they are of another exchange."""
+        with self._lock:
+            return sorted(self._strangers.values())
+
+    def linked(self) -> set[str]:
+        """Return the ids of the nodes that this one is linked to."""
+        with self._lock:
+            return set(self.up)
+
+    def id_of(self, node: str) -> str:
+        """Return the id of the node, linked to this one, that is called ``node`` or has that id.
+
+        Raises:
+            InvalidRequest: there is none (code ``unknown_node``), or several have that name (``ambiguous_node``).
+        """
+        with self._lock:
+            names = {link.node: link.name for link in self.up.values()}
+        if node in names:
+            return node
+        found = [at for at, name in names.items() if name == node]
+        if len(found) > 1:
+            raise InvalidRequest(
+                f"several nodes are called {node!r:.80}: give the id, {' or '.join(found)}", code="ambiguous_node"
+            )
+        if not found:
+            listed = ", ".join(sorted(names.values())) or "none"
+            raise InvalidRequest(
+                f"no node {node!r:.80} is linked to this one; there are: {listed}", code="unknown_node"
+            )
+        return found[0]
+
+    def dead(self) -> list[str]:
+        """Return the ids of the nodes whose PeerActor has failed and does not run."""
+        with self._lock:
+            return [node for node, peer in self.peers.items() if not peer.is_alive()]
+
+    # -- telling ------------------------------------------------------------------------------------------------
+
+    def listen(self, ref: pykka.ActorRef[Any]) -> None:
+        """Tell an actor PeerUp, PeerDown and PeerGone from now on; and now PeerUp for each link that is up."""
+        with self._lock:
+            self._listeners.append(ref)
+            for link in self.up.values():
+                tell(ref, link)
+
+    def ignore(self, ref: pykka.ActorRef[Any]) -> None:
+        """Tell an actor nothing more."""
+        with self._lock:
+            self._listeners = [listener for listener in self._listeners if listener is not ref]
+
+    def tell_all(self, message: PeerUp | PeerDown | PeerGone) -> None:
+        """Note what has become of a link, and tell who listens."""
+        with self._lock:
+            if isinstance(message, PeerUp):
+                self.up[message.node] = message
+            elif isinstance(message, PeerDown):
+                self.up.pop(message.node, None)
+            listeners = list(self._listeners)
+        for ref in listeners:
+            tell(ref, message)
+        if isinstance(message, PeerUp):
+            self._remote.link_up(message)
+        elif isinstance(message, PeerDown):
+            self._remote.link_down(message.node)
+
+    # -- frames, on the reader's thread ---------------------------------------------------------------------------
+
+    def hear(self, pipe_id: int, frame: bytes, supervisor: pykka.ActorRef[Any]) -> None:
+        """Take one frame in.
+
+        Raises:
+            ProtocolError: it is not one that may come over this connection.
+        """
+        message = self._codec.decode(frame)
+        if isinstance(message, Hello):
+            self._introduce(pipe_id, message)
+            if (meters := self._meters.get(message.node)) is not None:
+                meters.heard_s = time.monotonic()
+            peer = self.peers.get(message.node)
+            tell(peer if peer is not None and peer.is_alive() else supervisor, HelloHeard(message, pipe_id))
+            return
+        if isinstance(message, Credentials):
+            self._certify(pipe_id, message)
+            return
+        sender = self.pipes.get(pipe_id)
+        if sender is None:
+            raise ProtocolError("a frame before the hello")
+        if (meters := self._meters.get(sender)) is not None:
+            meters.heard_s = time.monotonic()
+            meters.frames_in += 1
+            meters.bytes_in += len(frame)
+        self._hand_on(sender, message)
+
+    def _certify(self, pipe_id: int, credentials: Credentials) -> None:
+        """Note what the certificate says that belongs to a pipe."""
+        if self._identity is None:
+            raise ProtocolError("a certificate, where nodes have no identities")
+        if pipe_id in self._credentials:
+            raise ProtocolError("a second certificate")  # to check one takes long, as frames go
+        member = self._identity.verified(credentials.certificate)
+        if member.name != self._certified(pipe_id):
+            raise ProtocolError(f"the certificate of {member.name} over a link of another", code=CERTIFICATE_REFUSED)
+        self._credentials[pipe_id] = member
+
+    def _introduce(self, pipe_id: int, hello: Hello) -> None:
+        """Note whose frames come over a pipe: one node's, which is another than this, of the same exchange."""
+        member = self._credentials.get(pipe_id)
+        if self._identity is not None:
+            if member is None:
+                raise ProtocolError("a hello before the certificate")
+            if not hello.name == name_of(hello.node) == member.name:
+                raise ProtocolError(
+                    f"{hello.node} says hello with the certificate of {member.name}", code=CERTIFICATE_REFUSED
+                )
+        if hello.node == self._me.node:
+            raise ProtocolError(
+                f"{hello.name} at {hello.address} has the id of this node: was its data directory copied from here?",
+                code="own_node_id",
+            )
+        if hello.node not in self.peers and len(self.peers) >= PEERS_MAX:
+            raise ProtocolError(f"{hello.name} is one node too many: {PEERS_MAX} are known", code="too_many_peers")
+        if not may_link(hello.coordinator, self._me.coordinator):
+            with self._lock:
+                if hello.node in self.peers:
+                    self._strangers[hello.node] = hello.name
+            return  # its PeerActor says so; it has nothing to send here but hellos
+        if hello.node in self._strangers:
+            with self._lock:
+                self._strangers.pop(hello.node, None)
+        if self.pipes.setdefault(pipe_id, hello.node) != hello.node:
+            raise ProtocolError(f"{hello.node} speaks over the connection of {self.pipes[pipe_id]}")
+        if member is not None:
+            self.members[hello.node] = member
+
+    def pipe_removed(self, pipe_id: int) -> None:
+        """A connection to the inbox has ended."""
+        self._credentials.pop(pipe_id, None)
+        node = self.pipes.pop(pipe_id, None)
+        peer = self.peers.get(node) if node is not None else None
+        if peer is not None:
+            tell(peer, PipeRemoved(pipe_id))
+        elif node is not None:
+            self.members.pop(node, None)  # there was no room for it, or it is forgotten already
+
+    # -- who comes and goes, on the supervisor's thread -------------------------------------------------------------
+
+    def found(self, found: PeerFound, supervisor: Supervisor) -> None:
+        """A node is in the directory."""
+        if self._identity is not None and found.name != name_of(found.node):
+            logger.error("name_refused", node=self._me.node, peer=found.node, peer_name=found.name)
+            return
+        self._announced.add(found.node)
+        self._meet(found, supervisor)
+
+    def discovery_begins(self) -> None:
+        """The directory is looked through from its beginning: who is not found again has gone meanwhile."""
+        self._announced.clear()
+
+    def lost(self, node: str, supervisor: Supervisor) -> None:
+        """A node is in the directory no more."""
+        self._announced.discard(node)
+        self._forget(node, supervisor)
+
+    def greeted(self, message: HelloHeard, supervisor: Supervisor) -> None:
+        """A node has said hello that has no PeerActor, or had none."""
+        hello = message.hello
+        peer = self._meet(PeerFound(hello.node, hello.name, hello.address), supervisor)
+        if peer is not None:
+            tell(peer, message)
+
+    def given_up(self, node: str) -> None:
+        """A PeerActor has failed too often."""
+        with self._lock:
+            self.peers.pop(node, None)
+
+    def forget_absent(self, supervisor: Supervisor) -> None:
+        """Forget who has neither been announced nor linked for long: nodes come and go, most under new ids."""
+        now_s = time.monotonic()
+        with self._lock:
+            absent = set(self.peers) - set(self.up) - self._announced
+        self._absent_since_s = {node: self._absent_since_s.get(node, now_s) for node in absent}
+        for node, since_s in self._absent_since_s.items():
+            if now_s - since_s > ABSENT_S_MAX:
+                self._forget(node, supervisor)
+
+    def _meet(self, found: PeerFound, supervisor: Supervisor) -> pykka.ActorRef[PeerActor] | None:
+        """Return the PeerActor of a node that was found or has said hello, made if there is none.
+
+        None if there may be none, or none now: it has failed, and waits to be started again.
+        """
+        with self._lock:
+            if self._closed or found.node == self._me.node:
+                return None
+            peer = self.peers.get(found.node)
+            if peer is None and len(self.peers) >= PEERS_MAX:
+                logger.error(
+                    "peer_refused", node=self._me.node, peer=found.node, address=found.address, known=PEERS_MAX
+                )
+                return None
+            if peer is None:
+                start = self._again("PeerActor", lambda: self._make_peer(found))
+                try:
+                    supervisor.supervise(LINK_OF + found.node, start, _POLICY)
+                except Closed:
+                    return None  # the node ends
+            peer = self.peers[found.node]
+            return peer if peer.is_alive() else None
+
+    def _make_peer(self, found: PeerFound) -> pykka.ActorRef[PeerActor]:
+        peer = PeerActor.start(
+            me=self._me,
+            node=found.node,
+            name=found.name,
+            address=found.address,
+            tell_all=self.tell_all,
+            report=self._report,
+            meters=self._meters.setdefault(found.node, LinkMeters()),
+            identity=self._identity,
+        )
+        with self._lock:
+            self.peers[found.node] = peer
+            self._names[found.node] = found.name
+        return peer
+
+    def _forget(self, node: str, supervisor: Supervisor) -> None:
+        """End a PeerActor unless the link lives on without the directory."""
+        with self._lock:
+            if node in self.up:
+                return
+            self.peers.pop(node, None)
+            self._names.pop(node, None)
+            self._meters.pop(node, None)
+            self._strangers.pop(node, None)
+            self.members.pop(node, None)
+        self._remote.forget(node)
+        supervisor.release(LINK_OF + node)
+
+    def close(self) -> None:
+        """Make no more links, and end those that there are."""
+        with self._lock:
+            self._closed = True
+            peers = list(self.peers.values())
+        for peer in peers:
+            stop_and_join(peer, timeout_s=5)

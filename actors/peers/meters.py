@@ -1,0 +1,21 @@
+"""What is counted about links: plain numbers, each with one writer, read at any time. No I/O."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(slots=True)
+class LinkMeters:
+    """What has gone over the links to and from one other node; the hellos that keep a link up are not counted."""
+
+    frames_in: int = 0
+    bytes_in: int = 0
+    """The inbox' reader's, as ``frames_in``."""
+    heard_s: float = 0.0
+    """When a frame, a hello or another, last came; on the monotonic clock. The inbox' reader's."""
+    frames_out: int = 0
+    bytes_out: int = 0
+    """Under the lock of the link, as ``frames_out``."""
+    ups: int = 0
+    """How often the link came up. The PeerActor's."""

@@ -1,0 +1,80 @@
+"""What nodes say of themselves over a link, and the names that they may have. Values only.
+
+A link's life: each side dials the other's inbox and sends :class:`Hello` again and again; the link is up when each has
+echoed the other's session. See :mod:`.peer`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Final
+
+from ...transport import codec
+from ...transport.codec import NAME_LENGTH_MAX
+from ...transport.errors import ConfigurationError, ProtocolError
+from ...transport.identity import CERTIFICATE_SIZE_MAX
+from ...transport.sockets import checked_address
+
+
+def checked_node_name(name: str) -> str:
+    """Return ``name`` if a node may have it: it names a folder, and stands in lines of logs.
+
+    Raises:
+        ConfigurationError: it is too long, not printable, or no part of a path.
+    """
+    sound = isinstance(name, str) and 1 <= len(name) <= NAME_LENGTH_MAX and name.isprintable()
+    if not sound or "/" in name or name in (".", ".."):
+        raise ConfigurationError(
+            f"a node's name has 1 to {NAME_LENGTH_MAX} printable characters, none of them '/', and is not . or ..; "
+            f"not {name!r:.80}"
+        )
+    return name
+
+
+NodeId = Annotated[str, codec.Str(80, 1)]
+_ADDRESS: Final = codec.Str(255, 1)
+
+
+def _address(value: Any, name: str) -> str:
+    try:
+        return checked_address(_ADDRESS(value, name))
+    except ConfigurationError as error:
+        raise ProtocolError(f"{name}: {error.message}") from None
+
+
+NO_COORDINATOR: Final = "-"
+"""What a node without markets and without a coordinator says instead of a coordinator's id."""
+
+
+def may_link(one: str, other: str) -> bool:
+    """Return whether nodes with these coordinators may have a link: they share theirs, or not both have one."""
+    return one == other or NO_COORDINATOR in (one, other)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Hello:
+    """Who sends on this link. Repeated as the link's heartbeat.
+
+    ``session`` numbers the sender's life of the link; ``echo`` is the receiver's session as the sender last heard it, 0
+    before. ``coordinator`` is the id of the sender's coordinator: nodes that do not share it must not share a market.
+    It is :data:`NO_COORDINATOR` for a node that has no markets and is there for its actors only.
+    """
+
+    node: NodeId
+    name: Annotated[str, codec.Str(64, 1)]
+    address: Annotated[str, _address]
+    coordinator: Annotated[str, codec.Str(80, 1)]
+    session: Annotated[int, codec.Int(1)]
+    echo: Annotated[int, codec.Int(0)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Credentials:
+    """The certificate (DER) of who sends on this link, ahead of its first hello. Between nodes with identities only."""
+
+    certificate: Annotated[bytes, codec.Bytes(CERTIFICATE_SIZE_MAX, 1)]
+
+
+LINK_KINDS: Final[dict[int, type]] = {1: Hello, 14: Credentials}
+"""What a PeerActor sends and the inbox's reader takes in, by the number of its kind on the wire."""
+LINK_CODEC: Final[codec.Codec[Any]] = codec.Codec(LINK_KINDS)

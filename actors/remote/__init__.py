@@ -1,0 +1,1 @@
+"""Actors of other processes: who is served, refs, and the messages that travel."""

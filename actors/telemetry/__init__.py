@@ -1,0 +1,1 @@
+"""How a node is: conditions, metrics, health, logs, the service manager."""

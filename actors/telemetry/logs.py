@@ -1,0 +1,189 @@
+"""Where the log of a process goes: one thread that writes lines, as JSON or for people to read. For programs only.
+
+An embedded node never configures logging; the command line does, with a :class:`LogWriter` on the root logger.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import queue
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TextIO
+
+import structlog
+
+from ...transport.errors import ConfigurationError
+from ...transport.log import without_secrets
+
+FORMATS: Final = ("console", "json")
+LEVELS: Final = ("debug", "info", "warning", "error")
+LINES_MAX: Final = 10_000
+"""Most lines that wait to be written; beyond, they are left out, counted, and their number is written."""
+_CLOSE_S: Final = 2.0
+
+_PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "event", "taskName"}
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether nobody else is told: an error that an actor has answered with is, and Pykka logs it all the same."""
+    return record.levelno != logging.INFO or not record.name.startswith("pykka")
+
+
+class LogWriter(logging.Handler):
+    """Writes log lines on a thread of its own, so that a slow terminal, pipe or disk stalls no actor.
+
+    While it is entered it is the root logger's handler.
+    """
+
+    def __init__(
+        self,
+        *,
+        form: str = "console",
+        level: str = "info",
+        file: Path | None = None,
+        lines_max: int = LINES_MAX,
+        **fields: str,
+    ) -> None:
+        """``form``: one of :data:`FORMATS`. ``file``: None = stderr. ``fields``: said in every line.
+
+        Raises:
+            ConfigurationError: the file cannot be opened.
+        """
+        super().__init__(level.upper())
+        self.addFilter(_is_news)
+        self._file = file
+        self._fields = fields
+        self._stream: TextIO = sys.stderr
+        self._open()
+        self._render = _renderer(form, colors=file is None and sys.stderr.isatty())
+        self._queue: queue.Queue[logging.LogRecord | None] = queue.Queue(lines_max)
+        self._reopen = threading.Event()
+        self._before: tuple[int, list[logging.Handler]] | None = None
+        self.lines_dropped = 0
+        """Lines that were left out, since the start."""
+        self.lines_failed = 0
+        """Records that no line could be made of, since the start; a line says so of each."""
+        self._dropped_said = 0
+        self._thread = threading.Thread(target=self._write_all, name="log-writer", daemon=True)
+
+    def __enter__(self) -> LogWriter:
+        root = logging.getLogger()
+        self._before = root.level, root.handlers
+        root.handlers = [self]
+        root.setLevel(self.level)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.close()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a record in; never blocks."""
+        try:
+            self._queue.put_nowait(record)
+        except queue.Full:
+            self.lines_dropped += 1  # under the handler's lock
+
+    @property
+    def lines_waiting(self) -> int:
+        """Lines that wait to be written."""
+        return self._queue.qsize()
+
+    def reopen(self) -> None:
+        """Open the file anew before the next line: it has been moved away. Safe in a signal handler."""
+        self._reopen.set()
+
+    def close(self) -> None:
+        """Write what waits, for two seconds at most, and give the root logger back. Idempotent."""
+        before, self._before = self._before, None
+        if before is not None:
+            root = logging.getLogger()
+            root.level, root.handlers = before
+            try:
+                self._queue.put(None, timeout=_CLOSE_S)
+            except queue.Full:
+                return  # nobody takes what the thread writes: it ends with the process
+            self._thread.join(_CLOSE_S)
+        if self._file is not None and not self._thread.is_alive():
+            self._stream.close()
+        super().close()
+
+    def _open(self) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            stream = self._file.open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise ConfigurationError(f"the log file cannot be opened: {error}") from error
+        if self._stream is not sys.stderr:
+            self._stream.close()
+        self._stream = stream
+
+    def _write_all(self) -> None:
+        while True:
+            record = self._queue.get()
+            if self._reopen.is_set():
+                self._reopen.clear()
+                self._open_again()
+            if self.lines_dropped > self._dropped_said:
+                count = self.lines_dropped - self._dropped_said
+                self._dropped_said += count
+                self._write(_said_here(logging.WARNING, "log_lines_dropped", count=count))
+            if record is None:
+                return
+            self._write(record)
+
+    def _open_again(self) -> None:
+        try:
+            self._open()
+        except ConfigurationError as error:
+            self._write(_said_here(logging.ERROR, "log_not_reopened", error=str(error)))
+        else:
+            self._write(_said_here(logging.INFO, "log_reopened"))
+
+    def _write(self, record: logging.LogRecord) -> None:
+        try:
+            line = self._line(record)
+        except Exception as error:  # another library's slip in its arguments must not end this thread
+            self.lines_failed += 1
+            where = f"{record.pathname}:{record.lineno}"
+            failed = without_secrets(f"{type(error).__name__}: {error}")
+            line = self._line(_said_here(logging.ERROR, "log_line_failed", said_by=record.name, at=where, error=failed))
+        try:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):  # a full disk, a closed pipe
+            self.lines_dropped += 1
+
+    def _line(self, record: logging.LogRecord) -> str:
+        when = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        values: dict[str, Any] = {
+            "timestamp": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "event": getattr(record, "event", None) or record.getMessage(),
+            "logger": record.name,
+            **self._fields,
+            **{key: value for key, value in vars(record).items() if key not in _PLAIN},
+        }
+        if record.exc_info:
+            values["exc_info"] = record.exc_info
+        return str(self._render(values))
+
+
+def _renderer(form: str, *, colors: bool) -> Callable[[dict[str, Any]], str | bytes]:
+    if form == "json":
+        to_json = structlog.processors.JSONRenderer(default=str)
+        return lambda values: to_json(None, "", structlog.processors.format_exc_info(None, "", values))
+    console = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
+    return lambda values: console(None, "", values)
+
+
+def _said_here(level: int, event: str, **fields: object) -> logging.LogRecord:
+    record = logging.LogRecord(__name__, level, __file__, 0, event, (), None)
+    vars(record).update(fields, event=event)
+    return record

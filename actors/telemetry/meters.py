@@ -1,0 +1,28 @@
+"""What a node counts about itself while it works: plain numbers, each with one writer, read at any time. No I/O.
+
+Counting is done by the batch, not by the order, and costs no lock: a reader may see a sum that is a moment older than
+its count. What they mean to an operator, and under which names they are published, is in :mod:`.metrics`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+from ..book.meters import MarketMeters
+from ..leadership.coordination import StoreMeters
+from ..peers.meters import LinkMeters
+
+
+@dataclasses.dataclass(slots=True)
+class NodeMeters:
+    """What is counted about one node."""
+
+    markets: dict[str, MarketMeters] = dataclasses.field(default_factory=dict)
+    """By market."""
+    links: dict[str, LinkMeters] = dataclasses.field(default_factory=dict)
+    """By the other node's id; kept while that node is known."""
+    restarts: Counter[str] = dataclasses.field(default_factory=Counter)
+    """Actors that failed and were started anew, by their class. The supervisor's."""
+    store: StoreMeters = dataclasses.field(default_factory=StoreMeters)
+    """The coordinator. The CoordinatorActor's."""

@@ -1,0 +1,415 @@
+"""The command line's settings: a TOML file, the environment and flags become those of a node's process. Starts nothing.
+
+A flag goes before the environment, the environment before the file, the file before the default. The file::
+
+    [node]
+    name = "alice"                              # OPENOUTCRY_NAME, --name, and so on for each key
+    directory = ["tcp://10.0.0.1:7400"]         # OPENOUTCRY_DIRECTORY: separated by commas
+
+    [markets.BTC-USD]                           # fields of MarketRules, or join = true: opened by another node
+    tick_size = "0.01"
+    lot_size = "0.001"
+
+It is the one that ``--config`` or ``OPENOUTCRY_CONFIG`` names, else ``openoutcry.toml`` in the home folder, if there;
+its relative paths are relative to its own folder. A key that does not exist is an error, never ignored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from ...transport.errors import ConfigurationError
+from ...transport.etcd import is_etcd
+from ...transport.identity import SCHEME, check_addresses
+from ...transport.log import without_secrets
+from ...transport.sockets import checked_address
+from ..book.rules import MarketRules
+from ..peers.wire import checked_node_name
+from ..telemetry.health import endpoint
+from ..telemetry.logs import FORMATS, LEVELS
+
+DIRECTORY_DEFAULT: Final = "tcp://127.0.0.1:7400"
+DIRECTORY_DEFAULT_TLS: Final = DIRECTORY_DEFAULT.replace("tcp", SCHEME)
+"""The same with an identity."""
+ENV_PREFIX: Final = "OPENOUTCRY_"
+
+
+class WrongFile(ConfigurationError):
+    """The file of settings is not as it should be; ``slips`` are all that is wrong with it, a sentence each."""
+
+    def __init__(self, path: Path, slips: Iterable[str]) -> None:
+        self.slips = tuple([f"{path}: {slip}" for slip in slips])
+        super().__init__("; ".join(self.slips))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """The settings of a node's process; see :class:`~..node.ExchangeNode` for those that it takes."""
+
+    name: str
+    data_dir: Path
+    coordinator: Path | str
+    """The path of a file, or the address of an etcd."""
+    identity: Path | None = None
+    """The file of key and certificate; with it, addresses are of TLS, also where they are defaults."""
+    listen: str = "tcp://127.0.0.1:0"
+    advertise: str | None = None
+    directory: tuple[str, ...] = (DIRECTORY_DEFAULT,)
+    serve_directory: str | None = None
+    ttl_ms: int = 2000
+    min_in_sync: int = 1
+    timeout: float = 5.0
+    """Seconds."""
+    snapshot_every: int = 250_000
+    """Commands."""
+    metrics: str | None = None
+    log_format: str = "console"
+    log_level: str = "info"
+    log_file: Path | None = None
+    """None: stderr."""
+    join_all: bool = False
+    balance: bool = True
+    markets: Mapping[str, MarketRules | None] = dataclasses.field(default_factory=dict)
+    """None: the market is joined, and opened by another node."""
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
+    """Where each setting comes from that is no default: a file, a variable or a flag; a market is ``markets.NAME``."""
+
+
+def home_folder(environment: Mapping[str, str]) -> Path:
+    """Return where the command line keeps what is its: ``OPENOUTCRY_HOME``, else ``~/.local/state/openoutcry``."""
+    home = environment.get(f"{ENV_PREFIX}HOME")
+    return Path(home).expanduser() if home else Path.home() / ".local" / "state" / "openoutcry"
+
+
+def load_config(
+    *,
+    file: Path | None = None,
+    environment: Mapping[str, str],
+    flags: Mapping[str, Any],
+    market_flags: Iterable[str] = (),
+) -> NodeConfig:
+    """Return the settings of a node.
+
+    Args:
+        file: the TOML file; None: the default one, which need not be there.
+        environment: the process' environment.
+        flags: values of the node's keys; None = not given.
+        market_flags: each ``NAME`` or ``NAME:key=value,…``: a market to open, in place of the file's of that name.
+
+    Raises:
+        WrongFile: in the file a key does not exist, or a value is of the wrong type.
+        ConfigurationError: so it is in the environment or a flag, or the file cannot be read.
+    """
+    home = home_folder(environment)
+    path, node, markets = _read_file(file, environment, home)
+    sources = dict.fromkeys([*node, *(f"markets.{name}" for name in markets)], str(path))
+    variables = _from_environment(environment)
+    node.update(variables)
+    sources |= {key: f"{ENV_PREFIX}{key.upper()}" for key in variables}
+    given = {key: _checked(key, value, "flag") for key, value in flags.items() if value not in (None, ())}
+    node.update(given)
+    sources |= {key: f"--{key.replace('_', '-')}" for key in given}
+    for flag in market_flags:
+        name, rules = _market_flag(flag, markets)
+        markets[name] = rules
+        sources[f"markets.{name}"] = "--market"
+    name = node.pop("name", "node")
+    data_dir = node.pop("data_dir", None) or home / "nodes" / name
+    coordinator = node.pop("coordinator", None) or home / "coordinator.sqlite"
+    if "identity" in node:
+        node = {"listen": f"{SCHEME}://127.0.0.1:0", "directory": (DIRECTORY_DEFAULT_TLS,), **node}
+    found = NodeConfig(name=name, data_dir=data_dir, coordinator=coordinator, markets=markets, sources=sources, **node)
+    addresses = (found.listen, found.advertise, found.serve_directory, *found.directory)
+    check_addresses([address for address in addresses if address], found.identity)
+    return found
+
+
+def settings(config: NodeConfig) -> list[tuple[str, Any, str]]:
+    """Return each setting's key, value and source (``default`` where none is given); passwords are made unreadable."""
+    found: list[tuple[str, Any, str]] = []
+    for key in _CHECKS:
+        value = getattr(config, key)
+        shown = without_secrets(str(value)) if isinstance(value, (str, Path)) else value
+        found.append((key, shown, config.sources.get(key, "default")))
+    for name, rules in sorted(config.markets.items()):
+        value = {"join": True} if rules is None else dataclasses.asdict(rules)
+        found.append((f"markets.{name}", value, config.sources.get(f"markets.{name}", "default")))
+    return found
+
+
+def parse_market(text: str) -> tuple[str, dict[str, Any]]:
+    """Return the name and the rules' values in ``NAME`` or ``NAME:key=value,…``.
+
+    Raises:
+        ConfigurationError: it is not of that form.
+    """
+    name, _, rest = text.partition(":")
+    values: dict[str, Any] = {}
+    for pair in rest.split(",") if rest else ():
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigurationError(f"market {name}: expected key=value, not {pair!r}; as in {name}:tick_size=0.01")
+        values[key.strip()] = _parsed(key.strip(), value.strip())
+    return name, values
+
+
+def parse_rules(pairs: Iterable[str]) -> MarketRules:
+    """Return the rules that ``key=value`` pairs say, and defaults for the others.
+
+    Raises:
+        ConfigurationError: a pair is not of that form, a key does not exist, or a value is not right.
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        values |= parse_market(f"rules:{pair}")[1]
+    for key in values:
+        _known(key, _RULES, "rule")
+    return MarketRules(**values)
+
+
+def _market_flag(flag: str, markets: Mapping[str, MarketRules | None]) -> tuple[str, MarketRules | None]:
+    name, values = parse_market(flag)
+    if not values and name in markets:
+        return name, markets[name]
+    return name, _rules(name, values)
+
+
+def _read_file(
+    file: Path | None, environment: Mapping[str, str], home: Path
+) -> tuple[Path, dict[str, Any], dict[str, MarketRules | None]]:
+    named = file or environment.get(f"{ENV_PREFIX}CONFIG")
+    path = Path(named).expanduser() if named else home / "openoutcry.toml"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if named:
+            raise ConfigurationError(f"{path} does not exist") from None
+        return path, {}, {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise WrongFile(path, [str(error)]) from error
+    slips: list[str] = []
+    node, markets = _parse(values, path.parent, slips)
+    if slips:
+        raise WrongFile(path, slips)
+    return path, node, markets
+
+
+def _parse(
+    values: dict[str, Any], folder: Path, slips: list[str]
+) -> tuple[dict[str, Any], dict[str, MarketRules | None]]:
+    """Return what the sections say, as far as it is right; what is wrong is added to ``slips``."""
+    node: dict[str, Any] = {}
+    markets: dict[str, MarketRules | None] = {}
+    for section, fields in values.items():
+        with _noted(slips):
+            _known(section, ("node", "markets"), "section")
+            if not isinstance(fields, dict):
+                raise ConfigurationError(f"{section} is a section: write [{section}]")
+            for key, value in fields.items():
+                with _noted(slips):
+                    if section == "node":
+                        node[key] = _checked(key, value, "node")
+                    elif not isinstance(value, dict):
+                        raise ConfigurationError(f"market {key} is a section: write [markets.{key}]")
+                    else:
+                        markets[key] = _rules_of_file(key, value, slips)
+    for key in ("data_dir", "coordinator", "identity", "log_file"):
+        if isinstance(node.get(key), Path):
+            node[key] = folder / node[key]
+    return node, markets
+
+
+def _rules_of_file(name: str, fields: dict[str, Any], slips: list[str]) -> MarketRules | None:
+    """Return a market's rules without what is wrong, which is added to ``slips``."""
+    if "join" in fields or not name:
+        return _rules(name, fields)
+    right: dict[str, Any] = {}
+    for key, value in fields.items():
+        with _noted(slips):
+            _known(key, (*_RULES, "join"), f"market {name}: key")
+            right[key] = value
+    while True:
+        try:
+            return MarketRules(**right)
+        except ConfigurationError as error:
+            slips.append(f"market {name}: {error}")
+            # It begins with the rule that is wrong: without that, the next one is found.
+            if right.pop(error.message.partition(" ")[0], None) is None:
+                return None
+
+
+@contextlib.contextmanager
+def _noted(slips: list[str]) -> Iterator[None]:
+    """End the block at a ConfigurationError, and add what it says to ``slips``."""
+    try:
+        yield
+    except ConfigurationError as error:
+        slips.append(error.message)
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for variable, text in environment.items():
+        key = variable.removeprefix(ENV_PREFIX).lower()
+        if not variable.startswith(ENV_PREFIX) or not text or key in ("home", "config"):
+            continue
+        if key in _CHECKS:
+            value = text.split(",") if key == "directory" else _parsed(key, text)
+            found[key] = _checked(key, value, variable)
+        elif close := difflib.get_close_matches(key, _CHECKS, 1, 0.8):
+            # Other programs may have variables of that prefix: only what looks like a slip is one.
+            raise ConfigurationError(f"{variable} is no setting; did you mean {ENV_PREFIX}{close[0].upper()}?")
+    return found
+
+
+def _parsed(key: str, text: str) -> Any:
+    """Return ``text`` as the type that ``key``, of a node or a market's rules, has; as it is where it does not fit."""
+    kind = _KINDS.get(key, str)
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    try:
+        return kind(text)
+    except ValueError:
+        return text
+
+
+def _rules(name: str, fields: Mapping[str, Any]) -> MarketRules | None:
+    if not name:
+        raise ConfigurationError("a market has a name")
+    if "join" in fields:
+        if fields != {"join": True}:
+            raise ConfigurationError(f"market {name}: join = true stands alone: the rules are those of who opens it")
+        return None
+    for key in fields:
+        _known(key, (*_RULES, "join"), f"market {name}: key")
+    try:
+        return MarketRules(**fields)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"market {name}: {error}") from error
+
+
+def _checked(key: str, value: Any, where: str) -> Any:
+    _known(key, _CHECKS, f"{where}: key")
+    return _CHECKS[key](f"{where}: {key}", value)
+
+
+def _known(key: str, allowed: Iterable[str], what: str) -> None:
+    every = list(allowed)
+    if key not in every:
+        close = difflib.get_close_matches(key, every, 1)
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(every)}"
+        raise ConfigurationError(f"{what} {key!r} does not exist; {hint}")
+
+
+def _text(what: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigurationError(f"{what} is a text, not {value!r:.60}")
+    return value
+
+
+def _name(what: str, value: Any) -> str:
+    return _about(what, checked_node_name, _text(what, value))
+
+
+def _dialled(what: str, value: Any) -> str:
+    return _about(what, checked_address, _text(what, value).strip())
+
+
+def _listened_at(what: str, value: Any) -> str:
+    return _about(what, lambda address: checked_address(address, to_listen=True), _text(what, value).strip())
+
+
+def _endpoint(what: str, value: Any) -> str:
+    return _about(what, lambda address: (endpoint(address), address)[1], _text(what, value))
+
+
+def _about(what: str, check: Callable[[str], str], value: str) -> str:
+    try:
+        return check(value)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{what}: {error}") from error
+
+
+def _path(what: str, value: Any) -> Path:
+    return value if isinstance(value, Path) else Path(_text(what, value)).expanduser()
+
+
+def _store(what: str, value: Any) -> Path | str:
+    return str(value) if is_etcd(value) else _path(what, value)
+
+
+def _addresses(what: str, value: Any) -> tuple[str, ...]:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, (list, tuple)):
+        raise ConfigurationError(f"{what} is an address or a list of addresses, not {value!r:.60}")
+    return tuple([_dialled(what, address) for address in values])
+
+
+def _whole(what: str, value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ConfigurationError(f"{what} is a whole number of at least 1, not {value!r:.60}")
+    return value
+
+
+def _seconds(what: str, value: Any) -> float:
+    if type(value) not in (int, float) or not 0 < value <= 3600:
+        raise ConfigurationError(f"{what} is a number of seconds above 0, not {value!r:.60}")
+    return float(value)
+
+
+def _one_of(allowed: tuple[str, ...]) -> Callable[[str, Any], str]:
+    def check(what: str, value: Any) -> str:
+        if value not in allowed:
+            raise ConfigurationError(f"{what} is one of {', '.join(allowed)}, not {value!r:.60}")
+        return str(value)
+
+    return check
+
+
+def _flag(what: str, value: Any) -> bool:
+    if type(value) is not bool:
+        raise ConfigurationError(f"{what} is true or false, not {value!r:.60}")
+    return value
+
+
+_CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
+    "name": _name,
+    "data_dir": _path,
+    "listen": _listened_at,
+    "advertise": _dialled,
+    "directory": _addresses,
+    "serve_directory": _listened_at,
+    "coordinator": _store,
+    "identity": _path,
+    "ttl_ms": _whole,
+    "min_in_sync": _whole,
+    "timeout": _seconds,
+    "snapshot_every": _whole,
+    "metrics": _endpoint,
+    "log_format": _one_of(FORMATS),
+    "log_level": _one_of(LEVELS),
+    "log_file": _path,
+    "join_all": _flag,
+    "balance": _flag,
+}
+_RULES: Final = {field.name: type(field.default) for field in dataclasses.fields(MarketRules)}
+_KINDS: Final[dict[str, Callable[[str], Any]]] = {
+    "ttl_ms": int,
+    "min_in_sync": int,
+    "snapshot_every": int,
+    "timeout": float,
+    "join": bool,
+    "join_all": bool,
+    "balance": bool,
+    **_RULES,
+}
