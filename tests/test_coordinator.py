@@ -197,6 +197,15 @@ def test_swap_replaces_the_record_and_counts_the_version(coordinator: Coordinato
     assert coordinator.read(MARKET) == fourth
 
 
+def test_a_leader_that_yields_says_so_until_the_next_swap(coordinator: Coordinator, record: MarketRecord) -> None:
+    yielding = coordinator.swap(record, epoch=1, leader="n1", in_sync=["n1", "n2"], yielding=True)
+    assert yielding is not None
+    assert coordinator.read(MARKET) == yielding
+    assert yielding.yielding
+    taken = coordinator.swap(yielding, epoch=2, leader="n2", in_sync=["n2"])
+    assert taken == coordinator.read(MARKET) == MarketRecord(MARKET, 3, 2, "n2", ("n2",))
+
+
 def test_forced_swap_makes_any_node_lead_alone_and_is_remembered(
     coordinator: Coordinator, record: MarketRecord
 ) -> None:
@@ -420,8 +429,8 @@ def test_database_of_another_program_is_refused_and_left_alone(path: Path, mode:
 
 def test_unknown_schema_version_is_refused(path: Path) -> None:
     SqliteCoordinator(path).close()
-    execute(path, "PRAGMA user_version = 6")
-    with pytest.raises(ConfigurationError, match="has version 6 of the coordinator's schema"):
+    execute(path, "PRAGMA user_version = 7")
+    with pytest.raises(ConfigurationError, match="has version 7 of the coordinator's schema"):
         SqliteCoordinator(path)
 
 

@@ -45,6 +45,8 @@ class MarketRecord:
     """Names of the nodes that hold every committed command: sorted, distinct, never empty."""
     forced: int = 0
     """The last epoch that was begun by force, 0: none. Commands of older epochs may be missing from the log since."""
+    yielding: bool = False
+    """The leader cannot commit: a member of the in-sync set that has lost it, and is linked to enough, may lead."""
 
     def __post_init__(self) -> None:
         for name in (self.market, *self.in_sync):
@@ -110,7 +112,14 @@ class Coordinator(Protocol):
         """
 
     def swap(
-        self, expected: MarketRecord, *, epoch: int, leader: str, in_sync: Iterable[str], force: bool = False
+        self,
+        expected: MarketRecord,
+        *,
+        epoch: int,
+        leader: str,
+        in_sync: Iterable[str],
+        force: bool = False,
+        yielding: bool = False,
     ) -> MarketRecord | None:
         """Replace ``expected``, if the store holds exactly that, by its :func:`successor`; return the new record.
 
@@ -182,7 +191,13 @@ def first_record(market: str, leader: str, in_sync: Iterable[str]) -> MarketReco
 
 
 def successor(
-    expected: MarketRecord, *, epoch: int, leader: str, in_sync: Iterable[str], force: bool = False
+    expected: MarketRecord,
+    *,
+    epoch: int,
+    leader: str,
+    in_sync: Iterable[str],
+    force: bool = False,
+    yielding: bool = False,
 ) -> MarketRecord:
     """Return the record that may follow ``expected``, by the rules of a swap, the same for every store.
 
@@ -196,7 +211,7 @@ def successor(
     """
     in_sync = tuple(sorted(set(in_sync)))
     forced = epoch if force else expected.forced
-    record = MarketRecord(expected.market, expected.version + 1, epoch, leader, in_sync, forced)
+    record = MarketRecord(expected.market, expected.version + 1, epoch, leader, in_sync, forced, yielding)
     ensure(epoch >= expected.epoch, f"{expected.market}: epoch {epoch} is older than {expected.epoch}")
     ensure(
         leader == expected.leader or epoch > expected.epoch,

@@ -240,9 +240,16 @@ class EtcdCoordinator:
                     return record
 
     def swap(
-        self, expected: MarketRecord, *, epoch: int, leader: str, in_sync: Iterable[str], force: bool = False
+        self,
+        expected: MarketRecord,
+        *,
+        epoch: int,
+        leader: str,
+        in_sync: Iterable[str],
+        force: bool = False,
+        yielding: bool = False,
     ) -> MarketRecord | None:
-        record = successor(expected, epoch=epoch, leader=leader, in_sync=in_sync, force=force)
+        record = successor(expected, epoch=epoch, leader=leader, in_sync=in_sync, force=force, yielding=yielding)
         with self._operation() as until_s:
             while True:
                 entry = self._find(expected.market, until_s)
@@ -388,7 +395,10 @@ class EtcdCoordinator:
             values = json.loads(entry.value)
             values["in_sync"] = tuple(values["in_sync"])
             record = MarketRecord(**values)
-            good = type(record.version) is type(record.epoch) is type(record.forced) is int
+            good = (
+                type(record.version) is type(record.epoch) is type(record.forced) is int
+                and type(record.yielding) is bool
+            )
             good = good and _encoded(record) == entry.value and self._key("markets/", record.market) == entry.key
         except (ValueError, TypeError, KeyError, InvariantBroken) as error:
             raise StorageError(f"{self._where} holds a wrong record {entry.key!r} {entry.value!r}: {error}") from error

@@ -45,6 +45,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "log_outlived": "Leadership was forced past this log: what it holds may have been answered, and is lost.",
     "log_put_aside": "The log that leadership was forced past is kept in this folder; the market is joined as new.",
     "leader_lapsed": "The leader's lease or its process has ended: a replica of the in-sync set takes over.",
+    "leader_yields": "This node leads and has too few replicas to commit: one that has enough may take over.",
     "market_joined": "The node has joined a market that it found with the coordinator.",
     "market_not_joined": "A market could not be joined; that is tried again.",
     "market_moved": "The market was handed over to a peer, to even out who leads.",

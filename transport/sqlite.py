@@ -37,7 +37,7 @@ from .errors import Closed, ConfigurationError, InvariantBroken, OpenOutcryError
 APPLICATION_ID: Final = int.from_bytes(b"OOut")
 """SQLite's ``application_id`` of our files: what tells them from those of other programs."""
 
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 """SQLite's ``user_version`` of our files."""
 
 BUSY_MS: Final = 2_000
@@ -53,7 +53,8 @@ _SCHEMA: Final = (
         epoch   INTEGER NOT NULL CHECK (typeof(epoch) = 'integer' AND epoch >= 1),
         leader  TEXT NOT NULL CHECK (typeof(leader) = 'text'),
         in_sync TEXT NOT NULL CHECK (typeof(in_sync) = 'text'), -- a JSON array of names, sorted
-        forced  INTEGER NOT NULL CHECK (typeof(forced) = 'integer' AND forced >= 0)
+        forced  INTEGER NOT NULL CHECK (typeof(forced) = 'integer' AND forced >= 0),
+        yielding INTEGER NOT NULL CHECK (yielding IN (0, 1))
     )""",
     """CREATE TABLE lease (
         node       TEXT NOT NULL PRIMARY KEY CHECK (typeof(node) = 'text'),
@@ -74,12 +75,16 @@ _SCHEMA: Final = (
     f"PRAGMA application_id = {APPLICATION_ID}",
     f"PRAGMA user_version = {SCHEMA_VERSION}",
 )
-_SELECT: Final = "SELECT market, version, epoch, leader, in_sync, forced FROM market"
-_INSERT: Final = "INSERT INTO market (version, epoch, leader, in_sync, forced, market) VALUES (?, ?, ?, ?, ?, ?)"
+_SELECT: Final = "SELECT market, version, epoch, leader, in_sync, forced, yielding FROM market"
+_INSERT: Final = (
+    "INSERT INTO market (version, epoch, leader, in_sync, forced, yielding, market) VALUES (?, ?, ?, ?, ?, ?, ?)"
+)
 _LEASE: Final = "INSERT OR REPLACE INTO lease (node, holder, token, process, expires_ns) VALUES (?, ?, ?, ?, ?)"
 _HOLDER: Final = "SELECT holder, token, process, expires_ns FROM lease WHERE node = ?"
 _MARK: Final = "INSERT OR REPLACE INTO disk (market, node, number, life, epoch, sequence) VALUES (?, ?, ?, ?, ?, ?)"
-_UPDATE: Final = "UPDATE market SET version = ?, epoch = ?, leader = ?, in_sync = ?, forced = ? WHERE market = ?"
+_UPDATE: Final = (
+    "UPDATE market SET version = ?, epoch = ?, leader = ?, in_sync = ?, forced = ?, yielding = ? WHERE market = ?"
+)
 
 _RETRY_S: Final = 0.002
 
@@ -144,9 +149,16 @@ class SqliteCoordinator:
         return existing or record
 
     def swap(
-        self, expected: MarketRecord, *, epoch: int, leader: str, in_sync: Iterable[str], force: bool = False
+        self,
+        expected: MarketRecord,
+        *,
+        epoch: int,
+        leader: str,
+        in_sync: Iterable[str],
+        force: bool = False,
+        yielding: bool = False,
     ) -> MarketRecord | None:
-        record = successor(expected, epoch=epoch, leader=leader, in_sync=in_sync, force=force)
+        record = successor(expected, epoch=epoch, leader=leader, in_sync=in_sync, force=force, yielding=yielding)
         with self._transaction("BEGIN IMMEDIATE") as connection:
             if self._select(connection, expected.market) != expected:
                 return None
@@ -292,9 +304,9 @@ class SqliteCoordinator:
         return None if row is None else self._record(row)
 
     def _record(self, row: Any) -> MarketRecord:
-        market, version, epoch, leader, in_sync, forced = row
+        market, version, epoch, leader, in_sync, forced, yielding = row
         try:
-            return MarketRecord(market, version, epoch, leader, tuple(json.loads(in_sync)), forced)
+            return MarketRecord(market, version, epoch, leader, tuple(json.loads(in_sync)), forced, bool(yielding))
         except (ValueError, TypeError, InvariantBroken) as error:
             raise StorageError(f"the coordinator file {self._path} holds a wrong record {row}: {error}") from error
 
@@ -332,9 +344,9 @@ def _is_empty(connection: sqlite3.Connection) -> bool:
     return bool(connection.execute(query).fetchone() == (0, 0, 0))
 
 
-def _values(record: MarketRecord) -> tuple[int, int, str, str, int, str]:
+def _values(record: MarketRecord) -> tuple[int, int, str, str, int, bool, str]:
     in_sync = json.dumps(record.in_sync, ensure_ascii=False, separators=(",", ":"))
-    return record.version, record.epoch, record.leader, in_sync, record.forced, record.market
+    return record.version, record.epoch, record.leader, in_sync, record.forced, record.yielding, record.market
 
 
 def _holds(process: str, expires_ns: int) -> bool:

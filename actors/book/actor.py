@@ -562,6 +562,12 @@ class BookActor(NodeActor):
     # -- requests -----------------------------------------------------------------------------------------------
 
     @property
+    def _yields(self) -> bool:
+        """Whether this replica leads, cannot commit, and lets another lead."""
+        replica = self.replica
+        return replica.role is Role.LEADING and replica.record is not None and replica.record.yielding
+
+    @property
     def _leads(self) -> bool:
         return self.replica.may_propose
 
@@ -766,6 +772,7 @@ class BookActor(NodeActor):
 
     def _hear_coordinator(self, answer: CoordinatorAnswer, now_ns: int) -> None:
         led, members = self.replica.role is Role.LEADING, set(self.replica.in_sync)
+        yielded = self._yields
         self._take_answer(answer, now_ns)
         silent, self._store_silent = self._store_silent, answer.error is not None
         if answer.error is not None:
@@ -774,6 +781,8 @@ class BookActor(NodeActor):
             now = set(self.replica.in_sync)
             for peer in sorted(members - now):
                 self._log.warning("replica_left", peer=peer, in_sync=self.replica.in_sync)
+            if self._yields and not yielded:
+                self._log.warning("leader_yields", in_sync=self.replica.in_sync, present=self.replica.present)
             for peer in sorted(now - members):
                 self._log.info("replica_in_sync", peer=peer, in_sync=self.replica.in_sync)
 
@@ -888,7 +897,12 @@ class BookActor(NodeActor):
             self._ask_coordinator(
                 swap,
                 lambda store: store.swap(
-                    swap.expected, epoch=swap.epoch, leader=swap.leader, in_sync=swap.in_sync, force=swap.force
+                    swap.expected,
+                    epoch=swap.epoch,
+                    leader=swap.leader,
+                    in_sync=swap.in_sync,
+                    force=swap.force,
+                    yielding=swap.yielding,
                 ),
             )
         elif isinstance(effect, RepairBegun):
@@ -1211,6 +1225,7 @@ class BookActor(NodeActor):
             "min_in_sync": replica.min_in_sync,
             "present": replica.present,
             "resigned": replica.resigned,
+            "yields": self._yields,
             "linked": replica.leader in self._links,
             "matched": replica.matched,
             "known": replica.known_committed,

@@ -6,6 +6,8 @@ MSR-TR-2008-25), the scheme of Kafka's in-sync replicas. The rules it rests on:
 - An entry is committed when it is durable on every member of the in-sync set; only committed entries are applied.
 - Only a compare-and-swap on the coordinator changes ``(epoch, leader, in-sync set)``. While one that adds a member is
   under way its ack is needed already; one that removes a member takes effect only once it has succeeded.
+- A leader that cannot commit for some seconds says so in the coordinator's record; a member of the in-sync set that has
+  lost it, and is linked to enough others, takes over by a swap as from a dead one.
 - When no member of the in-sync set is left, a person may make another replica lead: by force. What a log from before
   holds and the new leader's does not may have been acknowledged: it is put aside, never cut.
 - Every message carries its epoch. A replica refuses older epochs, and believes a newer one, or another leader, only
@@ -42,12 +44,21 @@ from .wire import IN_SYNC_MAX, Ack, Append, Join, Lead, MarketMessage, Resign, R
 IN_FLIGHT_MAX: Final = 65_536
 """Commands a follower may have unacknowledged before the leader stops streaming and lets it read at its own pace."""
 SNAPSHOT_BEHIND: Final = 50_000
+STALL_MS_MAX: Final = 2000
+"""How long a leader may miss the replicas that it needs to commit, in milliseconds; then one that has them may lead.
+
+Longer than a link takes to come back after a short break, so that leadership stays where it is.
+"""
+SEEN_MAX: Final = 256
+"""Most names of former members that are remembered; beyond, those that are linked."""
 _ASK_NS: Final = 300_000_000
 """How often a follower without a leader's log asks the coordinator, and the leader it names."""
 _REJOIN_NS: Final = 1_000_000_000
 """How long a follower that has joined waits for an append that fits its tail before it joins again."""
 _AUDIT_NS: Final = 10_000_000_000
 """How often a replica that leads, or follows a leader, looks at the coordinator's record."""
+_YIELD_LOOK_NS: Final = 500_000_000
+"""How often a leader that lets another lead looks whether one does."""
 
 
 class Role(enum.Enum):
@@ -146,6 +157,7 @@ class SwapRecord:
     leader: str
     in_sync: tuple[str, ...]
     force: bool = False
+    yielding: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -235,6 +247,7 @@ class Replica:
         min_in_sync: int = 1,
         absent_ms_max: int = 3000,
         lag_ms_max: int = 5000,
+        stall_ms_max: int = STALL_MS_MAX,
         snapshot_behind: int = SNAPSHOT_BEHIND,
         observer: bool = False,
         repairing: bool = False,
@@ -244,6 +257,7 @@ class Replica:
         ``incarnation``: a positive number larger than that of any earlier start (a clock will do).
         ``min_in_sync``: below it nothing commits and proposals are refused. ``absent_ms_max``: how long a new leader
         waits for a member that it has no link to; ``lag_ms_max``: how long a member may not acknowledge anything;
+        ``stall_ms_max``: how long a leader may have too few members to commit until it lets another lead;
         ``snapshot_behind``: a replica that joins more than this many commands behind gets a snapshot, not the log.
         ``observer``: read only; never in sync, never leads. ``repairing``: what this disk held was damaged and has been
         put aside; the replica does not lead until it holds all that is committed again.
@@ -253,6 +267,7 @@ class Replica:
         self.min_in_sync = min_in_sync
         self._absent_ns_max = absent_ms_max * 1_000_000
         self._lag_ns_max = lag_ms_max * 1_000_000
+        self._stall_ns_max = stall_ms_max * 1_000_000
         self._snapshot_behind = snapshot_behind
         self.observer = observer
         self.repairing = repairing
@@ -287,6 +302,12 @@ class Replica:
         self._offered_to: dict[str, int] = {}
         """Who has been offered our state, and where its log ended then."""
         self._missing_since_ns: dict[str, int] = {}
+        self._stalled_since_ns: int | None = None
+        """Leader: since when it has had too few members to commit."""
+        self._stalled_with: set[str] = set()
+        """Which links it had when it last gave up so: with no others it would fare no better."""
+        self._members_seen: set[str] = set()
+        """Who has been in sync since the start: linked, they may be again."""
         self._swap: SwapRecord | None = None
         self._swap_lost = False
         self._force: SwapRecord | None = None
@@ -333,8 +354,9 @@ class Replica:
                 self._follow(record.leader, record.epoch)
             self._learn(record.in_sync)
             lapsed, self._lapsed = self._lapsed, None
-            if lapsed == record.leader and self.node in record.in_sync and self._swap is None:
-                left = tuple([member for member in record.in_sync if member != lapsed])
+            member = self.node in record.in_sync and self._swap is None
+            if member and (lapsed == record.leader or self._may_succeed(record)):
+                left = tuple([name for name in record.in_sync if name != record.leader])
                 effects += self._claim(left if len(left) >= self.min_in_sync else record.in_sync)
             if self.role is Role.FOLLOWING and self.leader in self._links and not self.joined:
                 effects += self._join()
@@ -358,6 +380,9 @@ class Replica:
     def _learn(self, in_sync: tuple[str, ...]) -> None:
         """Who is in sync now. Whoever was taken out is no more of those that are gone: when it is back in, it lives."""
         self.in_sync = in_sync
+        self._members_seen.update(in_sync)
+        if len(self._members_seen) > SEEN_MAX:
+            self._members_seen &= {*in_sync, *self._links}
         self.gone.intersection_update(in_sync)
 
     def _take(self, record: MarketRecord) -> None:
@@ -390,6 +415,18 @@ class Replica:
             return []
         self._lapsed = leader
         return [ReadRecord()]
+
+    def _may_succeed(self, record: MarketRecord) -> bool:
+        """Follower: whether the leader lets another lead, and this replica is one that could commit in its place.
+
+        One that is linked to the leader, to too few others, or only to those with whom it has failed itself, stays: it
+        would be in the same position, and leadership would go back and forth.
+        """
+        linked = self._members_seen & self._links
+        fit = self.role is Role.FOLLOWING and not self.repairing and record.leader not in linked
+        return (
+            record.yielding and fit and len(linked) + 1 >= self.min_in_sync and not linked.issubset(self._stalled_with)
+        )
 
     def force_refusal(self, record: MarketRecord | None, reachable: Collection[str]) -> Unavailable | None:
         """Return why this replica may not be made to lead by :meth:`force`, or None.
@@ -511,11 +548,13 @@ class Replica:
             self.leader = self.node
             self.joined = False
             self._inherited = self.tail.sequence
+            self._stalled_since_ns = None
             self._followers.clear()
             self._offered_to.clear()
+            yielded = swap.expected.leader if swap.expected.yielding else None
             long_ago_ns = now_ns - self._absent_ns_max
             self._missing_since_ns = {
-                member: long_ago_ns if member in self.gone else now_ns
+                member: long_ago_ns if member in self.gone or member == yielded else now_ns
                 for member in record.in_sync
                 if member != self.node
             }
@@ -541,11 +580,13 @@ class Replica:
                 self._give_up_claim()
         return []
 
-    def _start_swap(self, epoch: int, in_sync: tuple[str, ...], *, force: bool = False) -> list[Effect]:
+    def _start_swap(
+        self, epoch: int, in_sync: tuple[str, ...], *, force: bool = False, yielding: bool = False
+    ) -> list[Effect]:
         ensure(self._swap is None, "a swap begins while another is under way")
         record = present(self.record, "a swap without the record that it replaces")
         self._swap_lost = False
-        self._swap = SwapRecord(record, epoch, self.node, tuple(sorted(in_sync)), force)
+        self._swap = SwapRecord(record, epoch, self.node, tuple(sorted(in_sync)), force, yielding)
         return [self._swap]
 
     # -- links and time -----------------------------------------------------------------------------------------
@@ -554,6 +595,7 @@ class Replica:
         """A link to ``node`` came up."""
         self._links.add(node)
         self.gone.discard(node)
+        self._stalled_with.discard(node)
         if self.role is Role.LEADING:
             return [Send((node,), Lead(self.market, self.epoch, self.in_sync))]
         if self.role is Role.FOLLOWING and node == self.leader:
@@ -607,7 +649,8 @@ class Replica:
 
         A take-over whose answer was lost may be carried out later: then nobody knows of it until somebody looks.
         """
-        if now_ns - self._asked_ns < _AUDIT_NS:
+        yielding = self.role is Role.LEADING and self.record is not None and self.record.yielding
+        if now_ns - self._asked_ns < (_YIELD_LOOK_NS if yielding else _AUDIT_NS):
             return []
         self._asked_ns = now_ns
         return [ReadRecord()]
@@ -643,9 +686,25 @@ class Replica:
             # Nothing commits below the minimum, so to remove a member would gain nothing; but as long as it is one, it
             # may take over if those that are left lose their disks.
             members.update(self.in_sync)
-        if members == set(self.in_sync):
+        yielding = self._is_stalled(now_ns)
+        if members == set(self.in_sync) and self.record is not None and yielding == self.record.yielding:
             return []
-        return self._start_swap(self.epoch, tuple(members))
+        return self._start_swap(self.epoch, tuple(members), yielding=yielding)
+
+    def _is_stalled(self, now_ns: int) -> bool:
+        """Leader: whether it has had too few members to commit for so long that another is to lead.
+
+        It leads on until one does, and takes the word back if its members come first.
+        """
+        if self.present >= self.min_in_sync or len(self.in_sync) == 1:
+            self._stalled_since_ns = None
+            return False
+        if self._stalled_since_ns is None:
+            self._stalled_since_ns = now_ns
+        stalled = now_ns - self._stalled_since_ns >= self._stall_ns_max
+        if stalled:
+            self._stalled_with = set(self._links)
+        return stalled
 
     # -- leading ------------------------------------------------------------------------------------------------
 

@@ -191,6 +191,25 @@ def test_a_leader_cut_off_from_everybody_and_from_the_coordinator(store: Store, 
         finish(net, others)
 
 
+@pytest.mark.failover
+def test_a_leader_cut_off_from_the_nodes_but_not_from_the_coordinator(
+    store: Store, round_: int, finish: Finish
+) -> None:
+    with exchange(store, proxied=True, min_in_sync=2) as net:
+        leader, *others = net.begin()
+        net.mark()
+        net.proxies[leader].swallow()
+        for name in others:
+            net.proxies[name].swallow([leader])
+        net.wait_answers(20, *others)
+        net.wait_leader(*others)
+        for proxy in net.proxies.values():
+            proxy.heal()
+        net.wait_answers(20)
+        net.wait_deposed(leader)
+        finish(net, others)
+
+
 # -- disks -------------------------------------------------------------------------------------------------------------
 
 

@@ -261,6 +261,25 @@ class ShrinksBelowTheMinimum(Replica):
             self.min_in_sync = minimum
 
 
+class NeverYields(Replica):
+    """A leader that cannot commit keeps that to itself, as long as it reaches the coordinator."""
+
+    def _is_stalled(self, now_ns: int) -> bool:
+        del now_ns
+        return False
+
+
+class TakesOverWithoutTheMeans(Replica):
+    """A member takes over from a leader that cannot commit though it could not either."""
+
+    def _may_succeed(self, record: MarketRecord) -> bool:
+        links, self._links = self._links, {*record.in_sync} - {record.leader}
+        try:
+            return super()._may_succeed(record)
+        finally:
+            self._links = links
+
+
 class EndsItsRepairTooEarly(Replica):
     """A replica counts as repaired before it has what former leaders had acknowledged."""
 
@@ -365,6 +384,8 @@ REPLICAS: list[tuple[type[Replica], int, str | None]] = [
     (AddsBeforeWhatItInheritedIsHeld, 100, "stall"),
     (AddsWhoIsBehind, 40, None),
     (ShrinksBelowTheMinimum, 100, None),
+    (NeverYields, 40, None),
+    (TakesOverWithoutTheMeans, 40, None),
     (EndsItsRepairTooEarly, 200, None),
     (ForgetsThatItLostItsLog, 100, None),
     (AddsAnObserver, 40, None),

@@ -9,7 +9,7 @@ what            how it can go wrong here
 ==============  =====================================================================================================
 link            cut at any moment; each side notices in its own time; what was under way is lost or, up to any point,
                 delivered late, even after the link is up again (a socket's buffers outlive it); what came last comes
-                once more; one direction stalls
+                once more; one direction stalls; a node has none for a while, and still reaches the coordinator
 node            killed, stopped or slow for a while; closed in order (it resigns first); its clocks are off
 disk            slow; loses what was not synced, keeps any prefix of it; stops halfway from the log to a snapshot;
                 wiped: the node returns under a new id; damaged or emptied: it returns as it was, without its log
@@ -60,6 +60,7 @@ from openoutcry.transport.coordinator import MarketRecord, successor
 
 MARKET = "SIM"
 WINDOW = 256
+STALL_MS = 1000
 RULES = MarketRules(dedupe_window=WINDOW)
 
 _FAULTS = {
@@ -70,6 +71,7 @@ _FAULTS = {
     "slow": 0.02,
     "cut": 0.02,
     "stall": 0.02,
+    "isolate": 0.005,
     "unreachable": 0.02,
     "outage": 0.005,
     "lapse": 0.03,
@@ -146,6 +148,7 @@ class Node:
             absent_ms_max=500,
             snapshot_behind=self.world.snapshot_behind,
             lag_ms_max=2000,
+            stall_ms_max=STALL_MS,
             observer=self.observer,
             repairing=self.marked,
         )
@@ -416,6 +419,8 @@ class World:
         """Who has begun to lead in each epoch: nobody twice."""
         self.wires: dict[tuple[str, str], deque[Any]] = {}
         self.stalled: list[tuple[str, str]] = []
+        self.isolated: set[str] = set()
+        """Who has no link to any other node."""
         self.ghosts: dict[tuple[str, str], deque[Any]] = {}
         """What was under way on links that are no more, or had just come, and will still be delivered."""
         self.heard: dict[tuple[str, str], deque[Any]] = {}
@@ -502,7 +507,14 @@ class World:
             return self.store.setdefault(MARKET, MarketRecord(MARKET, 1, 1, name, (name,)))
         if self.store[MARKET] != call.expected:
             return None
-        record = successor(call.expected, epoch=call.epoch, leader=call.leader, in_sync=call.in_sync, force=call.force)
+        record = successor(
+            call.expected,
+            epoch=call.epoch,
+            leader=call.leader,
+            in_sync=call.in_sync,
+            force=call.force,
+            yielding=call.yielding,
+        )
         self.store[MARKET] = record
         if call.force:
             self.give_up(self.nodes[name], record.epoch)
@@ -637,7 +649,7 @@ class World:
                     continue
                 pair = name, other
                 if frozenset(pair) not in self.connected:
-                    if pair not in self.falling and pair[::-1] not in self.falling:
+                    if self.isolated.isdisjoint(pair) and pair not in self.falling and pair[::-1] not in self.falling:
                         may(1.0 * pace * nodes[other].pace, self.connect, *pair)
                 elif self.faulty:
                     may(self.rates["cut"], self.cut, *pair)
@@ -650,6 +662,7 @@ class World:
                 may(self.rates["close"], self.close, node)
                 may(self.rates["slow"], self.change_pace, node)
                 may(self.rates["unreachable"], self.change_reach, node)
+                may(self.rates["isolate"] * (10 if name in self.isolated else 1), self.change_isolation, name)
                 if node.replica.leader is not None:
                     may(self.rates["lapse"] * pace, self.lapse, node)
                 if name in losable:
@@ -720,6 +733,14 @@ class World:
     def resume(self, pair: tuple[str, str]) -> None:
         if pair in self.stalled:
             self.stalled.remove(pair)
+
+    def change_isolation(self, name: str) -> None:
+        if name in self.isolated:
+            self.isolated.remove(name)
+            return
+        self.isolated.add(name)
+        for pair in [pair for pair in self.connected if name in pair]:
+            self.cut(*pair)
 
     def change_pace(self, node: Node) -> None:
         node.pace = self.chance.choice((0.0, 0.05, 0.3, 1.0, 1.0, 1.0))
@@ -810,16 +831,59 @@ class World:
             self.trade(leader)
             self.converge()
             assert self.acknowledged > last, "healed, but nothing is executed any more"
+            self.isolate_the_leader()
         finally:
             protocol.IN_FLIGHT_MAX = in_flight_max  # type: ignore[misc]
         for node in self.nodes.values():
             node.book.check()
             assert node.book.sequence >= self.acknowledged, f"{node.name} lost acknowledged commands"
 
+    def isolate_the_leader(self) -> None:
+        """Cut the leader off from the other nodes, not from the coordinator: another leads if it can commit, else none.
+
+        One that took over without the means to would change nothing but who is in the way.
+        """
+        members = sorted(set(self.nodes) - self.observers)
+        record = self.store[MARKET]
+        if self.min_in_sync < 2 or len(members) < 3 or self.falling or self.rising:
+            return
+        others = [name for name in members if name != record.leader]
+        for name in members:
+            self.change_isolation(name)
+        for _ in range(600):
+            self.step()
+        found = self.store[MARKET]
+        assert (found.leader, found.epoch) == (record.leader, record.epoch), "took over, and could not commit either"
+        assert found.yielding, f"{record.leader} leads, cannot commit, and does not say so"
+        for name in others:
+            self.change_isolation(name)
+        for _ in range(20_000):
+            self.step()
+            leader = self.nodes[self.store[MARKET].leader]
+            if (
+                leader.name in others
+                and leader.replica.may_propose
+                and leader.replica.committed == leader.book.sequence
+            ):
+                break
+        else:
+            raise AssertionError(f"stuck: {record.leader} cannot commit, and none of {others} leads")
+        last = self.acknowledged
+        self.trade(leader)
+        for _ in range(20_000):
+            if self.acknowledged > last:
+                break
+            self.step()
+        else:
+            raise AssertionError(f"stuck: {leader.name} has taken over, and does not commit")
+        self.heal()
+        self.converge()
+
     def heal(self) -> None:
         """End every fault."""
         self.faulty = self.outage = False
         self.stalled.clear()
+        self.isolated.clear()
         for node in self.nodes.values():
             node.pace = 1.0
             node.reaches_store = True
