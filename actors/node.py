@@ -13,6 +13,7 @@ import functools
 import gc
 import itertools
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -45,8 +46,10 @@ from ..transport.errors import (
     shown,
 )
 from ..transport.etcd import is_etcd
+from ..transport.forks import check_nng, guard
 from ..transport.identity import SCHEME, check_addresses
 from ..transport.identity_file import open_identity
+from ..transport.interrupts import uninterrupted
 from ..transport.log import get_logger
 from ..transport.rendezvous import Rendezvous
 from ..transport.sockets import Inbox, checked_address, is_wildcard
@@ -267,10 +270,12 @@ class ExchangeNode:
                 have one, or none has. None: whoever reaches this node may link to it, and act for anybody.
 
         Raises:
-            ConfigurationError: an address is in use or malformed, the data directory is another node's, …
+            ConfigurationError: an address is in use or malformed, the data directory is another node's, or this process
+                was forked from one that had nodes (code ``forked``), …
             StorageError: a journal is damaged (code ``corrupt``).
             Unavailable: the coordinator cannot be reached.
         """
+        check_nng()
         if min_in_sync < 1:
             raise ConfigurationError("min_in_sync is at least 1: the leader itself")
         if directory and coordinator is None and (markets or observe or join_all):
@@ -289,6 +294,8 @@ class ExchangeNode:
         self.timeout = checked_timeout(timeout)
         self._ttl_ms = ttl_ms
         self._closing = threading.Lock()
+        self._hurry = threading.Event()
+        guard(self)
         self._request_prefix = f"{uuid.uuid4().hex[:20]}."
         self._request_numbers = itertools.count(1)
         self._closed = False
@@ -337,7 +344,7 @@ class ExchangeNode:
             )
         except BaseException:
             self._closed = True
-            self._undo.close()
+            uninterrupted(self._undo.close)
             raise
         self.phase = "running"
         _open_nodes.add(self)
@@ -480,9 +487,15 @@ class ExchangeNode:
 
         What the node leads it hands over first, to a follower that has everything, for ``HAND_OVER_S`` at most.
         Commands that have no answer by then fail with Closed; their outcome is unknown.
+
+        Ctrl-C cuts the hand-over short, and is raised once the node is closed. A second one is raised at once; the node
+        goes on closing then, and another call waits for it.
         """
+        uninterrupted(self._close, on_interrupt=self._hurry.set)
+
+    def _close(self) -> None:
         with self._closing:
-            if self._closed:
+            if self.phase == "closed":
                 return
             self.phase = "closing"
             self._hand_over()
@@ -490,9 +503,9 @@ class ExchangeNode:
                 self._closed = True
             for book in list(self._books.values()):
                 tell(book, Retire())
-            _open_nodes.discard(self)
             self._undo.close()
             self.phase = "closed"
+            _open_nodes.discard(self)
 
     def _open_market(self, market: str, rules: MarketRules | None, *, observer: bool) -> None:
         if not isinstance(market, str) or not 1 <= len(market) <= NAME_LENGTH_MAX or market in (".", ".."):
@@ -820,12 +833,12 @@ class ExchangeNode:
         """Hand over what this node leads, one market after the other: each pauses only for its own hand-over."""
         deadline_s = time.monotonic() + HAND_OVER_S
         waiting = deque(self._books.values())
-        while waiting and time.monotonic() < deadline_s:
+        while waiting and time.monotonic() < deadline_s and not self._hurry.is_set():
             book = waiting.popleft()
             turn_s = min(deadline_s, time.monotonic() + BALANCE_S)
             with contextlib.suppress(pykka.ActorDeadError, pykka.Timeout):
                 while not book.ask(HandOver(), timeout=HAND_OVER_S):
-                    if time.monotonic() > turn_s:
+                    if time.monotonic() > turn_s or self._hurry.is_set():
                         waiting.append(book)  # whoever is to take it may need longer: others first
                         break
                     time.sleep(0.005)
@@ -1004,7 +1017,10 @@ class ExchangeNode:
             except Unavailable as error:
                 raise partly_sent(error, at, len(every)) from error
 
-        return lambda: OrderResults(market, [(r.wait(), r.first_sequence, r.commands) for r in requests])
+        return lambda: self._results(market, requests)
+
+    def _results(self, market: str, requests: list[Request]) -> OrderResults:
+        return OrderResults(market, [(r.wait(), r.first_sequence, r.commands) for r in requests])
 
     def order(
         self,
@@ -1709,10 +1725,19 @@ def _with_leases(store: Coordinator, market: str) -> tuple[MarketRecord | None, 
     return record, frozenset([member for member in members if not store.lapsed(member)])
 
 
+def open_nodes() -> list[ExchangeNode]:
+    """Return the nodes of this process that have not been closed, also those that no variable holds any more."""
+    return sorted(_open_nodes, key=lambda node: node.node_id)
+
+
 @atexit.register
 def _close_all() -> None:
-    for node in list(_open_nodes):
+    for node in open_nodes():
         node.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_open_nodes.clear)
 
 
 def spare_gc() -> None:
@@ -1726,4 +1751,4 @@ def spare_gc() -> None:
     gc.set_threshold(100_000, 50, 100)
 
 
-__all__ = ["IN_FLIGHT_MAX", "ExchangeNode", "spare_gc"]
+__all__ = ["IN_FLIGHT_MAX", "ExchangeNode", "open_nodes", "spare_gc"]

@@ -56,6 +56,7 @@ from .errors import (
     ensure,
     present,
 )
+from .forks import guard
 from .identity import CLOCK_BEHIND, date_of
 
 SCHEMES: Final = ("etcd://", "etcds://")
@@ -167,6 +168,7 @@ class EtcdCoordinator:
         user: str | None = None,
         password: str | None = None,
     ) -> None:
+        guard(self)
         hosts = [_endpoint(endpoint) for endpoint in endpoints]
         if not hosts:
             raise ConfigurationError("an etcd coordinator needs at least one endpoint: HOST:PORT")

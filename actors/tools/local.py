@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ...transport.errors import OpenOutcryError, RequestTimeout, Unavailable
+from ...transport.forks import guard
 from ...transport.identity_file import certificates
 from ...transport.rendezvous import Rendezvous
 from ..control.server import ControlClient, read_control_file
@@ -47,6 +48,7 @@ class LocalExchange:
 
         ``identities``: each node has one, with which it may act for every account, as the bots have their own.
         """
+        guard(self)
         self.folder = folder
         self.markets = tuple([market.partition(":")[0] for market in markets])
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
