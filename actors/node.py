@@ -13,7 +13,6 @@ import functools
 import gc
 import itertools
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -46,11 +45,10 @@ from ..transport.errors import (
     shown,
 )
 from ..transport.etcd import is_etcd
-from ..transport.forks import check_nng, guard
 from ..transport.identity import SCHEME, check_addresses
 from ..transport.identity_file import open_identity
-from ..transport.interrupts import uninterrupted
 from ..transport.log import get_logger
+from ..transport.numerals import written
 from ..transport.rendezvous import Rendezvous
 from ..transport.sockets import Inbox, checked_address, is_wildcard
 from ..transport.survey import Lookup, ServiceEntry
@@ -270,12 +268,10 @@ class ExchangeNode:
                 have one, or none has. None: whoever reaches this node may link to it, and act for anybody.
 
         Raises:
-            ConfigurationError: an address is in use or malformed, the data directory is another node's, or this process
-                was forked from one that had nodes (code ``forked``), …
+            ConfigurationError: an address is in use or malformed, the data directory is another node's, …
             StorageError: a journal is damaged (code ``corrupt``).
             Unavailable: the coordinator cannot be reached.
         """
-        check_nng()
         if min_in_sync < 1:
             raise ConfigurationError("min_in_sync is at least 1: the leader itself")
         if directory and coordinator is None and (markets or observe or join_all):
@@ -294,8 +290,6 @@ class ExchangeNode:
         self.timeout = checked_timeout(timeout)
         self._ttl_ms = ttl_ms
         self._closing = threading.Lock()
-        self._hurry = threading.Event()
-        guard(self)
         self._request_prefix = f"{uuid.uuid4().hex[:20]}."
         self._request_numbers = itertools.count(1)
         self._closed = False
@@ -344,7 +338,7 @@ class ExchangeNode:
             )
         except BaseException:
             self._closed = True
-            uninterrupted(self._undo.close)
+            self._undo.close()
             raise
         self.phase = "running"
         _open_nodes.add(self)
@@ -487,15 +481,9 @@ class ExchangeNode:
 
         What the node leads it hands over first, to a follower that has everything, for ``HAND_OVER_S`` at most.
         Commands that have no answer by then fail with Closed; their outcome is unknown.
-
-        Ctrl-C cuts the hand-over short, and is raised once the node is closed. A second one is raised at once; the node
-        goes on closing then, and another call waits for it.
         """
-        uninterrupted(self._close, on_interrupt=self._hurry.set)
-
-    def _close(self) -> None:
         with self._closing:
-            if self.phase == "closed":
+            if self._closed:
                 return
             self.phase = "closing"
             self._hand_over()
@@ -503,9 +491,9 @@ class ExchangeNode:
                 self._closed = True
             for book in list(self._books.values()):
                 tell(book, Retire())
+            _open_nodes.discard(self)
             self._undo.close()
             self.phase = "closed"
-            _open_nodes.discard(self)
 
     def _open_market(self, market: str, rules: MarketRules | None, *, observer: bool) -> None:
         if not isinstance(market, str) or not 1 <= len(market) <= NAME_LENGTH_MAX or market in (".", ".."):
@@ -833,12 +821,12 @@ class ExchangeNode:
         """Hand over what this node leads, one market after the other: each pauses only for its own hand-over."""
         deadline_s = time.monotonic() + HAND_OVER_S
         waiting = deque(self._books.values())
-        while waiting and time.monotonic() < deadline_s and not self._hurry.is_set():
+        while waiting and time.monotonic() < deadline_s:
             book = waiting.popleft()
             turn_s = min(deadline_s, time.monotonic() + BALANCE_S)
             with contextlib.suppress(pykka.ActorDeadError, pykka.Timeout):
                 while not book.ask(HandOver(), timeout=HAND_OVER_S):
-                    if time.monotonic() > turn_s or self._hurry.is_set():
+                    if time.monotonic() > turn_s:
                         waiting.append(book)  # whoever is to take it may need longer: others first
                         break
                     time.sleep(0.005)
@@ -874,7 +862,7 @@ class ExchangeNode:
         book = self._book(market)
         while not self._take_readiness(market, self._ask(book, queries.readiness, max(timeout, self.timeout))):
             if time.monotonic() > deadline_s:
-                raise self._not_ready(self._status(market), RequestTimeout, f" after {timeout:g} s")
+                raise self._not_ready(self._status(market), RequestTimeout, f" after {written(timeout)} s")
             time.sleep(READY_LOOK_S)
 
     def _take_readiness(self, market: str, found: tuple[bool, OpenOutcryError | None, MarketRules]) -> bool:
@@ -1017,10 +1005,7 @@ class ExchangeNode:
             except Unavailable as error:
                 raise partly_sent(error, at, len(every)) from error
 
-        return lambda: self._results(market, requests)
-
-    def _results(self, market: str, requests: list[Request]) -> OrderResults:
-        return OrderResults(market, [(r.wait(), r.first_sequence, r.commands) for r in requests])
+        return lambda: OrderResults(market, [(r.wait(), r.first_sequence, r.commands) for r in requests])
 
     def order(
         self,
@@ -1212,7 +1197,7 @@ class ExchangeNode:
                     found[market] = answer.get(timeout=max(0.0, deadline_s - time.monotonic()))
                     continue
             except pykka.Timeout:
-                role, why = "unresponsive", f"no answer within {timeout:g} s"
+                role, why = "unresponsive", f"no answer within {written(timeout)} s"
             except pykka.ActorDeadError:
                 pass
             found[market] = {"market": market, "role": role, "ready": False, "error": why}
@@ -1315,7 +1300,7 @@ class ExchangeNode:
         deadline_s = time.monotonic() + checked_timeout(timeout)
         while not condition():
             if time.monotonic() > deadline_s:
-                raise RequestTimeout(f"after {timeout:g} s: {why()}")
+                raise RequestTimeout(f"after {written(timeout)} s: {why()}")
             time.sleep(0.005)
 
     # -- market data --------------------------------------------------------------------------------------------
@@ -1548,7 +1533,9 @@ class ExchangeNode:
         except pykka.ActorDeadError:
             raise self._gone(str(ref.actor_class.__name__)) from None
         except pykka.Timeout:
-            raise RequestTimeout(f"node {self.name} did not answer within {timeout:g} s: it is overloaded") from None
+            raise RequestTimeout(
+                f"node {self.name} did not answer within {written(timeout)} s: it is overloaded"
+            ) from None
 
     def _gone(self, what: str) -> OpenOutcryError:
         if self._closed:
@@ -1725,19 +1712,10 @@ def _with_leases(store: Coordinator, market: str) -> tuple[MarketRecord | None, 
     return record, frozenset([member for member in members if not store.lapsed(member)])
 
 
-def open_nodes() -> list[ExchangeNode]:
-    """Return the nodes of this process that have not been closed, also those that no variable holds any more."""
-    return sorted(_open_nodes, key=lambda node: node.node_id)
-
-
 @atexit.register
 def _close_all() -> None:
-    for node in open_nodes():
+    for node in list(_open_nodes):
         node.close()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_open_nodes.clear)
 
 
 def spare_gc() -> None:
@@ -1751,4 +1729,4 @@ def spare_gc() -> None:
     gc.set_threshold(100_000, 50, 100)
 
 
-__all__ = ["IN_FLIGHT_MAX", "ExchangeNode", "open_nodes", "spare_gc"]
+__all__ = ["IN_FLIGHT_MAX", "ExchangeNode", "spare_gc"]

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, Self, TypeVar
 
 import pytest
 
+from ..transport.numerals import float_of, written
+
 if TYPE_CHECKING:
     import pykka
 
@@ -50,11 +52,8 @@ _NodeT = TypeVar("_NodeT", bound="ExchangeNode | NodeProcess")
 def _scaled(within: float) -> float:
     """Return ``within`` (seconds) times the time factor of this machine."""
     text = os.environ.get(TIME_FACTOR_VARIABLE, "1")
-    try:
-        factor = float(text)
-    except ValueError:
-        factor = math.nan
-    if not 0 < factor < math.inf:
+    factor = float_of(text)
+    if factor is None or factor <= 0:
         raise ValueError(f"{TIME_FACTOR_VARIABLE}={text!r}: expected a number greater than 0")
     return within * factor
 
@@ -225,7 +224,7 @@ class ActorProbe:
         __tracebackhide__ = True
         matches = _predicate(wanted)
         if not self._wait_for_message(self._read, deadline_s):
-            raise self._failure(f"{expected} {_name_of(wanted)}, but nothing came within {_scaled(within):g} s")
+            raise self._failure(f"{expected} {_name_of(wanted)}, but nothing came within {written(_scaled(within))} s")
         message = self._received[self._read].message
         if not matches(message):
             raise self._failure(f"{expected} {_name_of(wanted)}, but the next message is {_shown(message)}")
@@ -252,7 +251,9 @@ class ActorProbe:
         finally:
             self._until_s = before_s
         if (took_s := time.monotonic() - began_s) > _scaled(seconds):
-            raise self._failure(f"expected all of it within {_scaled(seconds):g} s, but it took {took_s:.3g} s")
+            raise self._failure(
+                f"expected all of it within {written(_scaled(seconds))} s, but it took {written(took_s, 3)} s"
+            )
 
     def _deadline_s(self, within: float) -> float:
         return min(time.monotonic() + _scaled(within), self._until_s)
@@ -277,7 +278,7 @@ class ActorProbe:
             if matches(message):
                 self._read = index + 1
                 return message
-        raise self._failure(f"fished for {_name_of(wanted)}, but it did not come within {_scaled(within):g} s")
+        raise self._failure(f"fished for {_name_of(wanted)}, but it did not come within {written(_scaled(within))} s")
 
     def expect_none(self, within: float = 0.1) -> None:
         """Check that no message is unread and that none comes ``within`` seconds (not scaled by the time factor).
@@ -288,7 +289,7 @@ class ActorProbe:
         __tracebackhide__ = True
         if self._wait_for_message(self._read, time.monotonic() + within, until_stopped=False):
             message = self._received[self._read].message
-            raise self._failure(f"expected no message for {within:g} s, but got {_shown(message)}")
+            raise self._failure(f"expected no message for {written(within)} s, but got {_shown(message)}")
 
     def watch(self, ref: pykka.ActorRef[Any] | RemoteRef) -> None:
         """Remember the living actor ``ref`` for :meth:`expect_terminated`: watch first, then do what should end it.
@@ -341,7 +342,9 @@ class ActorProbe:
         with self._arrival:
             deadline_s = self._deadline_s(within)
             if not self._arrival.wait_for(lambda: ref in self._ends, max(0.0, deadline_s - time.monotonic())):
-                raise self._failure(f"expected {ref} to end, but nothing is known of that after {_scaled(within):g} s")
+                raise self._failure(
+                    f"expected {ref} to end, but nothing is known of that after {written(_scaled(within))} s"
+                )
             self._remote.discard(ref)
             return self._ends.pop(ref)
 
@@ -358,7 +361,7 @@ class ActorProbe:
         if ref.actor_urn not in self._watched:
             raise ValueError(f"{ref} is not watched: call watch(ref) before the step that should stop it")
         if not ref.actor_stopped.wait(max(0.0, self._deadline_s(within) - time.monotonic())):
-            raise self._failure(f"expected {ref} to stop, but it is alive after {_scaled(within):g} s")
+            raise self._failure(f"expected {ref} to stop, but it is alive after {written(_scaled(within))} s")
         self._watched.discard(ref.actor_urn)
 
     def stop(self) -> None:
@@ -512,7 +515,9 @@ class FakeClock:
             deadline_s = time.monotonic() + _scaled(_STOP_S)
             while timer.pending:
                 if time.monotonic() > deadline_s:
-                    raise AssertionError(f"{timer} was not handled within {_scaled(_STOP_S):g} s: is its actor stuck?")
+                    raise AssertionError(
+                        f"{timer} was not handled within {written(_scaled(_STOP_S))} s: is its actor stuck?"
+                    )
                 time.sleep(0)
         self._now_s = end_s
 
@@ -548,11 +553,9 @@ class _AnyExchange(Generic[_NodeT]):
             node_options: go to every :class:`~openoutcry.actors.node.ExchangeNode`.
         """
         # Here, so that a run that starts no exchange pays nothing.
-        from ..transport.forks import guard  # noqa: PLC0415
         from ..transport.rendezvous import Rendezvous  # noqa: PLC0415
         from .book.rules import MarketRules  # noqa: PLC0415
 
-        guard(self)
         assert nodes >= 1, "an exchange has at least one node"
         assert not (faults and identities), "faults and identities exclude each other: a proxy cannot read TLS"
         self._folder = folder
@@ -612,7 +615,9 @@ class _AnyExchange(Generic[_NodeT]):
             if isinstance(first, int) and all(other == first for other in others):
                 return first
             if time.monotonic() >= deadline_s:
-                raise self._failure(f"{market}: no common sequence number within {_scaled(timeout):g} s", sequences)
+                raise self._failure(
+                    f"{market}: no common sequence number within {written(_scaled(timeout))} s", sequences
+                )
             time.sleep(_POLL_S)
 
     def assert_same_hash(self, market: str, *, timeout: float = 10.0) -> str:

@@ -23,10 +23,10 @@ from openoutcry.actors.tools.inspection import (
     held,
     market_folders,
     read_log,
-    time_words,
     verify_market,
 )
 from openoutcry.transport.errors import ConfigurationError, StorageError
+from openoutcry.transport.numerals import time_text
 
 MARKET = "BTC-USD"
 RULES = MarketRules(tick_size="0.01", lot_size="0.001")
@@ -254,7 +254,7 @@ def test_the_folder_of_a_running_node_is_refused_and_one_that_is_read_keeps_node
             assert result.stderr.endswith("(data_dir_in_use)\n")
     with held(tmp_path):
         assert run("verify", tmp_path).exit_code == 0, "readers do not keep each other out"
-        with pytest.raises(ConfigurationError, match="in use by a process that reads it"):
+        with pytest.raises(ConfigurationError, match="in use by another node"):
             FolderLock(tmp_path)
     FolderLock(tmp_path).release()
 
@@ -379,4 +379,4 @@ def test_without_rules_prices_are_in_ticks_and_quantities_in_lots() -> None:
     logged = LoggedCommand(1, 1, 0, order("ann", 0, 5, 1), None, None)
     assert command_words(logged) == "ann buys 1 lot at 5 ticks, id ann5"
     assert (command_fields(logged)["price_ticks"], command_fields(logged)["quantity_lots"]) == (5, 1)
-    assert time_words(1_600_000_000_000_000_001) == "2020-09-13T12:26:40.000000001Z"
+    assert time_text(1_600_000_000_000_000_001) == "2020-09-13T12:26:40.000000001Z"

@@ -56,8 +56,8 @@ from .errors import (
     ensure,
     present,
 )
-from .forks import guard
 from .identity import CLOCK_BEHIND, date_of
+from .numerals import port_of, whole_of
 
 SCHEMES: Final = ("etcd://", "etcds://")
 """How an address that :func:`open_etcd` understands begins."""
@@ -168,7 +168,6 @@ class EtcdCoordinator:
         user: str | None = None,
         password: str | None = None,
     ) -> None:
-        guard(self)
         hosts = [_endpoint(endpoint) for endpoint in endpoints]
         if not hosts:
             raise ConfigurationError("an etcd coordinator needs at least one endpoint: HOST:PORT")
@@ -508,7 +507,7 @@ class EtcdCoordinator:
             return failed
         try:
             reported = json.loads(error.detail_text)
-            text, code = str(reported["error"]), int(reported["code"])
+            text, code = str(reported["error"]), _number(reported["code"])
         except (ValueError, TypeError, KeyError):
             text, code = f"{' '.join(map(str, error.args))} {error.detail_text or ''!s:.200}".strip(), -1
             if self._id is None and "CommonName" in text:
@@ -612,9 +611,10 @@ def _endpoint(text: str) -> tuple[str, int]:
     host, colon, port = text.strip().rpartition(":")
     if not colon or port.endswith("]"):
         host, port = text.strip(), str(PORT_DEFAULT)
-    if not host or not port.isdecimal() or not 0 < int(port) < 65536 or (":" in host and host[0] + host[-1] != "[]"):
+    number = port_of(port)
+    if not host or not number or (":" in host and host[0] + host[-1] != "[]"):
         raise ConfigurationError(f"an etcd endpoint is HOST:PORT, not {text!r:.80}")
-    return host.strip("[]"), int(port)
+    return host.strip("[]"), number
 
 
 def _check_certificates(ca: str | Path | None, cert: str | Path | None, key: str | Path | None) -> None:
@@ -637,7 +637,14 @@ def _b64(data: bytes) -> str:
 
 def _int(answer: dict[str, Any], key: str) -> int:
     """Return a number of the gateway's, which writes those of 64 bits as text and leaves out what is 0."""
-    return int(answer.get(key, 0))
+    return _number(answer.get(key, 0))
+
+
+def _number(value: object) -> int:
+    found = whole_of(value) if isinstance(value, str) else value
+    if type(found) is not int:
+        raise ValueError(f"expected a whole number, got {value!r:.80}")
+    return found
 
 
 def _range(key: bytes, *, end: bytes | None = None) -> dict[str, Any]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, MutableMapping
+from decimal import Decimal
 from typing import Any, Final, cast
 
 import structlog
 
 from .errors import OpenOutcryError
+from .numerals import in_json, times_in_json, written
 
 EVENTS: Final[Mapping[str, str]] = {
     # A node's life.
@@ -24,7 +26,6 @@ EVENTS: Final[Mapping[str, str]] = {
     "node_closing": "The node was asked to end, hands over what it leads and answers what it can.",
     "node_closed": "The node has ended in order.",
     "node_stuck": "The node did not end in time; its process is ended as it is.",
-    "fork_not_let_go": "A forked child could not close something that it inherited.",
     "log_reopened": "The log file was opened anew, as SIGHUP asks for.",
     "log_not_reopened": "The log file could not be opened anew; the old one is written on.",
     "log_line_failed": "No line could be made of a record: its arguments do not fit its text, or the form of the log.",
@@ -137,7 +138,8 @@ def _to_record(_logger: Any, _method: str, values: MutableMapping[str, Any]) -> 
     """Return the arguments of the standard logger's method."""
     event = str(values.pop("event"))
     options = {key: values.pop(key) for key in ("exc_info", "stack_info") if key in values}
-    fields = {f"{key}_" if key in _RESERVED else key: _plain(value) for key, value in values.items()}
+    plain_values = times_in_json({key: _plain(value) for key, value in values.items()})
+    fields = {f"{key}_" if key in _RESERVED else key: value for key, value in plain_values.items()}
     if isinstance(error := values.get("error"), OpenOutcryError):
         fields["code"] = error.code
     line = " ".join([event, *[f"{key}={_quoted(value)}" for key, value in fields.items()]])
@@ -146,8 +148,12 @@ def _to_record(_logger: Any, _method: str, values: MutableMapping[str, Any]) -> 
 
 
 def _plain(value: object) -> object:
-    if value is None or isinstance(value, (bool, int, float)):
+    if value is None or isinstance(value, (bool, int)):
         return value
+    if isinstance(value, float):
+        return in_json(value)
+    if isinstance(value, Decimal):
+        return written(value)
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_plain(each) for each in value]
     if isinstance(value, BaseException) and not isinstance(value, OpenOutcryError):

@@ -32,8 +32,8 @@ import pynng
 
 from .codec import FRAME_SIZE_MAX
 from .errors import Closed, ConfigurationError, LinkBroken, TransportError, WouldBlock
-from .forks import check_nng, guard, guard_nng
 from .log import get_logger
+from .numerals import port_of
 
 if TYPE_CHECKING:
     from .certificates import Identity
@@ -55,7 +55,6 @@ _SocketT = TypeVar("_SocketT", bound=pynng.Socket)
 
 
 _PEER_NAME: Final = pynng.nng.StringOption("tls-peer-cn")
-_PORT: Final = re.compile("[0-9]{1,5}")
 _WILDCARD: Final = re.compile(r"[a-z0-9+]+://(0\.0\.0\.0|\[::\]|\*|):")
 
 
@@ -72,11 +71,8 @@ def open_socket(
 
     Raises:
         TransportError: an option did not take (pynng swallows some failures).
-        ConfigurationError: this process was forked from one that uses nng (code ``forked``).
     """
-    check_nng()
     socket: _SocketT = kind()
-    guard_nng(socket)
     try:
         wanted = {
             "recv_timeout": recv_timeout_ms,
@@ -136,8 +132,8 @@ def checked_address(address: str, *, to_listen: bool = False) -> str:
     good = bool(separator and rest and scheme in _SCHEMES)
     if good and scheme in _TCP:
         host, _, port = rest.rpartition(":")
-        good = _PORT.fullmatch(port) is not None and int(port) <= 65535
-        good = good and (to_listen or bool(host and int(port)))
+        number = port_of(port)
+        good = number is not None and (to_listen or bool(host and number))
     if not good:
         what = "to listen at" if to_listen else "to dial"
         raise ConfigurationError(f"{address!r:.255} is no address {what}; expected tcp://HOST:PORT or ipc:///PATH")
@@ -357,7 +353,6 @@ class Inbox:
         self._removed: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._socket = open_socket(pynng.Pull0, tls=identity and identity.server())
-        guard(self)
         self._certified: dict[int, str] = {}
         self._heard = HeardPipes(self._socket, SILENT_S) if identity is not None else None
         self.frames_refused = 0
@@ -457,7 +452,6 @@ class Outlet:
         _close_retired()
         tls = identity.client(name) if identity is not None else None
         self._socket = open_socket(pynng.Push0, send_timeout_ms=_SEND_MS, tls=tls)
-        guard(self)
         self._socket.send_buffer_size = 8
         self._socket.add_pre_pipe_connect_cb(self._pipe_made)
         self._socket.add_post_pipe_connect_cb(self._pipe_connected)

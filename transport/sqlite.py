@@ -21,7 +21,6 @@ be on a local disk: the locks of network file systems are not to be trusted.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import dataclasses
 import json
 import os
@@ -34,7 +33,7 @@ from typing import Any, Final, TypeVar
 
 from .coordinator import UNAVAILABLE_CODE, DiskMark, MarketRecord, OneThread, first_record, in_use, successor
 from .errors import Closed, ConfigurationError, InvariantBroken, OpenOutcryError, StorageError, Unavailable, present
-from .forks import guard
+from .numerals import whole_of
 
 APPLICATION_ID: Final = int.from_bytes(b"OOut")
 """SQLite's ``application_id`` of our files: what tells them from those of other programs."""
@@ -120,7 +119,6 @@ class SqliteCoordinator:
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path).absolute()
-        guard(self, _keep_open)
         self._owned = OneThread()
         self._token = uuid.uuid4().hex
         """Which of all objects a lease belongs to: two may be in one process."""
@@ -329,15 +327,6 @@ class SqliteCoordinator:
         return StorageError(f"the coordinator file {self._path} cannot be trusted: {error}")
 
 
-def _keep_open(coordinator: SqliteCoordinator) -> None:
-    """In a forked child: have the connection never closed, not even by the garbage collector.
-
-    SQLite would roll back what the parent is in the middle of, in the parent's file.
-    """
-    if coordinator._connection is not None:
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(coordinator._connection))
-
-
 def _patiently(step: Callable[[], _T]) -> _T:
     """Return what ``step`` returns; try it for up to ``BUSY_MS`` while other processes hold the locks it needs."""
     deadline_s = time.monotonic() + BUSY_MS / 1000
@@ -363,7 +352,10 @@ def _values(record: MarketRecord) -> tuple[int, int, str, str, int, bool, str]:
 
 def _holds(process: str, expires_ns: int) -> bool:
     """Whether a lease is in force, and its holder's process lives."""
-    return time.monotonic_ns() <= expires_ns and process == _process(int(process.split()[1]))
+    pid = whole_of(process.partition(" ")[2].partition(" ")[0])
+    if pid is None or type(expires_ns) is not int:
+        raise StorageError(f"the coordinator's file holds a lease that was not written by us: {process!r:.80}")
+    return time.monotonic_ns() <= expires_ns and process == _process(pid)
 
 
 def _process(pid: int) -> str:

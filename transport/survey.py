@@ -30,7 +30,6 @@ import pynng
 from . import sockets
 from .codec import Array, Bool, Codec, Int, Record, Str, pack
 from .errors import Closed, ConfigurationError, InvalidRequest, Overloaded, ProtocolError, TransportError, Unavailable
-from .forks import guard
 from .identity import MEMBER, check_addresses
 from .log import get_logger
 
@@ -364,7 +363,6 @@ class Directory:
         self._silent: set[int] = set()
         self._refusing: set[int] = set()
         self._closed = False
-        guard(self)
         self.answers_refused = 0
         """Malformed answers, each of which cost its sender the pipe, since the start."""
         self._socket = sockets.open_socket(

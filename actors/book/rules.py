@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from decimal import Context, Decimal, InvalidOperation
+from decimal import Context, Decimal
 from functools import lru_cache
 from typing import Any, Final
 
 from ...transport.errors import ConfigurationError, InvalidRequest, ProtocolError, shown
+from ...transport.numerals import DIGITS_MAX, PlainDecimal, decimal_of, is_huge, written
 
 _INT64_MAX: Final = 2**63 - 1
 DEDUPE_WINDOW_MAX: Final = 2**20
@@ -58,14 +59,12 @@ class MarketRules:
     def __post_init__(self) -> None:
         for name in ("tick_size", "lot_size"):
             value = getattr(self, name)
-            try:
-                unit = Decimal(value) if type(value) is str else None
-            except InvalidOperation:
-                unit = None
-            if unit is None or not unit.is_finite() or unit <= 0 or len(value) > 40 or abs(unit.adjusted()) > 40:
+            unit = decimal_of(value) if type(value) is str else None
+            if unit is None or unit <= 0 or len(written(unit)) > DIGITS_MAX:
                 raise ConfigurationError(
                     f'{name} must be a positive decimal string such as "0.01", not {shown(value, 60)}'
                 )
+            object.__setattr__(self, name, written(unit))
         for name, low in (
             ("quantity_min_lots", 1),
             ("quantity_max_lots", 1),
@@ -126,25 +125,36 @@ class MarketRules:
         """
         lots = _to_units(quantity, self.lot_size, "quantity", "lot")
         if lots < 1:
-            raise InvalidRequest(f"the quantity must be positive, not {quantity!s:.40}", code="invalid_quantity")
+            raise InvalidRequest(f"the quantity must be positive, not {_shown(quantity)}", code="invalid_quantity")
         return lots
 
     def ticks_to_price(self, ticks: int) -> Decimal:
         """Return the price that ``ticks`` ticks are, with the decimals of the tick size."""
-        return _EXACT.multiply(Decimal(ticks), Decimal(self.tick_size))
+        return _times(ticks, self.tick_size)
 
     def lots_to_quantity(self, lots: int) -> Decimal:
         """Return the quantity that ``lots`` lots are, with the decimals of the lot size."""
-        return _EXACT.multiply(Decimal(lots), Decimal(self.lot_size))
+        return _times(lots, self.lot_size)
+
+
+def _times(count: int, unit: str) -> Decimal:
+    found = _EXACT.multiply(Decimal(count), Decimal(unit))
+    # Decimal writes what has more than six decimals with an exponent.
+    return found if found.adjusted() >= -6 else PlainDecimal(found)
+
+
+def _shown(value: DecimalLike) -> str:
+    return shown(value) if isinstance(value, str) else written(value)
 
 
 def _to_units(value: DecimalLike, unit: str, what: str, unit_name: str) -> int:
     if type(value) is str or type(value) is int:
         return _units_of_written(value, unit, what, unit_name)
     if isinstance(value, float):
+        text = written(value, None)
         raise InvalidRequest(
-            f"a {what} is a str, int or Decimal, never a float: {value!r} is not exact in binary; "
-            f'write "{value!r}" in quotes',
+            f"a {what} is a str, int or Decimal, never a float: {text} is not exact in binary; "
+            f'write "{text}" in quotes',
             code="float_refused",
         )
     if type(value) is bool or not isinstance(value, (str, int, Decimal)):
@@ -155,18 +165,17 @@ def _to_units(value: DecimalLike, unit: str, what: str, unit_name: str) -> int:
 def _units_of(value: DecimalLike, unit: str, what: str, unit_name: str) -> int:
     if (isinstance(value, str) and len(value) > 40) or (isinstance(value, int) and abs(value) >= 10**40):
         raise InvalidRequest(f"a {what} has at most 40 digits", code=f"invalid_{what}")
-    try:
-        number = Decimal(value)
-    except InvalidOperation:
-        number = Decimal("nan")
-    if not number.is_finite() or abs(number.adjusted()) > 40:
-        raise InvalidRequest(f"{value!s:.40} is not a {what}", code=f"invalid_{what}")
+    number = decimal_of(value) if isinstance(value, str) else Decimal(value)
+    if number is None or is_huge(number):
+        raise InvalidRequest(
+            f"{_shown(value)} is not a {what}: write digits and a point, as in 20.05", code=f"invalid_{what}"
+        )
     units, rest = _EXACT.divmod(number, Decimal(unit))
     if abs(units) > _INT64_MAX:
-        raise InvalidRequest(f"the {what} {value!s:.40} is too large to represent", code=f"invalid_{what}")
+        raise InvalidRequest(f"the {what} {_shown(value)} is too large to represent", code=f"invalid_{what}")
     if rest:
         raise InvalidRequest(
-            f"the {what} {value!s:.40} is not a whole number of {unit_name}s of {unit}",
+            f"the {what} {_shown(value)} is not a whole number of {unit_name}s of {unit}",
             code=f"{what}_off_{unit_name}",
         )
     return int(units)

@@ -15,6 +15,7 @@ from typing import Final
 
 from ...transport.errors import StorageError
 from ...transport.log import get_logger
+from ...transport.numerals import whole_of
 from .record import Tail
 
 logger = get_logger(__name__)
@@ -70,7 +71,7 @@ class Snapshots:
                 old.unlink()
         except OSError as error:
             raise StorageError(f"cannot keep the snapshot {scratch}: {error}") from error
-        return int(paths[-KEPT:][0].stem)
+        return sequence_of(paths[-KEPT:][0]) or 0
 
     def newest(self) -> tuple[Tail, bytes] | None:
         """Return the last snapshot that is sound, None if there is none; a damaged one is logged and passed over."""
@@ -85,11 +86,16 @@ class Snapshots:
         """Return sequence number, bytes and time (seconds since the Unix epoch) of the last one; None without any."""
         for path in reversed(self._paths()):
             found = path.stat()
-            return int(path.stem), found.st_size - _HEADER.size, found.st_mtime
+            return sequence_of(path) or 0, found.st_size - _HEADER.size, found.st_mtime
         return None
 
     def _paths(self) -> list[Path]:
-        return sorted(self._folder.glob(f"*{_SUFFIX}"))
+        return sorted([path for path in self._folder.glob(f"*{_SUFFIX}") if sequence_of(path) is not None])
+
+
+def sequence_of(path: Path) -> int | None:
+    """Return the sequence number in a snapshot's file name, None if it is another program's file."""
+    return whole_of(path.stem.lstrip("0") or "0")
 
 
 def write_scratch(scratch: Path, tail: Tail, book: Iterable[bytes]) -> int:

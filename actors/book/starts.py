@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from ...transport.errors import StorageError
+from ...transport.numerals import whole_of
 from .snapshots import write_durably
 
 SPAN: Final = 2**40
@@ -21,7 +22,9 @@ def next_start(path: Path, now_ns: int) -> int:
         StorageError: the disk refused.
     """
     try:
-        last = int(path.read_text()) if path.exists() else -SPAN
+        last = whole_of(path.read_text().removesuffix("\n")) if path.exists() else -SPAN
+        if last is None:
+            raise ValueError("it holds no whole number")
         number = max(now_ns, last + SPAN)
         write_durably(path, f"{number}\n".encode())
     except (OSError, ValueError) as error:

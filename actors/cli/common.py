@@ -20,6 +20,7 @@ from ...transport.errors import Closed, Copied, InvalidRequest, OpenOutcryError,
 from ..control.server import ControlClient, read_control_file, running_nodes
 from ..market.views import as_json
 from ..tools.config import ENV_PREFIX, home_folder
+from .numbers import Number
 
 _LOOK_S: Final = 0.2
 _SHOWN_MAX: Final = 500
@@ -180,7 +181,7 @@ def options(*options: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
 at_node = options(
     click.option("--node", "node_name", metavar="NAME", help="The node to ask.  [default: the only one that runs]"),
     click.option("--data-dir", type=click.Path(path_type=Path), help="The same, by its data directory."),
-    click.option("--timeout", type=float, default=5.0, show_default=True, help="Seconds to wait for the answer."),
+    click.option("--timeout", type=Number(), default=5.0, show_default=True, help="Seconds to wait for the answer."),
     click.option("--json", "as_json_text", is_flag=True, help="Print JSON."),
 )
 as_request = options(

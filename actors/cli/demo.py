@@ -15,6 +15,7 @@ from ...transport.errors import OpenOutcryError, present
 from ..tools.local import Bot, LocalExchange
 from .common import Failure, say, until_signalled
 from .live import WATCH_S, watch
+from .numbers import NumberRange, WholeRange
 from .show import book_lines, table, trade_line
 
 MARKET: Final = "BTC-USD"
@@ -23,10 +24,10 @@ _LINES_S: Final = 2.0
 
 
 @click.command()
-@click.option("--nodes", type=click.IntRange(1, 9), default=3, show_default=True, help="How many node processes.")
-@click.option("--bots", type=click.IntRange(0, 50), default=4, show_default=True, help="How many traders.")
-@click.option("--orders-per-s", type=click.FloatRange(0.1, 200), default=10.0, show_default=True, help="Of each.")
-@click.option("--seconds", type=click.FloatRange(1), help="End after so long.  [default: on Ctrl-C]")
+@click.option("--nodes", type=WholeRange(1, 9), default=3, show_default=True, help="How many node processes.")
+@click.option("--bots", type=WholeRange(0, 50), default=4, show_default=True, help="How many traders.")
+@click.option("--orders-per-s", type=NumberRange(0.1, 200), default=10.0, show_default=True, help="Of each.")
+@click.option("--seconds", type=NumberRange(1), help="End after so long.  [default: on Ctrl-C]")
 def demo(*, nodes: int, bots: int, orders_per_s: float, seconds: float | None) -> None:
     """Run an exchange on this machine, in a temporary folder, with bots that trade at all of its nodes.
 

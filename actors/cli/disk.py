@@ -8,9 +8,11 @@ from typing import Final
 import click
 
 from ...transport.errors import InvalidRequest
+from ...transport.numerals import time_text
 from ..tools import inspection
 from .common import Failure, print_json, say
 from .live import progress
+from .numbers import WholeRange
 
 _FOLDER: Final = click.Path(exists=True, file_okay=False, path_type=Path)
 
@@ -73,8 +75,8 @@ def _committed(report: inspection.MarketReport) -> str:
 @click.command()
 @click.argument("folder", metavar="DIR", type=_FOLDER)
 @click.argument("market")
-@click.option("--from", "first", type=click.IntRange(1), default=1, help="The first sequence number.")
-@click.option("--to", "last", type=click.IntRange(1), help="The last sequence number.")
+@click.option("--from", "first", type=WholeRange(1), default=1, help="The first sequence number.")
+@click.option("--to", "last", type=WholeRange(1), help="The last sequence number.")
 @click.option(
     "--events", "with_events", is_flag=True, help="Execute the log, and print below each command what it did."
 )
@@ -97,7 +99,7 @@ def log(*, folder: Path, market: str, first: int, last: int | None, with_events:
             if as_json_text:
                 print_json(inspection.command_fields(logged))
                 continue
-            when = inspection.time_words(logged.timestamp_ns)
+            when = time_text(logged.timestamp_ns)
             say(f"{logged.sequence:>8}  {logged.epoch:>3}  {when}  {inspection.command_words(logged)}")
             for event in inspection.events_of(logged):
                 say(f"{'':>47}{inspection.event_words(event)}")

@@ -9,7 +9,9 @@ import click
 
 from ...transport.identity import AUTHORITY_DAYS, DAYS
 from ...transport.identity_file import certificates, open_identity
+from ...transport.numerals import hexadecimal_of
 from .common import print_json, say
+from .numbers import Whole
 from .show import table
 
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ def identity() -> None:
 @identity.command("create-authority")
 @click.argument("folder", metavar="DIR", type=_FOLDER)
 @click.option("--name", default="Open Outcry", show_default=True, help="The authority's name in its certificate.")
-@click.option("--days", type=int, default=AUTHORITY_DAYS, show_default=True, help="How long it is in force.")
+@click.option("--days", type=Whole(), default=AUTHORITY_DAYS, show_default=True, help="How long it is in force.")
 def create_authority(*, folder: Path, name: str, days: int) -> None:
     """Make the authority of a new exchange in DIR. Whoever has its key can make members: keep it off the nodes."""
     certificates().Authority.create(folder, name=name, days=days)
@@ -46,7 +48,7 @@ def create_authority(*, folder: Path, name: str, days: int) -> None:
     metavar="PATTERN",
     help="An account that the node acts for, or the beginning of some and *. Repeatable.  [default: NAME, NAME/*]",
 )
-@click.option("--days", type=int, default=DAYS, show_default=True, help="How long it is in force.")
+@click.option("--days", type=Whole(), default=DAYS, show_default=True, help="How long it is in force.")
 @click.option("--out", type=_FILE, help="The file to write, which must not be there.  [default: NAME.pem]")
 def issue(*, name: str, folder: Path, accounts: tuple[str, ...], days: int, out: Path | None) -> None:
     """Write the identity of a new node called NAME: its key, its certificate, and whom it trusts, in one file."""
@@ -82,10 +84,9 @@ def revoke(*, name: str, folder: Path, serial: str | None) -> None:
 
     It takes effect at a node once its identity holds the list: add DIR/revoked.pem to its file, and restart it.
     """
-    try:
-        number = None if serial is None else int(serial, 16)
-    except ValueError:
-        raise click.UsageError(f"--serial is a number in hexadecimal, not {serial!r:.80}") from None
+    number = None if serial is None else hexadecimal_of(serial)
+    if serial is not None and number is None:
+        raise click.UsageError(f"--serial is a number in hexadecimal, as 1f00, not {serial!r:.80}")
     count = _open(folder).revoke(name, serial=number)
     what = "1 certificate" if count == 1 else f"{count} certificates"
     say(

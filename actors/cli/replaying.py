@@ -13,12 +13,13 @@ from ..tools.replay import BookRow, final_book_hash, read_flow
 from ..tools.replay_run import ReplayNodes
 from .common import Failure, print_json, say
 from .live import progress
+from .numbers import WholeRange
 
 
 @click.command()
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--nodes", type=click.IntRange(1, 16), default=2, show_default=True, help="How many node processes.")
-@click.option("--batch", type=click.IntRange(1, 4096), default=256, show_default=True, help="Commands a request.")
+@click.option("--nodes", type=WholeRange(1, 16), default=2, show_default=True, help="How many node processes.")
+@click.option("--batch", type=WholeRange(1, 4096), default=256, show_default=True, help="Commands a request.")
 @click.option(
     "--via",
     type=click.Choice(["leader", "follower"]),

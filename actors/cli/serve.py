@@ -28,6 +28,7 @@ from ..telemetry.logs import FORMATS, LEVELS, LogWriter
 from ..telemetry.service import ServiceManager
 from ..tools.config import DIRECTORY_DEFAULT, DIRECTORY_DEFAULT_TLS, NodeConfig, load_config
 from .common import BadSettings, Failure, options, say, until_signalled, wait_for
+from .numbers import Number, Whole
 
 logger = get_logger(__name__)
 
@@ -60,10 +61,12 @@ node_settings = options(
     click.option("--identity", type=click.Path(path_type=Path), help="Its key and certificate: links are TLS then."),
     click.option("--listen", help="Where other nodes reach this one.  [default: tcp://127.0.0.1:0]"),
     click.option("--advertise", help="The address to announce where it differs from --listen."),
-    click.option("--ttl-ms", type=int, help="How long the directory remembers a silent node.  [default: 2000]"),
-    click.option("--min-in-sync", type=int, help="Replicas that hold a command before it is answered.  [default: 1]"),
-    click.option("--timeout", type=float, help="The default bound of a request, in seconds.  [default: 5]"),
-    click.option("--snapshot-every", type=int, help="Commands between snapshots.  [default: 250000]"),
+    click.option("--ttl-ms", type=Whole(), help="How long the directory remembers a silent node.  [default: 2000]"),
+    click.option(
+        "--min-in-sync", type=Whole(), help="Replicas that hold a command before it is answered.  [default: 1]"
+    ),
+    click.option("--timeout", type=Number(), help="The default bound of a request, in seconds.  [default: 5]"),
+    click.option("--snapshot-every", type=Whole(), help="Commands between snapshots.  [default: 250000]"),
     click.option("--metrics", metavar="HOST:PORT", help="Serve /metrics, /healthz, /readyz there.  [default: no]"),
     log_settings,
 )
@@ -142,7 +145,7 @@ def _rendezvous(listen: str | None, peers: tuple[str, ...], advertise: str | Non
 
 @click.command()
 @node_settings
-@click.option("--exit-with", "parent", type=int, hidden=True, help="End, too, when the parent is not this process.")
+@click.option("--exit-with", "parent", type=Whole(), hidden=True, help="End, too, when the parent is not this process.")
 def node(*, parent: int | None, **flags: Any) -> None:
     """Run a node until SIGTERM or SIGINT. It logs to stderr, and the other commands reach it by its data directory.
 

@@ -15,9 +15,9 @@ import click
 from ...transport.errors import Unavailable
 from ..control.server import ITEMS_MAX
 from ..telemetry.condition import READY, condition
-from ..tools.inspection import time_words
 from . import live
 from .common import at_node, connect, print_json, say, watching
+from .numbers import WholeRange
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ def _looking(watch: bool) -> Iterator[threading.Event]:
 
 @click.command()
 @click.argument("market")
-@click.option("--depth", type=click.IntRange(1, ITEMS_MAX), default=10, show_default=True, help="Levels a side.")
+@click.option("--depth", type=WholeRange(1, ITEMS_MAX), default=10, show_default=True, help="Levels a side.")
 @click.option("--watch", is_flag=True, help="Go on: show the book anew whenever it has changed.")
 @at_node
 def book(
@@ -86,7 +86,7 @@ def book_lines(found: dict[str, Any]) -> list[str]:
 
 @click.command()
 @click.argument("market")
-@click.option("--limit", type=click.IntRange(1, ITEMS_MAX), default=20, show_default=True, help="How many.")
+@click.option("--limit", type=WholeRange(1, ITEMS_MAX), default=20, show_default=True, help="How many.")
 @click.option("--watch", is_flag=True, help="Go on: print each trade from now on, in order, without gaps.")
 @at_node
 def trades(
@@ -121,14 +121,14 @@ def trades(
 def trade_line(trade: dict[str, Any]) -> str:
     verb = "bought" if trade["side"] == "buy" else "sold"
     parties = f"{trade['taker_account']} {verb}, {trade['maker_account']} made"
-    when = time_words(trade["timestamp_ns"])
+    when = trade["timestamp"]
     return f"{when}  {trade['sequence']:>8}  #{trade['trade_id']}  {trade['quantity']} at {trade['price']}, {parties}"
 
 
 @click.command()
 @click.argument("market")
 @click.option("--account", help="Whose.  [default: the node's name]")
-@click.option("--limit", type=click.IntRange(1, ITEMS_MAX), default=100, show_default=True, help="How many at most.")
+@click.option("--limit", type=WholeRange(1, ITEMS_MAX), default=100, show_default=True, help="How many at most.")
 @at_node
 def orders(
     *,

@@ -13,6 +13,7 @@ from ..book.commands import OrderType, Reason, SelfTradePrevention, TimeInForce
 from ..control.server import ControlClient, fresh_id
 from ..market.views import Cancelled, OrderRejected, OrderResult
 from .common import Failure, OutputFailed, as_request, choice, connect, print_json, say
+from .numbers import Whole, WholeRange
 
 _IDS_MAX: Final = 20
 """How many of the orders that were cancelled together are printed."""
@@ -90,7 +91,7 @@ def _done(result: OrderResult) -> str:
 @click.option("--tif", "time_in_force", type=choice(TimeInForce), help="[default: gtc, for a market order ioc]")
 @click.option(
     "--expire-ns",
-    type=int,
+    type=Whole(),
     default=0,
     help="For gtd: nanoseconds since the Unix epoch; in an hour: $(date -d +1hour +%s%N).",
 )
@@ -134,7 +135,7 @@ def submit(
 
 @click.command()
 @click.argument("market")
-@click.argument("order_id", type=click.IntRange(1), required=False)
+@click.argument("order_id", type=WholeRange(1), required=False)
 @click.option("--all", "every", is_flag=True, help="Cancel all open orders of the account instead.")
 @as_request
 def cancel(
@@ -154,7 +155,7 @@ def cancel(
 
 @click.command()
 @click.argument("market")
-@click.argument("order_id", type=click.IntRange(1))
+@click.argument("order_id", type=WholeRange(1))
 @click.option("--price", help="The new price.")
 @click.option("--quantity", help="The new open quantity.")
 @as_request

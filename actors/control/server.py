@@ -46,9 +46,8 @@ from ...transport.errors import (
     anew,
 )
 from ...transport.files import read_file, refusal
-from ...transport.forks import guard
-from ...transport.interrupts import uninterrupted
 from ...transport.log import get_logger
+from ...transport.numerals import written
 from ..book.commands import Event
 from ..book.rules import MarketRules
 from ..market.border import ExpiryLike, checked_expiry
@@ -303,7 +302,6 @@ class ControlServer:
         self._token = secrets.token_hex(16)
         self._stopping = threading.Event()
         self._closed = False
-        guard(self)
         self._sockets: list[Any] = []
         self._contexts: list[Any] = []
         try:
@@ -335,9 +333,6 @@ class ControlServer:
 
     def close(self) -> None:
         """Withdraw, answer what is being served, join the threads, then close the socket. Idempotent."""
-        uninterrupted(self._close)
-
-    def _close(self) -> None:
         self.withdraw()
         if self._closed:
             return
@@ -526,7 +521,6 @@ class ControlClient:
         self._timeout_ms = max(1, min(int(timeout * 1000), TIMEOUT_MS_MAX))
         self._closed = False
         self._control = control
-        guard(self)
         self._ended = ended or threading.Event()
         self._line = self._dial(control["address"])
         self._status_line: _Line | None = None
@@ -538,7 +532,7 @@ class ControlClient:
         except RequestTimeout:
             raise Unavailable(
                 f"node {self.name} does not answer: its process, {pid}, runs, but took no connection within "
-                f"{seconds:g} s; is it stopped (as by Ctrl-Z), or overloaded? Nothing was sent",
+                f"{written(seconds)} s; is it stopped (as by Ctrl-Z), or overloaded? Nothing was sent",
                 code="node_not_answering",
             ) from None
         except LinkBroken as error:

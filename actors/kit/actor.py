@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import os
 import queue
 import sys
 import threading
@@ -30,8 +29,8 @@ from pykka._envelope import Envelope
 from pykka.messages import _ActorStop
 
 from ...transport.errors import InvalidRequest, Overloaded, shown
-from ...transport.forks import guard
 from ...transport.log import get_logger
+from ...transport.numerals import written
 
 logger = get_logger(__name__)
 
@@ -69,7 +68,7 @@ class Timer:
         """Whether a message of it waits in the mailbox, or is being handled."""
 
     def __repr__(self) -> str:
-        often = "once" if self.interval_s is None else f"every {self.interval_s:g} s"
+        often = "once" if self.interval_s is None else f"every {written(self.interval_s)} s"
         return f"<Timer {often}: {self.message!r:.80}{' (cancelled)' if self.cancelled else ''}>"
 
     def cancel(self) -> None:
@@ -104,10 +103,6 @@ class SystemClock:
     """The clock of the machine (``time.monotonic``): one thread for all timers of the process, made by the first."""
 
     def __init__(self) -> None:
-        self.forget()
-
-    def forget(self) -> None:
-        """Have no timers, and no thread yet: as in a forked child, where those of the parent do not run."""
         self._changed = threading.Condition()
         self._due: list[tuple[float, int, Timer]] = []
         self._numbers = itertools.count()
@@ -146,7 +141,7 @@ class SystemClock:
                     self._push(timer)
 
 
-SYSTEM_CLOCK: Final = SystemClock()
+SYSTEM_CLOCK: Final[Clock] = SystemClock()
 _clocks: Final[list[Clock]] = [SYSTEM_CLOCK]
 
 
@@ -169,7 +164,6 @@ class Mailbox:
     def __init__(self, name: str, size_max: int) -> None:
         """``size_max`` 0 = no bound."""
         self._name = name
-        guard(self)
         self.size_max = size_max
         self.refused = 0
         """How many messages were refused because the mailbox was full."""
@@ -438,21 +432,9 @@ def put_always(ref: pykka.ActorRef[Any], envelope: Envelope[Any]) -> bool:
 def _seconds(value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= DELAY_S_MAX:
         raise InvalidRequest(
-            f"a timer's delay is 0 to {DELAY_S_MAX:g} seconds, not {shown(value)}", code="invalid_delay"
+            f"a timer's delay is 0 to {written(DELAY_S_MAX)} seconds, not {shown(value)}", code="invalid_delay"
         )
     return float(value)
 
 
 _threads: Final[dict[str, threading.Thread]] = {}
-
-
-def _forget_parents_actors() -> None:
-    """In a forked child no actor of its parent runs; one that it starts does, and its timers."""
-    SYSTEM_CLOCK.forget()
-    _threads.clear()
-    pykka.ActorRegistry._actor_refs_lock = threading.RLock()
-    pykka.ActorRegistry._actor_refs.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_parents_actors)

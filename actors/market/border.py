@@ -15,6 +15,7 @@ from typing import Any, Final, TypeVar, cast
 
 from ...transport.codec import NAME_LENGTH_MAX
 from ...transport.errors import InvalidRequest, ProtocolError, shown
+from ...transport.numerals import written
 from ..book.commands import (
     AMEND,
     CANCEL,
@@ -213,9 +214,9 @@ def checked_client_order_id(value: str) -> str:
 
 def checked_timeout(seconds: float) -> float:
     """Return ``seconds`` if a call can wait so long."""
-    if not isinstance(seconds, (int, float)) or not 0 <= seconds <= TIMEOUT_S_MAX:
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= TIMEOUT_S_MAX:
         raise InvalidRequest(
-            f"a timeout is 0 to {TIMEOUT_S_MAX:g} seconds, not {shown(seconds)}", code="invalid_timeout"
+            f"a timeout is 0 to {written(TIMEOUT_S_MAX)} seconds, not {shown(seconds)}", code="invalid_timeout"
         )
     return seconds
 

@@ -12,6 +12,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from ...transport.errors import InvariantBroken, OpenOutcryError, present
+from ...transport.numerals import in_json, times_in_json, written
 from ..book.commands import (
     ACCEPTED,
     AMENDED,
@@ -492,7 +493,11 @@ def to_open_order(market: str, sequence: int, order: OrderView, rules: MarketRul
 
 
 def as_json(value: Any) -> Any:
-    """Return a view as plain JSON values: decimals as strings, tuples as lists."""
+    """Return a view as plain JSON values: decimals as strings, tuples as lists.
+
+    A time, ``NAME_ns``, is a string, since few readers of JSON keep 19 digits, or None for none; ``NAME`` beside it is
+    the same in ISO 8601.
+    """
     if isinstance(value, OrderResult):
         names = ("market", "status", "order_id", "cancelled_ids", "sequence", "duplicate", "code", "message")
         plain = {name: getattr(value, name) for name in (*names, "filled_quantity")}
@@ -500,13 +505,15 @@ def as_json(value: Any) -> Any:
             {**plain, "state_sequence": value.state_sequence, "state_hash": value.state_hash, "events": value.events}
         )
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        named = {field.name: as_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        named = as_json({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
         kind = getattr(type(value), "kind", None)
         return {"kind": kind, **named} if kind else named
     if isinstance(value, Decimal):
-        return str(value)
+        return written(value)
+    if isinstance(value, float):
+        return in_json(value)
     if isinstance(value, Mapping):
-        return {str(key): as_json(item) for key, item in value.items()}
+        return times_in_json({str(key): as_json(item) for key, item in value.items()})
     if isinstance(value, (list, tuple, OrderResults)):
         return [as_json(item) for item in value]
     return value

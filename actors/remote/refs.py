@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, overload
 import pykka
 
 from ...transport.errors import MessageRefused, RequestTimeout
-from ...transport.forks import guard
+from ...transport.numerals import written
 from .schema import MessageType, type_of
 from .wire import TELL
 
@@ -163,7 +163,6 @@ class RemoteFuture(pykka.ThreadingFuture[Any]):
         deadline_s: float | None = None,
     ) -> None:
         super().__init__()
-        guard(self)
         self._forget = forget
         self._timeout_s = timeout_s
         self._what = what
@@ -185,4 +184,6 @@ class RemoteFuture(pykka.ThreadingFuture[Any]):
                 raise
         if self._forget is not None:
             self._forget()
-        raise RequestTimeout(f"{self._what} did not answer within {self._timeout_s:g} s; it may yet handle the message")
+        raise RequestTimeout(
+            f"{self._what} did not answer within {written(self._timeout_s)} s; it may yet handle the message"
+        )

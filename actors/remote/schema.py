@@ -34,6 +34,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 from ...transport import codec
 from ...transport.codec import NAME_LENGTH_MAX
 from ...transport.errors import ConfigurationError, MessageRefused, ProtocolError, text_of
+from ...transport.numerals import unbounded_of
 
 MESSAGE_SIZE_MAX: Final = 256 * 1024
 """Most bytes of one message, encoded."""
@@ -210,21 +211,19 @@ def _none(value: Any, name: str) -> None:
 
 
 def _decimal_to_wire(value: Any, name: str) -> str:
-    if type(value) is not decimal.Decimal or not value.is_finite():
+    if not isinstance(value, decimal.Decimal) or not value.is_finite():
         raise ProtocolError(f"{name}: expected a finite Decimal, got {value!r:.40}")
-    return _decimal_text(str(value), name)
+    # Not without an exponent: it has to arrive with the same digits, in 64 characters.
+    return _decimal_text(decimal.Decimal.__str__(value), name)
 
 
 _decimal_text = codec.Str(64, 1)
 
 
 def _decimal_from_wire(value: Any, name: str) -> decimal.Decimal:
-    try:
-        found = decimal.Decimal(_decimal_text(value, name))
-    except decimal.InvalidOperation:
-        raise ProtocolError(f"{name}: expected a decimal number, got {value!r:.40}") from None
-    if not found.is_finite():
-        raise ProtocolError(f"{name}: expected a finite decimal number, got {value!r:.40}")
+    found = unbounded_of(_decimal_text(value, name))
+    if found is None:
+        raise ProtocolError(f"{name}: expected a decimal number, got {value!r:.40}")
     return found
 
 

@@ -25,8 +25,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from ...transport.errors import ConfigurationError
-from ...transport.forks import guard
 from ...transport.log import get_logger
+from ...transport.numerals import port_of
 from .condition import READY, condition
 
 if TYPE_CHECKING:
@@ -73,11 +73,12 @@ def endpoint(address: str) -> tuple[str, int]:
     """
     host, _, port = address.rpartition(":")
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not (bare and port.isascii() and port.isdecimal() and int(port) < 65536) or (":" in bare and bare == host):
+    number = port_of(port)
+    if not bare or number is None or (":" in bare and bare == host):
         raise ConfigurationError(
             f"metrics are served at HOST:PORT, as in 127.0.0.1:9464 or [::1]:9464, not at {address!r:.80}"
         )
-    return bare, int(port)
+    return bare, number
 
 
 class HealthServer:
@@ -97,7 +98,6 @@ class HealthServer:
             raise ConfigurationError(f"metrics cannot be served at {address}: {error}", code=in_use) from error
         self.address = f"{f'[{host}]' if ':' in host else host}:{self._server.server_address[1]}"
         """``HOST:PORT``, with the port filled in."""
-        guard(self, lambda server: server._server.socket.close())
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name=f"{node.name}-health", daemon=True
         )

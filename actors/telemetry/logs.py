@@ -17,7 +17,6 @@ from typing import Any, Final, TextIO
 import structlog
 
 from ...transport.errors import ConfigurationError
-from ...transport.forks import guard
 from ...transport.log import without_secrets
 
 FORMATS: Final = ("console", "json")
@@ -75,7 +74,6 @@ class LogWriter(logging.Handler):
         root = logging.getLogger()
         self._before = root.level, root.handlers
         root.handlers = [self]
-        guard(self, LogWriter._withdraw, refuse=False)
         root.setLevel(self.level)
         self._thread.start()
         return self
@@ -113,11 +111,6 @@ class LogWriter(logging.Handler):
         if self._file is not None and not self._thread.is_alive():
             self._stream.close()
         super().close()
-
-    def _withdraw(self) -> None:
-        """In a forked child, where its thread does not run: take no lines any more."""
-        root = logging.getLogger()
-        root.handlers = [handler for handler in root.handlers if handler is not self]
 
     def _open(self) -> None:
         if self._file is None:

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from ...transport.numerals import written
 from ..book.actor import WAITING_MAX
 from ..book.meters import MarketMeters
 from ..kit.meters import Histogram
@@ -162,7 +163,7 @@ class _Samples:
 
     def _add_histogram(self, name: str, found: Histogram, *labels: str) -> None:
         cumulated = list(itertools.accumulate(found.counts))
-        buckets = [(f"{bound:g}", float(count)) for bound, count in zip(found.bounds, cumulated, strict=False)]
+        buckets = [(written(bound), float(count)) for bound, count in zip(found.bounds, cumulated, strict=False)]
         buckets.append(("+Inf", float(cumulated[-1])))
         self._family(name).add_metric((self._node, *labels), buckets=buckets, sum_value=found.total)
 

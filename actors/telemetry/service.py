@@ -18,6 +18,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from ...transport.numerals import whole_of
+
 EXTEND_S: Final = 60
 """By how much a start that goes on is extended, in seconds; said anew every quarter of that."""
 
@@ -30,7 +32,7 @@ class ServiceManager:
         self._address = environment.get("NOTIFY_SOCKET", "")
         mine = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         period = environment.get("WATCHDOG_USEC", "") if mine else ""
-        self.watchdog_s = int(period) / 1e6 if period.isdecimal() else 0.0
+        self.watchdog_s = (whole_of(period) or 0) / 1e6
         """The process is ended if it says nothing for so long, in seconds; 0: never."""
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None

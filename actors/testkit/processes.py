@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Final
 
 from ...transport.errors import present, shown
-from ...transport.forks import guard
+from ...transport.numerals import written
 
 STOP_S: Final = 30.0
 """How long a process has to end in order before it is killed, in seconds."""
@@ -38,7 +38,6 @@ class NodeProcess:
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self.name = name
         self._calls = threading.Lock()
-        guard(self)
         self._pipe, theirs = _spawn.Pipe()
         self._process = _spawn.Process(target=_serve, args=(name, dict(options), theirs), daemon=True)
         self._process.start()
@@ -120,7 +119,7 @@ class NodeProcess:
     def _receive(self, timeout_s: float) -> Any:
         if not self._pipe.poll(timeout_s):
             self.kill()  # an answer that came later would be taken for that of the next call
-            raise AssertionError(f"{self.name} did not answer within {timeout_s:g} s, and was killed")
+            raise AssertionError(f"{self.name} did not answer within {written(timeout_s)} s, and was killed")
         well, value = self._pipe.recv()
         if not well:
             raise value

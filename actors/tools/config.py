@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,7 @@ from ...transport.errors import ConfigurationError
 from ...transport.etcd import is_etcd
 from ...transport.identity import SCHEME, check_addresses
 from ...transport.log import without_secrets
+from ...transport.numerals import decimal_of, float_of, whole_of
 from ...transport.sockets import checked_address
 from ..book.rules import MarketRules
 from ..peers.wire import checked_node_name
@@ -38,6 +40,14 @@ DIRECTORY_DEFAULT: Final = "tcp://127.0.0.1:7400"
 DIRECTORY_DEFAULT_TLS: Final = DIRECTORY_DEFAULT.replace("tcp", SCHEME)
 """The same with an identity."""
 ENV_PREFIX: Final = "OPENOUTCRY_"
+
+
+_TOML_TEXT: Final = re.compile(
+    r""""{3}(?:[^\\]|\\.)*?"{3}|'{3}.*?'{3}|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|\#[^\n]*""", re.DOTALL
+)
+"""Strings and comments of a TOML file."""
+_LINE: Final = "\n"
+_TOML_NUMBER: Final = re.compile(r"=[ \t]*([+-]?(?:[0-9]|inf|nan)[^\s,}\]]*)")
 
 
 class WrongFile(ConfigurationError):
@@ -197,11 +207,25 @@ def _read_file(
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise WrongFile(path, [str(error)]) from error
-    slips: list[str] = []
+    slips = _numbers_otherwise(text)
     node, markets = _parse(values, path.parent, slips)
     if slips:
         raise WrongFile(path, slips)
     return path, node, markets
+
+
+def _numbers_otherwise(text: str) -> list[str]:
+    """Return a sentence for each number of a TOML file that is not written as numbers are everywhere else.
+
+    TOML allows more: underscores, a plus sign, other bases, NaN.
+    """
+    bare = _TOML_TEXT.sub(lambda found: '""' + _LINE * found[0].count(_LINE), text)
+    return [
+        f"line {bare[: found.start(1)].count(_LINE) + 1}: {found[1]!r:.60} is no number here: write digits and a "
+        "point, as 1000 or 2.5"
+        for found in _TOML_NUMBER.finditer(bare)
+        if decimal_of(found[1]) is None
+    ]
 
 
 def _parse(
@@ -277,10 +301,8 @@ def _parsed(key: str, text: str) -> Any:
     kind = _KINDS.get(key, str)
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
-    try:
-        return kind(text)
-    except ValueError:
-        return text
+    found = whole_of(text) if kind is int else float_of(text) if kind is float else None
+    return text if found is None else found
 
 
 def _rules(name: str, fields: Mapping[str, Any]) -> MarketRules | None:

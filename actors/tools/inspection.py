@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, assert_never
 from urllib.parse import unquote
 
 from ...transport.errors import ConfigurationError, ProtocolError, StorageError
+from ...transport.numerals import time_text
 from ..book.actor import REPAIRING
 from ..book.commands import (
     AMEND,
@@ -36,7 +36,7 @@ from ..book.journal import FolderLock, Journal, JournalDamaged
 from ..book.orderbook import BROKEN, OrderBook, events_between
 from ..book.record import EMPTY, Tail
 from ..book.rules import MarketRules
-from ..book.snapshots import read_snapshot
+from ..book.snapshots import read_snapshot, sequence_of
 from ..market.views import (
     Accepted,
     Amended,
@@ -256,7 +256,7 @@ def _read_snapshots(folder: Path, journal: Journal) -> tuple[list[_Snapshot], li
     found = []
     damage = []
     for path in sorted((folder / "snapshots").glob("*.snap")):
-        sequence = int(path.stem) if path.stem.isdecimal() else None
+        sequence = sequence_of(path)
         try:
             tail, data = read_snapshot(path)
             sequence = tail.sequence
@@ -428,12 +428,6 @@ def event_words(event: MarketEvent) -> str:
     assert_never(event)
 
 
-def time_words(timestamp_ns: int) -> str:
-    """Return nanoseconds since the Unix epoch as a date and time in UTC."""
-    seconds, rest_ns = divmod(timestamp_ns, 1_000_000_000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{rest_ns:09}Z"
-
-
 _NAMES: Final = {
     SUBMIT: "submit",
     CANCEL: "cancel",
@@ -475,7 +469,7 @@ def _order_words(fields: dict[str, Any]) -> str:
     if order_type == "post_only":
         words += ", post only"
     if time_in_force == "gtd":
-        words += f", until {time_words(fields['expire_ns'])}"
+        words += f", until {time_text(fields['expire_ns'])}"
     elif time_in_force != "gtc":
         words += f", {time_in_force}"
     if fields["self_trade_prevention"] != "none":

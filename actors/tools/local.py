@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ...transport.errors import OpenOutcryError, RequestTimeout, Unavailable
-from ...transport.forks import guard
 from ...transport.identity_file import certificates
+from ...transport.numerals import written
 from ...transport.rendezvous import Rendezvous
 from ..control.server import ControlClient, read_control_file
 from ..market.views import OrderRejected, OrderResult
@@ -48,7 +48,6 @@ class LocalExchange:
 
         ``identities``: each node has one, with which it may act for every account, as the bots have their own.
         """
-        guard(self)
         self.folder = folder
         self.markets = tuple([market.partition(":")[0] for market in markets])
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -163,7 +162,7 @@ class LocalExchange:
             ended = set(self.processes) - set(self.alive())
             if ended or time.monotonic() > deadline_s:
                 if not ended:
-                    what = f"not all in sync after {within_s:g} s: see the logs in {self.folder}"
+                    what = f"not all in sync after {written(within_s)} s: see the logs in {self.folder}"
                 else:
                     what = "; ".join([f"{name} ended: {self.last_words(name)}" for name in sorted(ended)])
                 raise RequestTimeout(what, code="not_ready")

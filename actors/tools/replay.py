@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from ...transport.errors import InvalidRequest
+from ...transport.numerals import whole_of
 from ..book.commands import (
     ACCEPTED,
     AMEND,
@@ -150,10 +151,10 @@ def _row(fields: Sequence[str]) -> FlowRow:
     for fill in expect.split(";") if expect else ():
         maker_id, _, rest = fill.rpartition(":")
         lots, _, price = rest.partition("@")
-        try:
-            fills.append(Fill(maker_id, int(lots), int(price)))
-        except ValueError:
-            raise ValueError(f"expect is maker_id:qty@price_ticks, joined by ;, not {fill!r:.60}") from None
+        quantity_lots, at_ticks = whole_of(lots), whole_of(price)
+        if quantity_lots is None or at_ticks is None:
+            raise ValueError(f"expect is maker_id:qty@price_ticks, joined by ;, not {fill!r:.60}")
+        fills.append(Fill(maker_id, quantity_lots, at_ticks))
     return FlowRow(
         _whole("seq", seq),
         _whole("ts_ns", timestamp_ns),
@@ -167,10 +168,10 @@ def _row(fields: Sequence[str]) -> FlowRow:
 
 
 def _whole(column: str, text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{column} is a whole number, not {text!r:.60}") from None
+    found = whole_of(text)
+    if found is None:
+        raise ValueError(f"{column} is a whole number in digits, as 1000, not {text!r:.60}")
+    return found
 
 
 class FlowCommands:

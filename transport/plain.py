@@ -1,0 +1,69 @@
+"""Text that others chose, made plain: what it does to a terminal, and whether it looks like other text. Pure.
+
+A name that two people may take for another one is refused where it comes in (:func:`fault_of`). Text that came in
+otherwise, or long ago, is shown with all that is invisible or moves the cursor as escapes (:func:`plain`).
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import Final
+
+_INVISIBLE: Final = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""What is invisible though Unicode's category says otherwise: fillers, joiners of graphemes, variation selectors."""
+_SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_ALIKE: Final = frozenset({"ARMENIAN", "CHEROKEE", "COPTIC", "CYRILLIC", "GREEK", "LATIN", "LISU"})
+"""Scripts of which many letters look like those of another: the first word of a letter's name in Unicode."""
+
+
+def plain(text: str) -> str:
+    """Return ``text`` as one line that a terminal shows as it is: what is invisible, or moves the cursor, is escaped.
+
+    That is: control and format characters (ANSI sequences, marks of direction, zero width), line and paragraph
+    separators, blanks other than the ASCII one, what is unassigned, private or half a surrogate pair.
+    """
+    if text.isprintable() and (text.isascii() or not _INVISIBLE.search(text)):
+        return text
+    return "".join([sign if _is_plain(sign) else _escaped(sign) for sign in text])
+
+
+def plain_lines(text: str) -> str:
+    """Return ``text`` as :func:`plain` does, its lines kept: for a traceback, or what this program itself has set."""
+    return "\n".join([plain(line.expandtabs()) for line in text.split("\n")])
+
+
+def fault_of(name: str) -> str | None:
+    """Return why ``name`` may be taken for another name, or cannot be written; None: it is as it should be.
+
+    Whole words in another script that look like a Latin one are not found: no rule of characters can.
+    """
+    if name.isascii():
+        if not name.isprintable():
+            return "it has control characters"
+    elif plain(name) != name:
+        return "it has control characters, or invisible ones"
+    elif not unicodedata.is_normalized("NFKC", name):
+        return "it is not in Unicode's normal form NFKC: other characters would look the same"
+    elif len(scripts := _scripts(name)) > 1:
+        return f"it mixes letters that look alike, {' and '.join(sorted(scripts))}"
+    if name != name.strip() or "  " in name:
+        return "it has blanks at an end, or several in a row"
+    return None
+
+
+def _is_plain(sign: str) -> bool:
+    return sign.isprintable() and not _INVISIBLE.match(sign)
+
+
+def _escaped(sign: str) -> str:
+    if sign in _SHORT:
+        return _SHORT[sign]
+    return f"\\x{ord(sign):02x}" if sign.isascii() else sign.encode("ascii", "backslashreplace").decode()
+
+
+def _scripts(name: str) -> set[str]:
+    """Return those of the look-alike scripts that ``name`` has letters of."""
+    return {unicodedata.name(sign, "").partition(" ")[0] for sign in name if sign.isalpha()} & _ALIKE
