@@ -7,7 +7,8 @@ Rules that keep nng safe (each was a crash or a hang once): a socket has short t
 receives is stopped by a flag and joined before the socket is closed; callbacks run on nng's threads and only
 hand over; ``recv_max_size`` is set before dial or listen, and read back; a ``Push0`` has one pipe in its life, and is
 left alone once that is gone (see :meth:`Outlet._pipe_removed`); what has been dialled is closed by
-:func:`close_dialled`; no thread receives any more when the process ends (see :func:`close_at_exit`).
+:func:`close_dialled`; no thread receives any more when the process ends (see :func:`close_at_exit`), and nng is never
+torn down (see :func:`_leave_nng`).
 """
 
 from __future__ import annotations
@@ -58,6 +59,12 @@ _PEER_NAME: Final = pynng.nng.StringOption("tls-peer-cn")
 _WILDCARD: Final = re.compile(r"[a-z0-9+]+://(0\.0\.0\.0|\[::\]|\*|):")
 
 
+_opened: weakref.WeakSet[pynng.Socket] = weakref.WeakSet()
+"""Every socket of this project, as long as Python holds it."""
+_pids: Final[set[int]] = set()
+"""This process once it has opened a socket; and those it was forked from, whose sockets it must not touch."""
+
+
 def open_socket(
     kind: type[_SocketT],
     *,
@@ -73,6 +80,9 @@ def open_socket(
         TransportError: an option did not take (pynng swallows some failures).
     """
     socket: _SocketT = kind()
+    _opened.add(socket)
+    _pids.add(os.getpid())
+    atexit.unregister(getattr(pynng.nng, "_pynng_atexit", None))  # see `_leave_nng`
     try:
         wanted = {
             "recv_timeout": recv_timeout_ms,
@@ -202,7 +212,7 @@ def close_dialled(socket: pynng.Socket) -> None:
 
     At each attempt to connect, nng looks the address up, also a number, on a thread of its own. A close that frees the
     attempt at the moment when this ends has nng abort the process (nanomsg/nng#2110). So a socket that may be at it
-    makes no more attempts, and is closed when a later one is opened or closed; or with the process.
+    makes no more attempts, and is closed when a later one is opened or closed, or by the kernel with the process.
     """
     _close_retired()
     dialers = socket.dialers
@@ -263,17 +273,35 @@ _readers: weakref.WeakSet[Closable] = weakref.WeakSet()
 
 
 def close_at_exit(reader: Closable) -> None:
-    """Have what has a thread that receives closed before pynng ends nng at the end of the process.
-
-    A daemon thread that is in nng then has it abort the process.
-    """
+    """Close what has a receiving thread before the interpreter ends: a daemon thread inside nng aborts the process."""
     _readers.add(reader)
 
 
-@atexit.register  # after pynng's own, so called before it
-def _close_readers() -> None:
+@atexit.register
+def _leave_nng() -> None:
+    """Stop our readers, and let the process end without ``nng_fini``; this replaces pynng's exit handler.
+
+    ``nng_fini`` frees the locks that the end of a connection still needs. A connection in its handshake, ours to a
+    frozen peer or a stranger's to one of our listeners, ends later than ``nng_close`` returns: nng then aborts the
+    process ("panic: pthread_mutex_lock: Invalid argument"; one exit in two, with a listener that never accepts).
+    The kernel frees all of it anyway.
+
+    What is left must not call Python, nor be closed by it, while the interpreter ends: a thread of nng that is inside
+    a callback then never returns, and a close waits for it. So no pipe of any socket of the process, a host program's
+    included, has a callback afterwards, and our sockets are not closed by their ``__del__``.
+    """
     for reader in list(_readers):
         reader.close()
+    newest = 0
+    if os.getpid() in _pids:
+        with pynng.Pair0() as last:
+            newest = last.socket.id
+    for number in range(1, newest):  # nng numbers its sockets from 1
+        socket = pynng.ffi.new("nng_socket *", {"id": number})
+        for event in (pynng.lib.NNG_PIPE_EV_ADD_PRE, pynng.lib.NNG_PIPE_EV_ADD_POST, pynng.lib.NNG_PIPE_EV_REM_POST):
+            pynng.lib.nng_pipe_notify(socket[0], event, pynng.ffi.NULL, pynng.ffi.NULL)
+    for opened in list(_opened):
+        opened._socket = pynng.ffi.new("nng_socket *")  # number 0 is no socket: `close` does nothing
 
 
 SILENT_S: Final = 60.0
