@@ -145,7 +145,7 @@ def listeners(_at: dict[str, str], _folder: Path) -> Callable[[], None]:
 
 def control(at: dict[str, str], folder: Path) -> Callable[[], None]:
     """A control client: its dial waits for the node, on a thread here, while the process ends."""
-    from openoutcry.actors.control import ControlClient
+    from openoutcry.actors.control.server import ControlClient
 
     named = {"name": "peer", "pid": os.getpid(), "token": "x", "status_address": at["frozen"]}
     address = random.choice([at["frozen"], at["silent"], at["never_accepts"], at["refuses"], at["silent_ipc"]])
@@ -163,7 +163,7 @@ def control(at: dict[str, str], folder: Path) -> Callable[[], None]:
 def node(at: dict[str, str], folder: Path) -> Callable[[], None]:
     """A whole node, beside peers that do not answer and a directory that does not."""
     from openoutcry.actors import ExchangeNode, MarketRules
-    from openoutcry.actors.messages import PeerFound
+    from openoutcry.actors.peers.messages import PeerFound
 
     made = ExchangeNode(
         "node", markets={"M": MarketRules()}, directory=[at["frozen_place"], at["refuses"]], data_dir=folder / "node",
@@ -209,7 +209,7 @@ def serve(jobs: list[dict[str, Any]], workers: int) -> None:
 
     Forks return; they end as a program ends.
     """
-    import openoutcry.actors.control
+    import openoutcry.actors.control.server
     import openoutcry.transport.certificates
     import openoutcry.transport.rendezvous  # noqa: F401  (once, for all forks)
 
