@@ -82,7 +82,8 @@ def open_socket(
     socket: _SocketT = kind()
     _opened.add(socket)
     _pids.add(os.getpid())
-    atexit.unregister(getattr(pynng.nng, "_pynng_atexit", None))  # see `_leave_nng`
+    if (ends_nng := getattr(pynng.nng, "_pynng_atexit", None)) is not None:
+        atexit.unregister(ends_nng)  # see `_leave_nng`
     try:
         wanted = {
             "recv_timeout": recv_timeout_ms,
