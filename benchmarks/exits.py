@@ -290,7 +290,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     found = exits(options.count, workers=options.workers, seed=options.seed)
     print(json.dumps(found) if options.json else "\n".join(f"{key}: {value}" for key, value in found.items()))
-    return min(found["wrong"], 1)
+    return 1 if found["wrong"] else 0
 
 
 if __name__ == "__main__":
