@@ -255,8 +255,11 @@ def test_only_the_node_that_was_asked_can_refuse_a_request(exchange: Any) -> Non
         stall = threading.Event()
         net[0]._books[MARKET].tell(Query(lambda _: stall.wait(10)))
         answers = follower.submit_many_async(MARKET, [follower.order(MARKET, "buy", "1", "1")], timeout=20)
-        until(lambda: follower._ask(book, lambda actor: len(actor._outstanding), 5) == 1, "the request is under way")
-        for request in follower._ask(book, lambda actor: list(actor._outstanding), 5):
+        until(
+            lambda: follower._ask(book, lambda actor: len(actor.core.requests.outstanding), 5) == 1,
+            "the request is under way",
+        )
+        for request in follower._ask(book, lambda actor: list(actor.core.requests.outstanding), 5):
             stranger.send(Refused(MARKET, request, "made_up", "no"))
         stranger.send(Forward(MARKET, ((1, ((3, "stranger", ""),)),)))
         until(lambda: not stranger.heard.empty(), "the follower has read what the stranger sent")
@@ -483,8 +486,9 @@ def test_a_request_that_was_brought_to_one_who_leads_no_more_is_brought_to_the_l
     request.sent_to, request.sent_ever = "deposed.00000000", True
 
     def lose(actor: Any) -> None:
-        actor._next_request += 1
-        actor._outstanding[actor._next_request] = request
+        requests = actor.core.requests
+        requests.last_number += 1
+        requests.outstanding[requests.last_number] = request
 
     net[1]._ask(net[1]._books[MARKET], lose, 5)
     assert request.wait().state_sequence == net[1].sequence(MARKET)

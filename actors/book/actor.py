@@ -14,27 +14,22 @@ Batches form without a timer: what arrives while one record is being written bec
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import secrets
 import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, assert_never
 
 import pykka
 
 from ...transport.coordinator import MarketRecord
 from ...transport.errors import (
-    AccessDenied,
     Closed,
     OpenOutcryError,
-    Overloaded,
     ProtocolError,
-    RequestTimeout,
     StorageError,
     Unavailable,
     anew,
@@ -48,6 +43,7 @@ from ..kit.node_actor import QUIET, TICK, ActorFailed, NodeActor, stop_and_join,
 from ..leadership.messages import CoordinatorAnswer, CoordinatorCall, NodeIdTaken
 from ..peers.messages import PeerDown, PeerGone, PeerUp
 from .commands import CLOCK, CONFIGURE, DUPLICATE, REJECTED, Command, Event
+from .core import Core, CoreEffect, sends_first
 from .feed import Applied, Unwatch, Watch, Watcher
 from .journal import Journal, put_aside
 from .messages import (
@@ -76,9 +72,8 @@ from .messages import (
 )
 from .meters import MarketMeters
 from .orderbook import BROKEN, OrderBook
-from .record import COMMANDS_MAX, EMPTY, Origin, Record, Tail
+from .record import EMPTY, Origin, Record
 from .replica import (
-    SNAPSHOT_BEHIND,
     ApplyRecords,
     CreateRecord,
     CutJournal,
@@ -99,45 +94,25 @@ from .replica import (
     Stop,
     SwapRecord,
 )
+from .requests import BATCH_MAX, FailRequests, Settled
 from .rules import MarketRules
 from .snapshots import Snapshots, sync_folder, write_durably
 from .starts import next_start
-from .submission import MANY, Outcome, Request, Submissions
+from .submission import Outcome, Request, Submissions
+from .transfer import TakeImage
 from .wire import (
-    CHUNK_SIZE,
     MARKET_CODEC,
-    Ack,
-    Append,
-    Chunk,
-    Fetch,
-    Forward,
-    Join,
-    Lead,
-    Offer,
-    Refused,
-    Resign,
-    Rewind,
 )
 from .writer import JournalActor, LogWriter
 
 logger = get_logger(__name__)
 
-BATCH_MAX: Final = 512
-"""Most commands the leader gathers into one record, unless one request has more.
-
-Half of what a record can hold: while one record is being replicated the next can be made.
-"""
-NOT_LEADER: Final = "not_leader"
-_REFUSALS: Final = {kind.default_code: kind for kind in (Overloaded, AccessDenied)}
-"""Kinds of a leader's refusals that are not just Unavailable."""
 LOGGED: Final = "=logged"
 """Behind the name of a market's folder: a file whose existence says that there was a log, so that it can be missed."""
 REPAIRING: Final = "repairing"
 """Name of the file that marks a replica whose damaged journal was put aside; it says what was wrong."""
 PROGRESS_S: Final = 5.0
 """How often long work says how far it is, in seconds."""
-OFFER_S: Final = 10.0
-"""How long a snapshot is held for a follower that does not fetch it, in seconds."""
 HAND_OVER_S: Final = 2.0
 """How long a leader that was asked to hand over takes no orders, unless it is asked again, in seconds."""
 SNAPSHOT_S_MAX: Final = 300.0
@@ -146,24 +121,7 @@ LINGER_S: Final = 0.0005
 """How long the leader waits for the next record to carry the commit index before it is sent alone, in seconds."""
 REQUEST_BITS: Final = 62
 """Random bits of the number of a start's first request; the next count on from it, and stay within 63."""
-WAITING_MAX: Final = 65_536
 """Most commands that may wait at the leader to be ordered; beyond, they are refused as overloaded."""
-
-
-@dataclasses.dataclass(slots=True)
-class _Fetched:
-    """The leader's state, as far as it has come in."""
-
-    sender: str
-    epoch: int
-    tail: Tail
-    size: int
-    data: bytearray = dataclasses.field(default_factory=bytearray)
-    book: OrderBook | None = None
-
-
-_Waiting = tuple[str, int, tuple[Command, ...]]
-"""A request that waits at the leader to be put into a record: ``(origin, request, commands)``."""
 
 
 class BookActor(NodeActor):
@@ -223,10 +181,6 @@ class BookActor(NodeActor):
         self._book_number = 0
         self._taken_s: dict[bool, float] = {}
         """Since when a snapshot is being taken: to keep (True), to offer (False)."""
-        self._offered: tuple[Tail, bytes] | None = None
-        self._offer_to: set[str] = set()
-        self._offer_until_s = 0.0
-        self._fetched: _Fetched | None = None
         self._folder = folder
         self._min_in_sync = min_in_sync
         self._observer = observer
@@ -248,14 +202,17 @@ class BookActor(NodeActor):
         self._writer = LogWriter(journal, snapshots, self.meters)
         self._journal = JournalActor.start(writer=self._writer, book=self.actor_ref, report=report)
         self._links: dict[str, PeerUp] = {}
-        self._waiting: deque[_Waiting] = deque()
-        self._waiting_commands = 0
+        self.core: Core[Request, OrderBook] = Core(
+            self.replica,
+            first_number=secrets.randbits(REQUEST_BITS),
+            restore=OrderBook.restore,
+            sequence_of=lambda book: book.sequence,
+            denied=self._denied,
+        )
+        self._requests = self.core.requests
         self._writing = False
-        self._outstanding: dict[int, Request] = {}
         self._answered: list[Request] = []
         """Requests whose callers have not been told yet that they have been answered."""
-        self._next_request = secrets.randbits(REQUEST_BITS)
-        """From anywhere: an old copy of this disk must not give the numbers again that were given since."""
         self._said_ns = 0
         self._asking_lease = False
         self._store_silent = False
@@ -359,7 +316,7 @@ class BookActor(NodeActor):
     def on_stop(self) -> None:
         self._release()
         self._end_forcing(self._end())
-        self._fail_requests(list(self._outstanding), self._end())
+        self._run(self._requests.fail_all(self._end()))
         self._end_watches(self._end())
         self._submissions.close(self._end())
         stop_and_join(self._journal, timeout_s=10)
@@ -393,7 +350,7 @@ class BookActor(NodeActor):
         else:
             answer = self._receive_rare(message)
         try:
-            if (self._waiting or self._submissions.any) and not self._writing:
+            if (self._requests.waiting or self._submissions.any) and not self._writing:
                 self._propose_waiting()
             if self._answered:
                 self._release()
@@ -420,57 +377,60 @@ class BookActor(NodeActor):
 
     def _receive_rare(self, message: Any) -> Any:
         now_ns = time.monotonic_ns()
-        if isinstance(message, PeerUp):
-            self._links[message.node] = message
-            self._run(self.replica.on_peer_up(message.node))
-            self._route_again()
-        elif isinstance(message, PeerDown):
-            self._links.pop(message.node, None)
-            self._run(self.replica.on_peer_down(message.node, now_ns))
-            for request in self._outstanding.values():
-                if request.sent_to == message.node:
-                    request.sent_to = None
-        elif isinstance(message, PeerGone):
-            self._run(self.replica.on_peer_gone(message.node, now_ns))
-        elif isinstance(message, LogRead):
-            self._run(self.replica.on_log_read(message, now_ns))
-        elif isinstance(message, SnapshotKept):
-            self._install()
-        elif isinstance(message, SnapshotTaken):
-            self._use_snapshot(message)
-        elif isinstance(message, SnapshotFailed):
-            self._taken_s.pop(message.keep, None)
-            if message.number == self._book_number:
-                self._run(self.replica.stop(message.error))
-        elif isinstance(message, LogPutAside):
-            self._begin_anew(message.folder)
-        elif isinstance(message, ForceLeader):
-            self._force(message)
-        elif isinstance(message, CoordinatorAnswer):
-            self._hear_coordinator(message, now_ns)
-        elif isinstance(message, (JournalFailed, NodeIdTaken)):
-            self._run(self.replica.stop(message.error))
-        elif isinstance(message, HandOver):
-            if message.give_up:
-                self.replica.resigned = False
-                return True
-            self._resigned_until_s = time.monotonic() + HAND_OVER_S
-            if message.to is not None and message.to not in self.replica.successors():
-                return True
-            self._run(self.replica.resign(message.to))
-            return self.replica.role is not Role.LEADING or not self.replica.heirs()
-        elif isinstance(message, Retire):
-            self.replica.retired = True
-        elif isinstance(message, ProposeRules):
-            self._own_rules = self._own_rules or message.rules
-        elif isinstance(message, Watch):
-            return self._watch(message)
-        elif isinstance(message, Unwatch):
-            # Equal, not the same: a method is another object whenever it is looked up.
-            self._watchers = [watcher for watcher in self._watchers if watcher != message.watcher]
-        else:
-            raise TypeError(f"BookActor does not understand {type(message).__name__}")
+        core, replica = self.core, self.replica
+        match message:
+            case PeerUp():
+                self._links[message.node] = message
+                self._run(core.on_peer_up(message.node))
+            case PeerDown():
+                self._links.pop(message.node, None)
+                self._run(core.on_peer_down(message.node, now_ns))
+            case PeerGone():
+                self._run(replica.on_peer_gone(message.node, now_ns))
+            case LogRead():
+                self._run(replica.on_log_read(message, now_ns))
+            case SnapshotKept():
+                self._install()
+            case SnapshotTaken():
+                self._use_snapshot(message)
+            case SnapshotFailed():
+                self._taken_s.pop(message.keep, None)
+                if message.number == self._book_number:
+                    self._run(replica.stop(message.error))
+            case LogPutAside():
+                self._begin_again(message.folder)
+            case ForceLeader():
+                self._force(message)
+            case CoordinatorAnswer():
+                self._take_coordinator_answer(message, now_ns)
+            case JournalFailed() | NodeIdTaken():
+                self._run(replica.stop(message.error))
+            case HandOver():
+                return self._hand_over(message)
+            case Retire():
+                replica.retired = True
+            case ProposeRules():
+                self._own_rules = self._own_rules or message.rules
+            case Watch():
+                return self._watch(message)
+            case Unwatch():
+                # Equal, not the same: a method is another object whenever it is looked up.
+                self._watchers = [watcher for watcher in self._watchers if watcher != message.watcher]
+            case _:
+                raise TypeError(f"BookActor does not understand {type(message).__name__}")
         return None
+
+    def _hand_over(self, message: HandOver) -> bool:
+        """Give leadership up, or (``give_up``) keep it after all; return whether nothing is left to hand over."""
+        replica = self.replica
+        if message.give_up:
+            replica.resigned = False
+            return True
+        self._resigned_until_s = time.monotonic() + HAND_OVER_S
+        if message.to is not None and message.to not in replica.successors():
+            return True
+        self._run(replica.resign(message.to))
+        return replica.role is not Role.LEADING or not replica.heirs()
 
     def _tick(self) -> None:
         now_ns = time.monotonic_ns()
@@ -481,22 +441,17 @@ class BookActor(NodeActor):
         self._take_submissions()
         if self.replica.resigned and time.monotonic() > self._resigned_until_s:
             self.replica.resigned = False  # whoever asked for it asks no more: a node that leads takes orders
-        if self._fetched is not None and self.replica.matched:
-            self._fetched = None  # the log has come instead, or again
-        self._run(self.replica.on_tick(now_ns))
-        if self._offered is not None and time.monotonic() > self._offer_until_s:
-            self._offered = None
-        self._expire_requests(now_ns)
-        self._route_again()
+        self._warn_of_late_requests(now_ns)
+        self._run(self.core.on_tick(now_ns))
         self._watch_leader()
         self._say_progress(now_ns)
         expiry_ns = self.book.next_expiry_ns()
-        if expiry_ns is not None and expiry_ns <= self._clock_ns() and self._leads and not self._waiting:
-            self._enqueue(("", 0, ((CLOCK, "", ""),)))
+        if expiry_ns is not None and expiry_ns <= self._clock_ns() and self._leads and not self._requests.waiting:
+            self._requests.add_own((CLOCK, "", ""))
 
     def _say_progress(self, now_ns: int) -> None:
         """Now and then, while the replica catches up: how far it is."""
-        replica, fetched = self.replica, self._fetched
+        replica, fetched = self.replica, self.core.transfer.fetched
         behind = replica.known_committed - replica.applied
         if replica.role is not Role.FOLLOWING or (behind <= BATCH_MAX and fetched is None):
             self._said_ns = now_ns
@@ -505,25 +460,12 @@ class BookActor(NodeActor):
             state = {"fetched": len(fetched.data), "bytes": fetched.size} if fetched is not None else {}
             self._log.info("catching_up", sequence=replica.applied, of=replica.known_committed, **state)
 
-    def _expire_requests(self, now_ns: int) -> None:
-        late = [number for number, request in self._outstanding.items() if request.deadline_ns <= now_ns]
-        if late:
-            first = self._outstanding[late[0]].commands[0]
+    def _warn_of_late_requests(self, now_ns: int) -> None:
+        if late := self._requests.expired(now_ns):
+            first = self._requests.outstanding[late[0]].commands[0]
             self._log.warning(
                 "requests_expired", requests=len(late), leader=self.replica.leader, client_order_id=first[2]
             )
-        for number in late:
-            if self._outstanding[number].sent_ever:
-                error: OpenOutcryError = RequestTimeout(
-                    "no answer in time: the outcome is unknown; retry with the same client order id to learn it"
-                )
-            else:
-                error = Unavailable(
-                    f"market {self._market}: its leader ({self.replica.leader or 'not known yet'}) could not be "
-                    "reached in time; nothing was sent, retry later",
-                    code="leader_unreachable",
-                )
-            self._fail_requests([number], error)
 
     def _watch_leader(self) -> None:
         """Follower without a link to its leader: take over if the leader's process or its lease is gone."""
@@ -573,8 +515,7 @@ class BookActor(NodeActor):
 
     def _gather(self) -> None:
         """Take what callers have submitted, unless it had better wait for the answers to what is under way."""
-        under_way = self.replica.pending if self._leads else self._outstanding
-        if not under_way or self._waiting_commands + self._submissions.waiting >= MANY:
+        if self._requests.wants(self._submissions.waiting):
             self._take_submissions()
 
     def _take_submissions(self) -> None:
@@ -582,102 +523,13 @@ class BookActor(NodeActor):
         if self.replica.role is Role.STOPPED:
             self._give_up(requests, self.failure or Unavailable(f"market {self._market} has stopped"))
             return
-        numbers = range(self._next_request + 1, self._next_request + 1 + len(requests))
-        self._next_request += len(requests)
-        self._outstanding.update(zip(numbers, requests, strict=True))
-        self._route(numbers)
-
-    def _route(self, numbers: Iterable[int]) -> None:
-        """Bring requests to whoever leads now; without a leader they wait for one, or for their deadlines.
-
-        A request that was brought to a former leader may be in the log already: then the book answers the second
-        attempt with the first one's result.
-        """
-        replica = self.replica
-        if replica.role is Role.LEADING:
-            if not replica.resigned:
-                self._enqueue_own(numbers)
-        elif replica.joined and replica.leader in self._links:
-            self._forward(replica.leader, numbers)
-
-    def _enqueue_own(self, numbers: Iterable[int]) -> None:
-        node, outstanding, waiting = self._node, self._outstanding, self._waiting
-        refusal = self._refusal(0)
-        for number in numbers:
-            request = outstanding[number]
-            count = len(request.commands)
-            if refusal or self._waiting_commands + count > WAITING_MAX:
-                error = present(refusal or self._refusal(count), "a request is refused for no reason")
-                self._fail_requests([number], error)
-                continue
-            request.sent_to = node
-            request.sent_ever = True
-            waiting.append((node, number, request.commands))
-            self._waiting_commands += count
-
-    def _forward(self, leader: str, numbers: Iterable[int]) -> None:
-        """Bring requests to the leader: in one frame, or a few when there are many commands."""
-        batch: list[tuple[int, tuple[Command, ...]]] = []
-        commands = 0
-        for number in numbers:
-            request = self._outstanding[number]
-            request.sent_to = leader
-            request.sent_ever = True
-            if commands + len(request.commands) > COMMANDS_MAX:
-                self._send((leader,), Forward(self._market, tuple(batch)))
-                batch, commands = [], 0
-            batch.append((number, request.commands))
-            commands += len(request.commands)
-        if batch:
-            self._send((leader,), Forward(self._market, tuple(batch)))
-
-    def _route_again(self, *, away_from: str | None = None) -> None:
-        """Route every request that waits for a leader, or was brought to ``away_from`` or to one that leads no more."""
-        replica = self.replica
-        leader = self._node if replica.role is Role.LEADING else replica.leader
-        again = [
-            number
-            for number, request in self._outstanding.items()
-            if request.sent_to in (None, away_from) or (leader is not None and request.sent_to != leader)
-        ]
-        for number in again:
-            self._outstanding[number].sent_to = None
-        if again:
-            self._route(again)
-
-    def _refusal(self, commands: int) -> OpenOutcryError | None:
-        """Leader: why no more commands can be taken in now, or None."""
-        replica = self.replica
-        if not replica.may_propose:
-            return Unavailable(
-                f"market {self._market}: {replica.present} in-sync replicas are there, {replica.min_in_sync} needed; "
-                "nothing was executed, retry when more nodes are back",
-                code="not_enough_in_sync",
-            )
-        if self._waiting_commands + commands > WAITING_MAX:
-            return Overloaded(
-                f"market {self._market}: {WAITING_MAX} commands wait already; nothing was executed, slow down"
-            )
-        return None
-
-    def _enqueue(self, waiting: _Waiting) -> None:
-        self._waiting.append(waiting)
-        self._waiting_commands += len(waiting[2])
+        self._run(self._requests.take(requests))
 
     def _propose_waiting(self) -> None:
-        """Put what waits into one record, up to ``BATCH_MAX`` commands."""
+        """Put what waits into one record."""
         self._gather()
-        if not self._waiting or not self._leads or (self.replica.pending and self._waiting_commands < MANY):
-            return
-        commands: list[Command] = []
-        origins: list[Origin] = []
-        while self._waiting and (not commands or len(commands) + len(self._waiting[0][2]) <= BATCH_MAX):
-            origin, request, asked = self._waiting.popleft()
-            commands += asked
-            if request:
-                origins.append((origin, request, len(asked)))
-        self._waiting_commands -= len(commands)
-        self._propose(tuple(commands), tuple(origins))
+        if (record := self._requests.next_record()) is not None:
+            self._propose(*record)
 
     def _propose(self, commands: tuple[Command, ...], origins: tuple[Origin, ...]) -> None:
         last_ns = self.replica.pending[-1].timestamp_ns if self.replica.pending else self.book.timestamp_ns
@@ -687,10 +539,7 @@ class BookActor(NodeActor):
         self._untold = self._told_soon = False
         self._run(self.replica.propose(commands, origins, timestamp_ns=timestamp_ns, now_ns=time.monotonic_ns()))
 
-    def _fail_requests(self, numbers: Iterable[int], error: OpenOutcryError) -> None:
-        self._give_up([r for number in numbers if (r := self._outstanding.pop(number, None)) is not None], error)
-
-    def _give_up(self, requests: list[Request], error: OpenOutcryError) -> None:
+    def _give_up(self, requests: Sequence[Request], error: OpenOutcryError) -> None:
         for request in requests:
             request.fail(error)
         self._submissions.release(requests)
@@ -698,61 +547,12 @@ class BookActor(NodeActor):
     # -- links --------------------------------------------------------------------------------------------------
 
     def _hear(self, heard: Heard) -> None:
-        message, sender = heard.message, heard.sender
-        replica = self.replica
-        now_ns = time.monotonic_ns()
         try:
-            if isinstance(message, Append):
-                self._run(replica.on_append(sender, message))
-            elif isinstance(message, Ack):
-                self._run(replica.on_ack(sender, message, now_ns))
-            elif isinstance(message, Forward):
-                self._take_forward(sender, message)
-            elif isinstance(message, Join):
-                self._run(replica.on_join(sender, message, now_ns))
-            elif isinstance(message, Lead):
-                self._run(replica.on_lead(sender, message))
-                self._route_again()
-            elif isinstance(message, Rewind):
-                self._run(replica.on_rewind(sender, message))
-            elif isinstance(message, Offer):
-                self._take_offer(sender, message)
-            elif isinstance(message, Fetch):
-                self._serve_fetch(sender, message)
-            elif isinstance(message, Chunk):
-                self._take_chunk(sender, message)
-            elif isinstance(message, Resign):
-                self._run(replica.on_resign(sender, message))
-            elif isinstance(message, Refused):
-                self._hear_refusal(sender, message)
+            self._run(self.core.on_message(heard.sender, heard.message, time.monotonic_ns()))
         except ProtocolError as error:
             self.counters["protocol_errors"] += 1
-            if (link := self._links.get(sender)) is not None:
+            if (link := self._links.get(heard.sender)) is not None:
                 link.link.reset(f"market {self._market}: {error.message}")
-
-    def _hear_refusal(self, sender: str, message: Refused) -> None:
-        """A leader has not taken a request: if only because it leads no more, the request is routed again on a tick."""
-        request = self._outstanding.get(message.request)
-        if request is None or request.sent_to != sender:
-            return  # it has been brought to another leader since
-        if message.code == NOT_LEADER:
-            request.sent_to = None
-        else:
-            kind = _REFUSALS.get(message.code, Unavailable)
-            self._fail_requests([message.request], kind(message.reason, code=message.code))
-
-    def _take_forward(self, sender: str, message: Forward) -> None:
-        not_leading: OpenOutcryError | None = None
-        if self.replica.role is not Role.LEADING or self.replica.resigned:
-            not_leading = Unavailable(
-                f"market {self._market} is not led by the node that was asked; nothing was executed, retry",
-                code=NOT_LEADER,
-            )
-        for request, commands in message.requests:
-            if error := not_leading or self._refusal(len(commands)) or self._denied(sender, commands):
-                self._send((sender,), Refused(self._market, request, error.code, error.message[:500]))
-            else:
-                self._enqueue((sender, request, commands))
 
     def _denied(self, sender: str, commands: tuple[Command, ...]) -> OpenOutcryError | None:
         """Return why ``sender`` may not ask for ``commands``, or None."""
@@ -770,7 +570,7 @@ class BookActor(NodeActor):
             if (link := self._links.get(node)) is not None:
                 link.link.send(frame)
 
-    def _hear_coordinator(self, answer: CoordinatorAnswer, now_ns: int) -> None:
+    def _take_coordinator_answer(self, answer: CoordinatorAnswer, now_ns: int) -> None:
         led, members = self.replica.role is Role.LEADING, set(self.replica.in_sync)
         yielded = self._yields
         self._take_answer(answer, now_ns)
@@ -808,43 +608,57 @@ class BookActor(NodeActor):
                     Unavailable(f"market {self._market}: the record has changed meanwhile: look again", code="changing")
                 )
                 self._forcing = None
-            self._run(self.replica.on_swapped(answer.what, answer.record, now_ns))
+            self._run(self.core.on_swapped(answer.what, answer.record, now_ns))
         else:
             lost = self._forcing is not None and self.replica.role is not Role.CLAIMING
             if lost and answer.record is not None and answer.record.leader != self._node:
                 self._forcing = None  # the forced swap, whose answer was lost, has not happened
-            self._run(self.replica.on_record(answer.record, now_ns))
-            self._route_again()
+            self._run(self.core.on_record(answer.record, now_ns))
 
     # -- effects ------------------------------------------------------------------------------------------------
 
-    def _run(self, effects: list[Effect]) -> None:
-        for effect in effects:  # more may be added meanwhile
-            if isinstance(effect, Send):
-                self._send(effect.nodes, effect.message)
-            elif isinstance(effect, PersistRecords):
-                self._persist(effect, effects)
-            elif isinstance(effect, ApplyRecords):
-                self._apply(effect.records)
-            else:
-                self._run_rare(effect)
+    def _run(self, effects: Sequence[CoreEffect[Request]]) -> None:
+        todo = list(effects)
+        for effect in todo:  # more may be added meanwhile
+            match effect:
+                case Send():
+                    self._send(effect.nodes, effect.message)
+                case PersistRecords():
+                    self._persist(effect, todo)
+                case ApplyRecords():
+                    self._apply(effect.records)
+                case FailRequests():
+                    self._give_up(effect.requests, effect.error)
+                case ReadRecord() | CreateRecord() | SwapRecord():
+                    self._call_store(effect)
+                case LeadershipBegun():
+                    self._begin_to_lead()
+                case LeadershipLost():
+                    level = logging.INFO if self.replica.resigned else logging.WARNING  # handed over, or lost
+                    self._log.log(level, "not_leading", epoch=self.replica.epoch)
+                    todo += self.core.on_leadership_lost()
+                case ReadJournal() | CutJournal() | PutAside() | KeepFetched():
+                    self._hand_to_journal(effect)
+                case OfferSnapshot():
+                    todo += self.core.transfer.offer(effect.node, effect.after, time.monotonic_ns())
+                case TakeImage():
+                    self._take_snapshot(keep=False)
+                case RepairBegun() | RepairEnded():
+                    self._mark_repair(begun=isinstance(effect, RepairBegun))
+                case Stop():
+                    self._stop_replica(effect.error)
+                case _:
+                    assert_never(effect)
 
     def _hand(self, message: Any) -> None:
         """Leave something to the JournalActor; the log is its own until that is done."""
         self._writer.handed += 1
         tell(self._journal, message)
 
-    def _persist(self, effect: PersistRecords, effects: list[Effect]) -> None:
-        """Append records to the log, and add what follows from it to ``effects``, or have the JournalActor do so.
-
-        By itself only if there is little else to do until they are durable: no record to propose, and none, of a
-        follower, that had better be written with these. And only if nothing is committed by that before what is still
-        to be applied: the book and the log never differ in what is committed.
-        """
-        replica = self.replica
-        alone = len(replica.pending) == len(effect.records)
-        in_turn = effect is effects[-1] or replica.known_committed == replica.committed
-        if not (alone and in_turn and (self.idle or replica.role is Role.LEADING) and self._writer.at_hand):
+    def _persist(self, effect: PersistRecords, todo: list[CoreEffect[Request]]) -> None:
+        """Append records to the log, and add what follows from it to ``todo``, or have the JournalActor do so."""
+        at_once = self.core.writes_itself(effect, idle=self.idle, last=effect is todo[-1]) and self._writer.at_hand
+        if not at_once:
             self._hand(Persist(effect.generation, effect.records, self.replica.committed))
             return
         if self._answered:
@@ -852,13 +666,12 @@ class BookActor(NodeActor):
         try:
             self._writer.append(effect.records, self.replica.committed)
         except StorageError as error:
-            effects += self.replica.stop(error)
+            todo += self.replica.stop(error)
             return
-        for following in self._persisted(effect.generation, effect.records[-1].last_sequence):
-            if isinstance(following, Send):
-                self._send(following.nodes, following.message)  # an ack: no need to wait for the book
-            else:
-                effects.append(following)
+        acks, others = sends_first(self._persisted(effect.generation, effect.records[-1].last_sequence))
+        for ack in acks:
+            self._send(ack.nodes, ack.message)
+        todo += others
 
     def _persisted(self, generation: int, sequence: int) -> list[Effect]:
         """The log is durable up to ``sequence``."""
@@ -870,65 +683,66 @@ class BookActor(NodeActor):
                 self._has_logged = True
         return self.replica.on_durable(generation, sequence, time.monotonic_ns())
 
-    def _run_rare(self, effect: Effect) -> None:
+    def _hand_to_journal(self, effect: ReadJournal | CutJournal | PutAside | KeepFetched) -> None:
+        match effect:
+            case ReadJournal():
+                self._hand(ReadLog(effect.node, effect.after, effect.expected, effect.token))
+            case CutJournal():
+                self._hand(CutLog(effect.sequence))
+            case PutAside():
+                self._log.critical("log_outlived", reason=effect.reason)
+                self._book_number += 1  # a snapshot that is being taken has nowhere to go
+                self._hand(PutLogAside())
+            case KeepFetched():
+                fetched = present(self.core.transfer.fetched, "a state is kept before it was fetched")
+                self._book_number += 1
+                self._hand(BeginLogAt(effect.tail, bytes(fetched.data)))
+            case _:
+                assert_never(effect)
+
+    def _call_store(self, effect: ReadRecord | CreateRecord | SwapRecord) -> None:
         market, node = self._market, self._node
-        if isinstance(effect, ReadJournal):
-            self._hand(ReadLog(effect.node, effect.after, effect.expected, effect.token))
-        elif isinstance(effect, CutJournal):
-            self._hand(CutLog(effect.sequence))
-        elif isinstance(effect, PutAside):
-            self._log.critical("log_outlived", reason=effect.reason)
-            self._book_number += 1  # a snapshot that is being taken has nowhere to go
-            self._hand(PutLogAside())
-        elif isinstance(effect, OfferSnapshot):
-            self._offer_snapshot(effect.node, effect.after)
-        elif isinstance(effect, KeepFetched):
-            fetched = present(self._fetched, "a state is kept before it was fetched")
-            self._book_number += 1
-            self._hand(BeginLogAt(effect.tail, bytes(fetched.data)))
-        elif isinstance(effect, ReadRecord):
-            self._ask_coordinator(effect, lambda store: store.read(market))
-        elif isinstance(effect, CreateRecord):
-            if self._own_rules is not None and not self._observer:
-                self._ask_coordinator(effect, lambda store: store.create(market, node, (node,)))
-        elif isinstance(effect, SwapRecord):
-            swap = effect
-            self.counters["swaps"] += 1
-            self._ask_coordinator(
-                swap,
-                lambda store: store.swap(
-                    swap.expected,
-                    epoch=swap.epoch,
-                    leader=swap.leader,
-                    in_sync=swap.in_sync,
-                    force=swap.force,
-                    yielding=swap.yielding,
-                ),
-            )
-        elif isinstance(effect, RepairBegun):
+        match effect:
+            case ReadRecord():
+                self._ask_coordinator(effect, lambda store: store.read(market))
+            case CreateRecord():
+                if self._own_rules is not None and not self._observer:
+                    self._ask_coordinator(effect, lambda store: store.create(market, node, (node,)))
+            case SwapRecord():
+                self.counters["swaps"] += 1
+                self._ask_coordinator(
+                    effect,
+                    lambda store: store.swap(
+                        effect.expected,
+                        epoch=effect.epoch,
+                        leader=effect.leader,
+                        in_sync=effect.in_sync,
+                        force=effect.force,
+                        yielding=effect.yielding,
+                    ),
+                )
+            case _:
+                assert_never(effect)
+
+    def _mark_repair(self, *, begun: bool) -> None:
+        if begun:
             self.damage = "its log was lost"
             self._log.critical("log_lost", epoch=self.replica.epoch)
             self._mark_repairing(self.damage)
-        elif isinstance(effect, RepairEnded):
+        else:
             self._log.warning("repaired", sequence=self.book.sequence, damage=self.damage)
             (self._folder / REPAIRING).unlink(missing_ok=True)
             self.damage = None
-        elif isinstance(effect, LeadershipBegun):
-            self._log.info("leading", epoch=self.replica.epoch, in_sync=self.replica.in_sync)
-            self._writing = False
-            self._propose(self._opening(), ())
-            if self._forcing is not None:
-                with contextlib.suppress(InvalidStateError):  # it has been told that the outcome is unknown
-                    self._forcing.future.set_result(self.replica.tail.sequence)
-                self._forcing = None
-            self._route_again()
-        elif isinstance(effect, LeadershipLost):
-            level = logging.INFO if self.replica.resigned else logging.WARNING  # handed over, or lost
-            self._log.log(level, "not_leading", epoch=self.replica.epoch)
-            self._refuse_waiting()
-            self._route_again(away_from=node)
-        elif isinstance(effect, Stop):
-            self._stop_replica(effect.error)
+
+    def _begin_to_lead(self) -> None:
+        self._log.info("leading", epoch=self.replica.epoch, in_sync=self.replica.in_sync)
+        self._writing = False
+        self._propose(self._opening(), ())
+        if self._forcing is not None:
+            with contextlib.suppress(InvalidStateError):  # it has been told that the outcome is unknown
+                self._forcing.future.set_result(self.replica.tail.sequence)
+            self._forcing = None
+        self._run(self.core.on_leadership_begun())
 
     def _opening(self) -> tuple[Command, ...]:
         """Return the commands with which this replica begins to lead: what it has inherited commits with them."""
@@ -942,21 +756,11 @@ class BookActor(NodeActor):
     def _ask_coordinator(self, what: Effect | LeaseLapsed, run: Callable[[Any], Any]) -> None:
         tell(self._coordinator, CoordinatorCall(self.actor_ref, run, what))
 
-    def _refuse_waiting(self) -> None:
-        """Give back what has not been put into the log: to its origin, which routes it to whoever leads now."""
-        while self._waiting:
-            origin, request, _ = self._waiting.popleft()
-            if origin and origin != self._node:
-                reason = f"market {self._market} has a new leader; nothing was executed, retry"
-                self._send((origin,), Refused(self._market, request, NOT_LEADER, reason))
-        self._waiting_commands = 0
-
     def _stop_replica(self, error: OpenOutcryError) -> None:
         self._log.critical("replica_stopped", error=error, sequence=self.book.sequence, epoch=self.replica.epoch)
         self.failure = error
         self._end_forcing(error)
-        self._refuse_waiting()
-        self._fail_requests(list(self._outstanding), error)
+        self._run(self.core.on_stopped(error))
         self._end_watches(error)
 
     def _end_watches(self, why: OpenOutcryError | None) -> None:
@@ -985,10 +789,9 @@ class BookActor(NodeActor):
         book = self.book
         expected = self.replica.expected_hash
         all_events: list[Event] = []
-        answered: dict[int, Request] = {}
+        settled: Settled[Request] = Settled()
         earlier: dict[int, tuple[Event, ...]] = {}
         rejected: list[Event] = []
-        strangers: list[int] = []
         for record in records:
             events = book.apply(record.first_sequence, record.timestamp_ns, record.commands)
             all_events += events
@@ -1008,18 +811,8 @@ class BookActor(NodeActor):
                     )
                     self._run(self.replica.stop(error))
                     return
-            sequence = record.first_sequence
-            for origin, number, count in record.origins:
-                if origin != self._node:
-                    self._told_soon = True
-                elif (request := self._outstanding.get(number)) is not None and number not in answered:
-                    at = sequence - record.first_sequence
-                    if record.commands[at : at + count] == request.commands:
-                        request.first_sequence = sequence
-                        answered[number] = request
-                    else:
-                        strangers.append(number)
-                sequence += count
+            self._requests.settle(record, settled)
+        self._told_soon = self._told_soon or settled.others
         if not self._untold and self.replica.role is Role.LEADING:
             self._untold = True
             self._untold_since_s = time.monotonic()
@@ -1033,33 +826,20 @@ class BookActor(NodeActor):
                 )
         state_hash = book.state_hash()
         self._run(self.replica.on_applied(book.sequence, state_hash))
-        if answered:
+        if settled.answered:
             outcome = Outcome(all_events, earlier, book.sequence, state_hash, book.rules)
-            for number, request in answered.items():
-                del self._outstanding[number]
+            for request in settled.answered.values():
                 request.answer(outcome)
-            self._answered += answered.values()
-        if strangers:
-            self._refuse_strangers(strangers)
+            self._answered += settled.answered.values()
+        if settled.strangers:
+            self._log.critical("answer_of_another", requests=len(settled.strangers), sequence=book.sequence)
+        self._run(self._requests.answered(settled))
         self._keep_snapshot()
         if self._watchers:
             first = records[0].first_sequence
             stamp = records[-1].timestamp_ns
             update = Applied(self._market, first, book.sequence, stamp, state_hash, tuple(all_events), book.rules)
             self._watchers = [watcher for watcher in self._watchers if self._tell_watcher(watcher, update)]
-
-    def _refuse_strangers(self, numbers: list[int]) -> None:
-        """The log has other commands under these numbers of requests: whoever waits must not get their answers."""
-        self._log.critical("answer_of_another", requests=len(numbers), sequence=self.book.sequence)
-        self._fail_requests(
-            numbers,
-            Unavailable(
-                f"market {self._market}: the log holds another command under the number of this request: a second "
-                f"process runs under the node id {self._node}, or did; stop the copy. The command's outcome is "
-                "unknown: retry with the same client order id",
-                code="answer_of_another",
-            ),
-        )
 
     def _watch(self, message: Watch) -> int:
         if self.failure is not None:
@@ -1116,97 +896,26 @@ class BookActor(NodeActor):
             else:
                 taken.scratch.unlink(missing_ok=True)
         elif current:
-            self._offered = taken.tail, taken.data
-            waiting, self._offer_to = self._offer_to, set()
-            for node in waiting:
-                self._send_offer(node)
-
-    def _offer_snapshot(self, node: str, after: int) -> None:
-        """Leader: offer the state as it is now, or was a little while ago for another follower."""
-        offered = self._offered
-        recent = offered is not None and offered[0].sequence > after
-        if recent and offered is not None and self.book.sequence - offered[0].sequence <= SNAPSHOT_BEHIND // 2:
-            self._send_offer(node)
-        else:
-            self._offer_to.add(node)
-            self._take_snapshot(keep=False)
-
-    def _send_offer(self, node: str) -> None:
-        if self._offered is not None and self.replica.role is Role.LEADING:
-            tail, data = self._offered
-            self._offer_until_s = time.monotonic() + OFFER_S
-            offer = Offer(self._market, self.replica.epoch, tail.sequence, len(data), tail.epoch, tail.chain)
-            self._send((node,), offer)
-
-    def _serve_fetch(self, sender: str, message: Fetch) -> None:
-        offered = self._offered
-        if offered is None or offered[0].sequence != message.sequence or self.replica.role is not Role.LEADING:
-            return  # offered too long ago: the follower joins again, and is offered another
-        self._offer_until_s = time.monotonic() + OFFER_S
-        data = offered[1][message.offset : message.offset + CHUNK_SIZE]
-        if not data:
-            raise ProtocolError(f"a snapshot of {len(offered[1])} bytes has nothing at {message.offset}")
-        chunk = Chunk(self._market, self.replica.epoch, message.sequence, message.offset, data)
-        self._send((sender,), chunk)
-
-    def _take_offer(self, sender: str, message: Offer) -> None:
-        tail = Tail(message.tail_epoch, message.sequence, message.chain)
-        if self.replica.wants_snapshot(sender, message.epoch, tail):
-            if self._fetched is None or self._fetched.tail != tail or self._fetched.sender != sender:
-                self._fetched = _Fetched(sender, message.epoch, tail, message.size)
-            self.replica.on_fetching(message.sequence, time.monotonic_ns())
-            self._send((sender,), Fetch(self._market, message.epoch, message.sequence, len(self._fetched.data)))
-        else:
-            self._run(self.replica.on_snapshot_declined(sender, message.epoch))
-
-    def _take_chunk(self, sender: str, message: Chunk) -> None:
-        fetched = self._fetched
-        if fetched is None or (sender, message.epoch, message.sequence) != (
-            fetched.sender,
-            fetched.epoch,
-            fetched.tail.sequence,
-        ):
-            return
-        if message.offset != len(fetched.data):
-            return  # asked for twice
-        if message.offset + len(message.data) > fetched.size:
-            raise ProtocolError(f"a chunk at {message.offset} goes beyond the {fetched.size} bytes that were offered")
-        fetched.data += message.data
-        self.replica.on_fetching(message.sequence, time.monotonic_ns())
-        if len(fetched.data) < fetched.size:
-            self._send((sender,), Fetch(self._market, message.epoch, message.sequence, len(fetched.data)))
-        elif self.replica.wants_snapshot(sender, message.epoch, fetched.tail):
-            self._fetched = None  # what is no state is asked for anew
-            fetched.book = OrderBook.restore(bytes(fetched.data))
-            if fetched.book.sequence != fetched.tail.sequence:
-                raise ProtocolError("the snapshot is not of the sequence that was offered")
-            self._fetched = fetched
-            self._run(self.replica.on_snapshot_fetched(fetched.tail))
-        else:
-            self._run(self.replica.on_snapshot_declined(sender, message.epoch))
+            self._run(self.core.transfer.on_image(taken.tail, taken.data, time.monotonic_ns()))
 
     def _install(self) -> None:
         """The fetched state is durable: go on from it."""
-        fetched, self._fetched = present(self._fetched, "a state is installed before it was fetched"), None
-        book = present(fetched.book, "a state is installed before it was restored")
+        fetched, book = self.core.transfer.installed()
         self._log.info("state_taken_over", sequence=fetched.tail.sequence, peer=fetched.sender)
         self._put_in(book)
-        self._run(self.replica.on_snapshot_kept(fetched.tail))
-        self._route_again(away_from=fetched.sender)
+        self._run(self.core.on_installed(fetched.sender, fetched.tail))
 
-    def _begin_anew(self, aside: str) -> None:
+    def _begin_again(self, aside: str) -> None:
         """The log was put aside: nothing is held any more, and all of the leader's log is to come."""
         self._log.critical("log_put_aside", sequence=self.book.sequence, aside=aside)
         self.aside = aside
-        self._fetched = None
         self._put_in(OrderBook())
-        self._run(self.replica.on_put_aside())
+        self._run(self.core.on_put_aside())
 
     def _put_in(self, book: OrderBook) -> None:
         """Go on from ``book``; who watches has to take it anew."""
         self.book = book
         self._book_number += 1
-        self._offered = None
         self._snapshot_at = book.sequence
         self._end_watches(None)
 
@@ -1230,7 +939,7 @@ class BookActor(NodeActor):
             "matched": replica.matched,
             "known": replica.known_committed,
             "subscribers": len(self._watchers),
-            "outstanding": len(self._outstanding),
+            "outstanding": len(self._requests.outstanding),
             "appended": replica.tail.sequence,
             "durable": replica.durable,
             "committed": replica.committed,
@@ -1239,7 +948,7 @@ class BookActor(NodeActor):
             "followers": replica.followers(time.monotonic_ns()),
             "open_orders": len(self.book),
             "trades": self.book.trade_count,
-            "waiting": self._waiting_commands,
+            "waiting": self._requests.waiting_commands,
             "recovered": self.recovered,
             "observer": self._observer,
             "repairing": self.damage,
@@ -1252,7 +961,7 @@ class BookActor(NodeActor):
     def ready(self) -> bool:
         """Whether commands can be sent from here and the market has rules."""
         replica = self.replica
-        reachable = replica.may_propose or (replica.joined and replica.leader in self._links and replica.matched)
+        reachable = replica.may_propose or (replica.reachable_leader is not None and replica.matched)
         return bool(reachable and self.book.configured)
 
 

@@ -714,6 +714,16 @@ class Replica:
         return self.role is Role.LEADING and not self.resigned and self.present >= self.min_in_sync
 
     @property
+    def leads(self) -> bool:
+        """Whether this replica leads, even if it takes in no commands now."""
+        return self.role is Role.LEADING
+
+    @property
+    def reachable_leader(self) -> str | None:
+        """Follower: the leader, if this replica has joined its log and is linked to it."""
+        return self.leader if self.joined and self.leader in self._links else None
+
+    @property
     def matched(self) -> bool:
         """Follower: whether the leader's log has been received from our tail on since we joined, and goes on there."""
         return self.joined and self._fitted and self._fetching <= self.tail.sequence

@@ -20,13 +20,9 @@ from ...transport.errors import OpenOutcryError, Overloaded, RequestTimeout, ane
 from .commands import Command, Event
 from .messages import SUBMITTED, Submitted
 from .meters import MarketMeters
+from .requests import MANY
 from .rules import MarketRules
 
-MANY: Final = 128
-"""So many commands are worth a record of their own: fewer wait for the answers to those before them.
-
-It is Nagle's rule (RFC 896): no delay when idle, no timer, and single orders from many callers travel together.
-"""
 STAND_BY_MAX: Final = 65_536
 """Most requests that wait for room, of one market at one node; a caller beyond is refused at once."""
 _LATE_S: Final = 1.0

@@ -119,7 +119,7 @@ class Append:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Offer:
+class StateOffer:
     """Leader to follower: your tail is too far back for my log; fetch my state at ``sequence``, ``size`` bytes."""
 
     market: MarketName
@@ -183,7 +183,7 @@ class Refused:
     reason: Annotated[str, codec.Str(500)]
 
 
-MarketMessage = Lead | Join | Rewind | Append | Offer | Fetch | Chunk | Ack | Forward | Refused | Resign
+MarketMessage = Lead | Join | Rewind | Append | StateOffer | Fetch | Chunk | Ack | Forward | Refused | Resign
 MARKET_KINDS: Final[dict[int, type]] = {
     2: Lead,
     3: Join,
@@ -193,7 +193,7 @@ MARKET_KINDS: Final[dict[int, type]] = {
     7: Forward,
     8: Refused,
     9: Resign,
-    10: Offer,
+    10: StateOffer,
     11: Fetch,
     12: Chunk,
 }

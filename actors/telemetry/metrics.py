@@ -19,8 +19,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from ...transport.numerals import written
-from ..book.actor import WAITING_MAX
 from ..book.meters import MarketMeters
+from ..book.requests import WAITING_MAX
 from ..kit.meters import Histogram
 from ..peers.meters import LinkMeters
 from .condition import READY, condition

@@ -17,7 +17,7 @@ from openoutcry.actors.book.record import EMPTY, Record
 from openoutcry.actors.book.replica import ReadRecord, Role
 from openoutcry.actors.book.snapshots import write_scratch
 from openoutcry.actors.book.submission import Submissions
-from openoutcry.actors.book.wire import CHUNK_SIZE, Ack, Append, Chunk, Fetch, Join, Offer, Rewind
+from openoutcry.actors.book.wire import CHUNK_SIZE, Ack, Append, Chunk, Fetch, Join, Rewind, StateOffer
 from openoutcry.actors.group import CODEC
 from openoutcry.actors.kit.node_actor import TICK
 from openoutcry.actors.leadership.messages import CoordinatorAnswer
@@ -134,7 +134,7 @@ def test_a_follower_that_had_the_log_fetches_the_state_it_is_offered_and_no_tick
     handle(actor, lambda: actor.replica.durable == 3)
     link.messages.clear()
     size = 3 * CHUNK_SIZE
-    actor.on_receive(Heard(LEADER, Offer(MARKET, 1, 100_000, size, 1, bytes(32))))
+    actor.on_receive(Heard(LEADER, StateOffer(MARKET, 1, 100_000, size, 1, bytes(32))))
     for offset in range(0, size - CHUNK_SIZE, CHUNK_SIZE):
         actor.on_receive(TICK)
         assert [(type(m), m.offset) for m in link.messages if not isinstance(m, Ack)] == [(Fetch, offset)]
@@ -148,7 +148,7 @@ def test_what_is_no_state_is_asked_for_from_its_beginning_again(
 ) -> None:
     actor, link, _ = follower
     link.reset = link.messages.append  # type: ignore[attr-defined]
-    offer = Offer(MARKET, 1, 100_000, 10, 1, bytes(32))
+    offer = StateOffer(MARKET, 1, 100_000, 10, 1, bytes(32))
     for _ in range(2):
         link.messages.clear()
         actor.on_receive(Heard(LEADER, offer))
@@ -194,7 +194,7 @@ def test_callers_are_told_if_the_replica_stops_at_a_later_record_than_theirs(
     asked = [actor._submissions.submit((order,), time.monotonic() + 30) for _ in range(2)]
     actor._take_submissions()
     bodies, tail = [], records[0].tail
-    for number in actor._outstanding:
+    for number in actor.core.requests.outstanding:
         record = Record.make(tail, epoch=1, timestamp_ns=5, commands=(order,), origins=((HERE, number, 1),))
         bodies.append(record.body)
         tail = record.tail
@@ -220,14 +220,14 @@ def test_no_caller_is_given_the_answer_of_another_command(
     order, other = [(SUBMIT, "ann", "q", 0, 0, price, 1, 0, 0, 0) for price in (100, 101)]
     asked, answered = [actor._submissions.submit((order,), time.monotonic() + 30) for _ in range(2)]
     actor._take_submissions()
-    (number, right) = actor._outstanding
+    (number, right) = actor.core.requests.outstanding
     record = Record.make(
         records[0].tail, epoch=1, timestamp_ns=5, commands=(other, order), origins=((HERE, number, 1), (HERE, right, 1))
     )
     before = records[0]
     join = actor.replica._join_number
     actor.on_receive(Heard(LEADER, Append(MARKET, 1, 1, before.chain, (record.body,), 3, 0, "", join)))
-    handle(actor, lambda: not actor._outstanding)
+    handle(actor, lambda: not actor.core.requests.outstanding)
     with pytest.raises(Unavailable, match="second process") as refused:
         asked.result()
     assert refused.value.code == "answer_of_another"
@@ -252,7 +252,7 @@ def test_a_restored_disk_does_not_repeat_the_numbers_of_requests(tmp_path: Path)
             report=lambda failed: pytest.fail(str(failed)),
             clock_ns=lambda: 1,
         )
-        firsts.add(actor._next_request)
+        firsts.add(actor.core.requests.last_number)
         actor.on_stop()
     assert len(firsts) == 3
     assert min(abs(a - b) for a in firsts for b in firsts if a != b) > 2**32
@@ -268,7 +268,7 @@ def test_what_breaks_while_somebody_asks_ends_the_replica_all_the_same(
 
     with monkeypatch.context() as patch:
         patch.setattr(actor, "_propose_waiting", broken)
-        actor._enqueue((HERE, 1, ((SUBMIT, "ann", "", 0, 0, 100, 1, 0, 0, 0),)))
+        actor.core.requests.add_own((SUBMIT, "ann", "", 0, 0, 100, 1, 0, 0, 0))
         with pytest.raises(AssertionError, match="an invariant"):
             actor.on_receive(Query(lambda book: book.ready))
     with pytest.raises(AssertionError, match="an invariant"):

@@ -1,0 +1,167 @@
+"""One market's replica as its shell sees it: protocol, requests and state transfer behind one set of inputs. Pure.
+
+The shell (``actor.py``; in the simulation, its nodes) calls one method per input, in any order, and carries out the
+returned effects in order. What an effect has to be followed by stands in its docstring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, assert_never
+
+from ...transport.coordinator import MarketRecord
+from ...transport.errors import OpenOutcryError
+from .commands import Command
+from .record import Tail
+from .replica import Effect, PersistRecords, Replica, Send, SwapRecord
+from .requests import FailRequests, R, Requests
+from .transfer import B, StateTransfer, TakeImage
+from .wire import (
+    CHUNK_SIZE,
+    Ack,
+    Append,
+    Chunk,
+    Fetch,
+    Forward,
+    Join,
+    Lead,
+    MarketMessage,
+    Refused,
+    Resign,
+    Rewind,
+    StateOffer,
+)
+
+CoreEffect = Effect | FailRequests[R] | TakeImage
+
+
+class Core(Generic[R, B]):
+    """The three pure cores of a market at one node, and what one has to know of another's inputs."""
+
+    def __init__(
+        self,
+        replica: Replica,
+        *,
+        first_number: int,
+        restore: Callable[[bytes], B],
+        sequence_of: Callable[[B], int],
+        denied: Callable[[str, tuple[Command, ...]], OpenOutcryError | None] = lambda _sender, _commands: None,
+        chunk_size: int = CHUNK_SIZE,
+    ) -> None:
+        """See :class:`Requests` for ``first_number`` and ``denied``, :class:`StateTransfer` for the rest."""
+        self.replica = replica
+        self.requests: Requests[R] = Requests(replica, first_number=first_number, denied=denied)
+        self.transfer: StateTransfer[B] = StateTransfer(
+            replica, restore=restore, sequence_of=sequence_of, chunk_size=chunk_size
+        )
+
+    # -- links ----------------------------------------------------------------------------------------------------
+
+    def on_message(self, sender: str, message: MarketMessage, now_ns: int) -> Sequence[CoreEffect[R]]:
+        """Another node's frame has come in.
+
+        Raises:
+            ProtocolError: it breaks the protocol; end the link to ``sender``.
+        """
+        replica = self.replica
+        match message:
+            case Append():
+                return replica.on_append(sender, message)
+            case Ack():
+                return replica.on_ack(sender, message, now_ns)
+            case Forward():
+                return self.requests.on_forward(sender, message)
+            case Refused():
+                return self.requests.on_refused(sender, message)
+            case Join():
+                return replica.on_join(sender, message, now_ns)
+            case Lead():
+                return [*replica.on_lead(sender, message), *self.requests.route_again()]
+            case Rewind():
+                return replica.on_rewind(sender, message)
+            case Resign():
+                return replica.on_resign(sender, message)
+            case StateOffer():
+                return self.transfer.on_offer(sender, message, now_ns)
+            case Fetch():
+                return self.transfer.on_fetch(sender, message, now_ns)
+            case Chunk():
+                return self.transfer.on_chunk(sender, message, now_ns)
+            case _:
+                assert_never(message)
+
+    def on_peer_up(self, node: str) -> Sequence[CoreEffect[R]]:
+        """A link to ``node`` came up."""
+        return [*self.replica.on_peer_up(node), *self.requests.route_again()]
+
+    def on_peer_down(self, node: str, now_ns: int) -> Sequence[CoreEffect[R]]:
+        """The link to ``node`` ended."""
+        self.requests.on_link_down(node)
+        return self.replica.on_peer_down(node, now_ns)
+
+    # -- time and the coordinator ---------------------------------------------------------------------------------
+
+    def on_tick(self, now_ns: int) -> Sequence[CoreEffect[R]]:
+        """Time has passed; ``now_ns`` is monotonic. Requests whose deadlines are over fail."""
+        self.transfer.on_tick(now_ns)
+        effects: list[CoreEffect[R]] = [*self.replica.on_tick(now_ns)]
+        effects += self.requests.expire(self.requests.expired(now_ns))
+        effects += self.requests.route_again()
+        return effects
+
+    def on_record(self, record: MarketRecord | None, now_ns: int) -> Sequence[CoreEffect[R]]:
+        """The coordinator answered a read or a create."""
+        return [*self.replica.on_record(record, now_ns), *self.requests.route_again()]
+
+    def on_swapped(self, swap: SwapRecord, record: MarketRecord | None, now_ns: int) -> Sequence[CoreEffect[R]]:
+        """The coordinator answered a swap."""
+        return self.replica.on_swapped(swap, record, now_ns)
+
+    # -- after effects --------------------------------------------------------------------------------------------
+
+    def on_leadership_begun(self) -> Sequence[CoreEffect[R]]:
+        """The first record of the epoch was proposed: requests can be ordered."""
+        return self.requests.route_again()
+
+    def on_leadership_lost(self) -> Sequence[CoreEffect[R]]:
+        """What waits goes back to where it came from, and to the node that leads now."""
+        return [*self.requests.refuse_waiting(), *self.requests.route_again(away_from=self.replica.node)]
+
+    def on_stopped(self, error: OpenOutcryError) -> Sequence[CoreEffect[R]]:
+        """The replica has stopped: nothing is answered any more."""
+        return [*self.requests.refuse_waiting(), *self.requests.fail_all(error)]
+
+    def on_installed(self, sender: str, tail: Tail) -> Sequence[CoreEffect[R]]:
+        """The book is the state at ``tail`` that was fetched from ``sender``: what was sent to it may be in there."""
+        self.transfer.on_another_book()
+        return [*self.replica.on_snapshot_kept(tail), *self.requests.route_again(away_from=sender)]
+
+    def on_put_aside(self) -> Sequence[CoreEffect[R]]:
+        """The log is out of the way, and the book empty."""
+        self.transfer.forget_fetched()
+        self.transfer.on_another_book()
+        return self.replica.on_put_aside()
+
+    def writes_itself(self, effect: PersistRecords, *, idle: bool, last: bool) -> bool:
+        """Whether the shell had better append ``effect`` to the log at once than hand it to another thread.
+
+        Only if there is little else to do until it is durable: no record to propose, and none, of a follower, that had
+        better be written with it (``idle``: no message waits). And only if nothing is committed by that before what is
+        still to be applied (``last``: no effect follows): the book and the log never differ in what is committed.
+        """
+        replica = self.replica
+        alone = len(replica.pending) == len(effect.records)
+        in_turn = last or replica.known_committed == replica.committed
+        return alone and in_turn and (idle or replica.leads)
+
+
+def sends_first(effects: Iterable[Effect]) -> tuple[list[Send], list[Effect]]:
+    """Split what follows from an append of one's own: acks, which need not wait for the book, and all else."""
+    sends: list[Send] = []
+    others: list[Effect] = []
+    for effect in effects:
+        if isinstance(effect, Send):
+            sends.append(effect)
+        else:
+            others.append(effect)
+    return sends, others
