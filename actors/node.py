@@ -131,7 +131,7 @@ logger = get_logger(__name__)
 
 HAND_OVER_S: Final = 3.0
 """How long a node that closes waits for others to take over what it leads, in seconds."""
-IN_FLIGHT_MAX: Final = 65_536
+UNANSWERED_MAX: Final = 65_536
 """Most commands of one market that a node may have unanswered; a submitter beyond waits, then gets Overloaded."""
 
 MARKETS_MAX: Final = 1000
@@ -508,7 +508,7 @@ class ExchangeNode:
 
     def _start_book(self, market: str, rules: MarketRules | None, *, observer: bool) -> None:
         meters = self.meters.markets.setdefault(market, MarketMeters())
-        submissions = Submissions(IN_FLIGHT_MAX, meters)
+        submissions = Submissions(UNANSWERED_MAX, meters)
         book = BookActor.start(
             market=market,
             node=self.node_id,
@@ -993,7 +993,7 @@ class ExchangeNode:
     ) -> Callable[[], OrderResults]:
         """Send as :meth:`submit_many` does, but return at once: call what is returned to wait for the answers.
 
-        Blocks only while ``IN_FLIGHT_MAX`` commands are unanswered.
+        Blocks only while ``UNANSWERED_MAX`` commands are unanswered.
         """
         deadline_s = self._deadline_s(timeout)
         self._book(market)
@@ -1234,7 +1234,7 @@ class ExchangeNode:
         if submissions is None or book is None:
             raise self._unknown(market)
         return {
-            "in_flight": (submissions.in_flight, IN_FLIGHT_MAX),
+            "in_flight": (submissions.in_flight, UNANSWERED_MAX),
             "book_mailbox": (cast("TickingInbox", book.actor_inbox).qsize(), 0),
         }
 
@@ -1729,4 +1729,4 @@ def spare_gc() -> None:
     gc.set_threshold(100_000, 50, 100)
 
 
-__all__ = ["IN_FLIGHT_MAX", "ExchangeNode", "spare_gc"]
+__all__ = ["UNANSWERED_MAX", "ExchangeNode", "spare_gc"]

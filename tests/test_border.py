@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any
 
 import pytest
-from openoutcry.actors.book.commands import INT64_MAX
 from openoutcry.actors.book.rules import MarketRules
 from openoutcry.actors.kit.actor import Actor
 from openoutcry.actors.market.border import (
@@ -18,6 +17,7 @@ from openoutcry.actors.market.border import (
     checked_timeout,
     submit_command,
 )
+from openoutcry.transport.codec import INT64_MAX
 from openoutcry.transport.errors import InvalidRequest, shown
 
 HUGE = 10**5000

@@ -63,6 +63,10 @@ class Str:
         return value
 
 
+ADDRESS: Final = Str(255, 1)
+"""An address of nng."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Bytes:
     """A byte string of ``length_min`` to ``length_max`` bytes."""

@@ -16,7 +16,7 @@ from typing import Final, Protocol
 
 from .errors import Unavailable, ensure
 
-NAME_LENGTH_MAX: Final = 255
+KEY_LENGTH_MAX: Final = 255
 """Most characters of the name of a market or a node."""
 
 NODE_ID_IN_USE: Final = "node_id_in_use"
@@ -50,7 +50,7 @@ class MarketRecord:
 
     def __post_init__(self) -> None:
         for name in (self.market, *self.in_sync):
-            ensure(0 < len(name) <= NAME_LENGTH_MAX, f"a name has 1 to {NAME_LENGTH_MAX} characters, not {len(name)}")
+            ensure(0 < len(name) <= KEY_LENGTH_MAX, f"a name has 1 to {KEY_LENGTH_MAX} characters, not {len(name)}")
         ensure(self.version >= 1, f"version {self.version} is below 1")
         ensure(self.epoch >= 1, f"epoch {self.epoch} is below 1")
         ensure(0 <= self.forced <= self.epoch, f"forced in epoch {self.forced}, after the present one, {self.epoch}")
@@ -76,7 +76,7 @@ class DiskMark:
 
     def __post_init__(self) -> None:
         ensure(self.number >= 1, f"life number {self.number} is below 1")
-        ensure(0 < len(self.life) <= NAME_LENGTH_MAX, f"a life has 1 to {NAME_LENGTH_MAX} characters")
+        ensure(0 < len(self.life) <= KEY_LENGTH_MAX, f"a life has 1 to {KEY_LENGTH_MAX} characters")
         ensure(self.epoch >= 0, f"epoch {self.epoch} is below 0")
         ensure(self.sequence >= 0, f"sequence {self.sequence} is below 0")
 

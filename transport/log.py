@@ -18,6 +18,9 @@ import structlog
 from .errors import OpenOutcryError
 from .numerals import in_json, times_in_json, written
 
+PROGRESS_S: Final = 5.0
+"""Seconds between two reports of how far long work is: lines of the log, or of a command without a terminal."""
+
 EVENTS: Final[Mapping[str, str]] = {
     # A node's life.
     "node_started": "The node listens, is announced, and has recovered what is on its disk.",

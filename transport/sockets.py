@@ -50,7 +50,8 @@ _RETIRED_S: Final = 2.0
 """How long a socket is kept that may be connecting: longer than ``reconnect_ms`` and a look-up, in seconds."""
 _PROBE_S = 0.1
 _TCP = ("tcp", "tls+tcp")
-_SCHEMES = ("tcp", "tls+tcp", "ipc", "inproc")
+SCHEMES: Final = ("tcp", "tls+tcp", "ipc", "inproc")
+"""The transports of nng that an address may name."""
 
 _SocketT = TypeVar("_SocketT", bound=pynng.Socket)
 
@@ -140,7 +141,7 @@ def checked_address(address: str, *, to_listen: bool = False) -> str:
         ConfigurationError: it names no transport of nng, or no port; or port 0, to dial.
     """
     scheme, separator, rest = address.partition("://")
-    good = bool(separator and rest and scheme in _SCHEMES)
+    good = bool(separator and rest and scheme in SCHEMES)
     if good and scheme in _TCP:
         host, _, port = rest.rpartition(":")
         number = port_of(port)

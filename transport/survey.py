@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import pynng
 
 from . import sockets
-from .codec import Array, Bool, Codec, Int, Record, Str, pack
+from .codec import ADDRESS, Array, Bool, Codec, Int, Record, Str, pack
 from .errors import Closed, ConfigurationError, InvalidRequest, Overloaded, ProtocolError, TransportError, Unavailable
 from .identity import MEMBER, check_addresses
 from .log import get_logger
@@ -55,16 +55,14 @@ SILENT_GRACE_MS: Final = 25
 
 _PAGES_MAX = 1024
 _RECONNECT_MS = (10, 200)
-_SCHEMES = ("tcp://", "tls+tcp://", "ipc://", "inproc://")
 
 Row = tuple[str, str, str, tuple[tuple[str, str], ...]]
 """A :class:`ServiceEntry` on the wire."""
 
 _NAME = Str(128, 1)
-_ADDRESS = Str(255, 1)
-_ROW = Record((_NAME, _NAME, _ADDRESS, Array(Record((Str(64, 1), Str(255))), 16)))
+_ROW = Record((_NAME, _NAME, ADDRESS, Array(Record((Str(64, 1), Str(255))), 16)))
 _ROWS = Array(_ROW, 32_768)
-_ADDRESSES = Array(_ADDRESS, RENDEZVOUS_MAX + 1)
+_ADDRESSES = Array(ADDRESS, RENDEZVOUS_MAX + 1)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -616,7 +614,7 @@ class Directory:
             self._aliases.clear()
         for address in addresses[1:]:
             known = address in self._dialled or address in self._aliases
-            if not known and len(self._dialled) < RENDEZVOUS_MAX and address.startswith(_SCHEMES):
+            if not known and len(self._dialled) < RENDEZVOUS_MAX and address.partition("://")[0] in sockets.SCHEMES:
                 logger.info("directory_learned", address=address)
                 try:
                     self._dial(address)

@@ -38,7 +38,7 @@ from ...transport.errors import (
     shown,
 )
 from ...transport.identity import Member
-from ...transport.log import get_logger
+from ...transport.log import PROGRESS_S, get_logger
 from ..kit.node_actor import QUIET, TICK, ActorFailed, NodeActor, stop_and_join, tell
 from ..leadership.messages import CoordinatorAnswer, CoordinatorCall, NodeIdTaken
 from ..peers.messages import PeerDown, PeerGone, PeerUp
@@ -111,9 +111,7 @@ LOGGED: Final = "=logged"
 """Behind the name of a market's folder: a file whose existence says that there was a log, so that it can be missed."""
 REPAIRING: Final = "repairing"
 """Name of the file that marks a replica whose damaged journal was put aside; it says what was wrong."""
-PROGRESS_S: Final = 5.0
-"""How often long work says how far it is, in seconds."""
-HAND_OVER_S: Final = 2.0
+RESIGNED_S: Final = 2.0
 """How long a leader that was asked to hand over takes no orders, unless it is asked again, in seconds."""
 SNAPSHOT_S_MAX: Final = 300.0
 """After so long, in seconds, a snapshot that is being taken is taken for lost, and another may be begun."""
@@ -426,7 +424,7 @@ class BookActor(NodeActor):
         if message.give_up:
             replica.resigned = False
             return True
-        self._resigned_until_s = time.monotonic() + HAND_OVER_S
+        self._resigned_until_s = time.monotonic() + RESIGNED_S
         if message.to is not None and message.to not in replica.successors():
             return True
         self._run(replica.resign(message.to))

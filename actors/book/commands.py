@@ -31,7 +31,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Any, Final, TypeAlias
 
-from ...transport.codec import NAME_LENGTH_MAX
+from ...transport.codec import INT64_MAX, NAME_LENGTH_MAX
 from ...transport.errors import ProtocolError
 from .rules import MarketRules
 
@@ -147,7 +147,6 @@ MESSAGES: Final[dict[str, str]] = {
 }
 """What each rejection code means and what to do about it, for people."""
 
-INT64_MAX: Final = 2**63 - 1
 NOTE_SIZE_MAX: Final = 4096
 """Longest note, in bytes: what reads a log takes no longer string."""
 

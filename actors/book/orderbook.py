@@ -44,7 +44,6 @@ from .commands import (
     CONFIGURE,
     CONFIGURED,
     DUPLICATE,
-    INT64_MAX,
     NOTE,
     NOTED,
     REJECTED,
@@ -743,7 +742,7 @@ class OrderBook:
         code = self._limits(price if moved else None, quantity if quantity != open_now else None)
         total = order.quantity - open_now + quantity
         expire_ns, stp, post_only, cancelled, _ = order.terms
-        if code is None and total > INT64_MAX:
+        if code is None and total > codec.INT64_MAX:
             code = Code.QUANTITY_TOO_LARGE  # with what it has filled already: the sum must fit a snapshot
         if code is None and crosses and post_only:
             code = Code.POST_ONLY_WOULD_TRADE

@@ -15,7 +15,7 @@ import msgpack
 
 from ...transport import codec
 from ...transport.errors import ProtocolError, ensure
-from .commands import INT64_MAX, Command, checked_commands
+from .commands import Command, checked_commands
 
 CHAIN_START: Final = bytes(32)
 """The chain before the first record."""
@@ -131,9 +131,9 @@ def chain_of(previous: bytes, body: bytes) -> bytes:
     return blake2b(body, key=previous, digest_size=32).digest()
 
 
-_EPOCH: Final = codec.Int(1, INT64_MAX)
-_SEQUENCE: Final = codec.Int(1, INT64_MAX)
-_TIMESTAMP: Final = codec.Int(0, INT64_MAX)
+_EPOCH: Final = codec.Int(1)
+_SEQUENCE: Final = codec.Int(1)
+_TIMESTAMP: Final = codec.Int()
 _ORIGINS: Final = codec.Array(
     codec.Record((codec.Str(80, 1), codec.Int(), codec.Int(1, COMMANDS_MAX))), length_max=COMMANDS_MAX
 )

@@ -7,10 +7,10 @@ from decimal import Context, Decimal
 from functools import lru_cache
 from typing import Any, Final
 
+from ...transport.codec import INT64_MAX
 from ...transport.errors import ConfigurationError, InvalidRequest, ProtocolError, shown
 from ...transport.numerals import DIGITS_MAX, PlainDecimal, decimal_of, is_huge, written
 
-_INT64_MAX: Final = 2**63 - 1
 DEDUPE_WINDOW_MAX: Final = 2**20
 """Largest dedupe window: a book holds, and a snapshot carries, so many commands and what they caused."""
 _EXACT: Final = Context(prec=200)
@@ -37,10 +37,10 @@ class MarketRules:
     tick_size: str = "0.01"
     lot_size: str = "1"
     quantity_min_lots: int = 1
-    quantity_max_lots: int = _INT64_MAX
+    quantity_max_lots: int = INT64_MAX
     price_min_ticks: int = 1
     """Lowest price; below 1 where negative prices make sense, as for energy."""
-    price_max_ticks: int = _INT64_MAX
+    price_max_ticks: int = INT64_MAX
     price_band_ticks: int = 0
     """Largest distance of an order's price from the last trade (before one: from ``reference_price_ticks``).
 
@@ -68,16 +68,16 @@ class MarketRules:
         for name, low in (
             ("quantity_min_lots", 1),
             ("quantity_max_lots", 1),
-            ("price_min_ticks", -_INT64_MAX),
-            ("price_max_ticks", -_INT64_MAX),
+            ("price_min_ticks", -INT64_MAX),
+            ("price_max_ticks", -INT64_MAX),
             ("price_band_ticks", 0),
-            ("reference_price_ticks", -_INT64_MAX),
+            ("reference_price_ticks", -INT64_MAX),
             ("market_protection_ticks", 0),
             ("open_orders_max", 0),
             ("dedupe_window", 1),
         ):
             value = getattr(self, name)
-            if type(value) is not int or not low <= value <= _INT64_MAX:
+            if type(value) is not int or not low <= value <= INT64_MAX:
                 raise ConfigurationError(f"{name} must be an integer of at least {low}, not {shown(value, 60)}")
         if type(self.amend_keeps_priority) is not bool:
             raise ConfigurationError("amend_keeps_priority must be true or false")
@@ -171,7 +171,7 @@ def _units_of(value: DecimalLike, unit: str, what: str, unit_name: str) -> int:
             f"{_shown(value)} is not a {what}: write digits and a point, as in 20.05", code=f"invalid_{what}"
         )
     units, rest = _EXACT.divmod(number, Decimal(unit))
-    if abs(units) > _INT64_MAX:
+    if abs(units) > INT64_MAX:
         raise InvalidRequest(f"the {what} {_shown(value)} is too large to represent", code=f"invalid_{what}")
     if rest:
         raise InvalidRequest(

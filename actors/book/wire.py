@@ -18,7 +18,7 @@ TAILS_MAX: Final = 1024
 """Most ends of records that one :class:`Rewind` names."""
 SNAPSHOT_SIZE_MAX: Final = 16 * 1024 * 1024 * 1024
 """Largest snapshot, in bytes, that a follower accepts."""
-MarketName = Annotated[str, codec.Str(64, 1)]
+MarketName = Annotated[str, codec.Str(codec.NAME_LENGTH_MAX, 1)]
 Epoch = Annotated[int, codec.Int(0)]
 Sequence = Annotated[int, codec.Int(0)]
 Chain = Annotated[bytes, codec.Bytes(len(CHAIN_START), len(CHAIN_START))]

@@ -11,12 +11,11 @@ from typing import Any, Final
 
 import click
 
+from ...transport.log import PROGRESS_S
 from .common import say
 
 WATCH_S: Final = 0.5
 """How often a view is made anew, in seconds: it costs the node a request."""
-PROGRESS_S: Final = 5.0
-"""How often long work says how far it is where there is no terminal, in seconds."""
 
 
 def watch(

@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar, cast
 
-from ...transport.codec import NAME_LENGTH_MAX
+from ...transport.codec import INT64_MAX, NAME_LENGTH_MAX
 from ...transport.errors import InvalidRequest, ProtocolError, shown
 from ...transport.numerals import written
 from ..book.commands import (
     AMEND,
     CANCEL,
-    INT64_MAX,
     SUBMIT,
     Command,
     OrderType,

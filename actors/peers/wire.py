@@ -32,12 +32,11 @@ def checked_node_name(name: str) -> str:
 
 
 NodeId = Annotated[str, codec.Str(80, 1)]
-_ADDRESS: Final = codec.Str(255, 1)
 
 
 def _address(value: Any, name: str) -> str:
     try:
-        return checked_address(_ADDRESS(value, name))
+        return checked_address(codec.ADDRESS(value, name))
     except ConfigurationError as error:
         raise ProtocolError(f"{name}: {error.message}") from None
 
@@ -61,7 +60,7 @@ class Hello:
     """
 
     node: NodeId
-    name: Annotated[str, codec.Str(64, 1)]
+    name: Annotated[str, codec.Str(NAME_LENGTH_MAX, 1)]
     address: Annotated[str, _address]
     coordinator: Annotated[str, codec.Str(80, 1)]
     session: Annotated[int, codec.Int(1)]

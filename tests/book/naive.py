@@ -22,7 +22,6 @@ from openoutcry.actors.book.commands import (
     CONFIGURE,
     CONFIGURED,
     DUPLICATE,
-    INT64_MAX,
     NOTE,
     NOTED,
     REJECTED,
@@ -38,6 +37,7 @@ from openoutcry.actors.book.commands import (
     TimeInForce,
 )
 from openoutcry.actors.book.rules import MarketRules
+from openoutcry.transport.codec import INT64_MAX
 
 
 @dataclasses.dataclass

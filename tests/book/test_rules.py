@@ -18,9 +18,7 @@ from openoutcry.actors.book.commands import (
     CANCEL_ALL,
     CLOCK,
     CONFIGURE,
-    INT64_MAX,
     MESSAGES,
-    NAME_LENGTH_MAX,
     NOTE,
     REJECTED,
     SUBMIT,
@@ -35,6 +33,7 @@ from openoutcry.actors.book.orderbook import OrderBook
 from openoutcry.actors.book.rules import MarketRules
 from openoutcry.actors.market.views import as_json, to_level
 from openoutcry.transport import codec
+from openoutcry.transport.codec import INT64_MAX, NAME_LENGTH_MAX
 from openoutcry.transport.errors import ConfigurationError, InvalidRequest, ProtocolError
 
 RULES = MarketRules(tick_size="0.05", lot_size="0.001")
