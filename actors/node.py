@@ -13,8 +13,10 @@ import functools
 import gc
 import itertools
 import json
+import os
 import re
 import shutil
+import sqlite3
 import tempfile
 import threading
 import time
@@ -30,8 +32,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
 from urllib.parse import quote, unquote
 
 import pykka
+import pynng
 
-from ..transport.codec import NAME_LENGTH_MAX
+from ..transport.codec import INT64_MAX, NAME_LENGTH_MAX
 from ..transport.coordinator import Coordinator, MarketRecord
 from ..transport.errors import (
     Closed,
@@ -45,6 +48,7 @@ from ..transport.errors import (
     shown,
 )
 from ..transport.etcd import is_etcd
+from ..transport.files import checked_path, read_file, refusal, told
 from ..transport.identity import SCHEME, check_addresses
 from ..transport.identity_file import open_identity
 from ..transport.log import get_logger
@@ -272,8 +276,17 @@ class ExchangeNode:
             StorageError: a journal is damaged (code ``corrupt``).
             Unavailable: the coordinator cannot be reached.
         """
-        if min_in_sync < 1:
-            raise ConfigurationError("min_in_sync is at least 1: the leader itself")
+        markets, directory, observe = (
+            _checked_markets(markets),
+            _strings(directory, "directory"),
+            _strings(observe, "observe"),
+        )
+        for what, number in (("ttl_ms", ttl_ms), ("min_in_sync", min_in_sync), ("lease_ms", lease_ms)):
+            _check_whole(what, number)
+        _check_whole("snapshot_every", snapshot_every)
+        for what, address in (("listen", listen), ("advertise", advertise), ("metrics", metrics)):
+            _check_text(what, address)
+        _check_text("serve_directory", serve_directory)
         if directory and coordinator is None and (markets or observe or join_all):
             raise ConfigurationError(
                 f"node {name} has markets and a directory, so that others may share them, but no coordinator, which "
@@ -281,13 +294,16 @@ class ExchangeNode:
                 code="no_coordinator",
             )
         self.name = checked_node_name(name)
-        self._identity = open_identity(identity) if isinstance(identity, (str, Path)) else identity
+        self._identity = open_identity(identity) if isinstance(identity, (str, os.PathLike)) else identity
         if self._identity is not None and self._identity.name != name:
             raise ConfigurationError(
                 f"the identity is that of {self._identity.name}, but the node is to be called {name!r:.80}",
                 code="identity",
             )
-        self.timeout = checked_timeout(timeout)
+        try:
+            self.timeout = checked_timeout(timeout)
+        except InvalidRequest as error:
+            raise ConfigurationError(error.message) from error
         self._ttl_ms = ttl_ms
         self._closing = threading.Lock()
         self._request_prefix = f"{uuid.uuid4().hex[:20]}."
@@ -313,17 +329,13 @@ class ExchangeNode:
         self.meters = NodeMeters()
         self._health: HealthServer | None = None
         self._abandoned = threading.Event()
-        if isinstance(markets, str):
-            markets = [markets]
-        wanted = dict(markets) if isinstance(markets, Mapping) else dict.fromkeys(markets)
-        wanted |= dict.fromkeys(observe)
-        rendezvous = [directory] if isinstance(directory, str) else list(directory)
+        wanted = markets | dict.fromkeys(observe)
         try:
             if metrics is not None:
                 self._serve_health(metrics)
             self._start(
                 wanted,
-                rendezvous,
+                directory,
                 data_dir,
                 coordinator,
                 listen,
@@ -336,9 +348,11 @@ class ExchangeNode:
                 join_all,
                 balance,
             )
-        except BaseException:
+        except BaseException as error:
             self._closed = True
             self._undo.close()
+            if (refused := _not_started(error, name)) is not None:
+                raise refused from error
             raise
         self.phase = "running"
         _open_nodes.add(self)
@@ -364,14 +378,18 @@ class ExchangeNode:
         self._join_all = join_all
         self._balance = balance
         if data_dir is None:
-            data_dir = tempfile.mkdtemp(prefix="openoutcry-")
+            with told("cannot make a temporary folder; give the node a data_dir"):
+                data_dir = tempfile.mkdtemp(prefix="openoutcry-")
             undo.callback(shutil.rmtree, data_dir, ignore_errors=True)
-        self.data_dir = Path(data_dir)
-        lock = FolderLock(self.data_dir)
+        self.data_dir = checked_path(data_dir, "data_dir")
+        with told(f"the data directory {self.data_dir} cannot be used"):
+            lock = FolderLock(self.data_dir)
         undo.callback(lock.release)
         self.node_id = _node_id(self.data_dir, self.name)
-        if coordinator is None or isinstance(coordinator, (str, Path)):
-            address = coordinator or self.data_dir / "coordinator.sqlite"
+        if coordinator is None or isinstance(coordinator, (str, os.PathLike)):
+            address = self.data_dir / "coordinator.sqlite" if coordinator is None else coordinator
+            if not is_etcd(address):
+                address = checked_path(address, "coordinator")
             self._check_store(address)
             coordinator = open_coordinator(address)
         holder = holder_of(self.data_dir)
@@ -1646,19 +1664,63 @@ class ExchangeNode:
             subscription.close()
 
 
+def _strings(value: object, what: str) -> list[str]:
+    """Return one string, or several, as a list."""
+    each = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
+    if isinstance(value, (bytes, Mapping)) or not all([isinstance(one, str) for one in each]):
+        raise ConfigurationError(f"{what} is a string or a list of strings, not {shown(value, 80)}")
+    return cast("list[str]", each)
+
+
+def _checked_markets(value: object) -> dict[str, MarketRules | None]:
+    if not isinstance(value, Mapping):
+        return dict.fromkeys(_strings(value, "markets"))
+    for market, rules in value.items():
+        if not isinstance(market, str) or not (rules is None or isinstance(rules, MarketRules)):
+            raise ConfigurationError(
+                "markets are a mapping of names to MarketRules (None: another node opens it), not of "
+                f"{shown(market, 80)} to {shown(rules, 80)}"
+            )
+    return dict(value)
+
+
+def _check_whole(what: str, value: object) -> None:
+    if type(value) is not int or not 1 <= value <= INT64_MAX:
+        raise ConfigurationError(f"{what} is a whole number of at least 1, not {shown(value)}")
+
+
+def _check_text(what: str, value: object) -> None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise ConfigurationError(f"{what} is an address or None, not {shown(value)}")
+
+
+def _not_started(error: BaseException, name: str) -> OpenOutcryError | None:
+    """Return the error of ours for what kept a node from starting, None if it is one that says all.
+
+    A disk's error is one of the path, if the reason is: the service manager is not to try it for ever.
+    """
+    if isinstance(error, StorageError):
+        if error.code != StorageError.default_code or not isinstance(error.__cause__, OSError):
+            return None
+        return refusal(error.__cause__, error.message, said=True)
+    system = (OSError, RuntimeError, UnicodeError, MemoryError, sqlite3.Error, pynng.NNGException)
+    if isinstance(error, OpenOutcryError) or not isinstance(error, system):
+        return None
+    return refusal(error, f"node {name} cannot start")
+
+
 def _node_id(folder: Path, name: str) -> str:
     """Return the id that stands for this disk: a wiped directory is a new replica, whatever its node is called."""
     path = folder / "node.json"
-    try:
-        stored = json.loads(path.read_text())
-    except FileNotFoundError:
+    stored = _read_json(path)
+    if stored is None:
         stored = {"node_id": f"{name}.{uuid.uuid4().hex[:8]}", "name": name}
         _write_json(path, stored)
-    except ValueError as error:
-        raise StorageError(f"{path} cannot be read: {error}", code="corrupt") from error
-    if stored.get("name") != name:
+    if not isinstance(stored, dict) or not all([isinstance(stored.get(key), str) for key in ("node_id", "name")]):
+        raise StorageError(f"{path} names no node: restore it from a backup", code="corrupt")
+    if stored["name"] != name:
         raise ConfigurationError(
-            f"{folder} belongs to node {stored.get('name')!r}, not {name!r}; give each node its own data directory",
+            f"{folder} belongs to node {stored['name']!r}, not {name!r}; give each node its own data directory",
             code="other_data_dir",
         )
     return str(stored["node_id"])
@@ -1668,11 +1730,8 @@ def _read_created(folder: Path) -> dict[str, MarketRules]:
     """Return the markets that were created at the node with this data directory, and the rules given for each."""
     path = folder / "markets.json"
     try:
-        stored = json.loads(path.read_text())
-        return {str(market): MarketRules(**rules) for market, rules in stored.items()}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError, AttributeError, ConfigurationError) as error:
+        return {str(market): MarketRules(**rules) for market, rules in (_read_json(path) or {}).items()}
+    except (TypeError, AttributeError, ConfigurationError) as error:
         raise StorageError(f"{path} cannot be read: {error}", code="corrupt") from error
 
 
@@ -1680,8 +1739,23 @@ def _write_created(folder: Path, created: Mapping[str, MarketRules]) -> None:
     _write_json(folder / "markets.json", {market: dataclasses.asdict(rules) for market, rules in created.items()})
 
 
+def _read_json(path: Path) -> Any:
+    """Return what a file of a data directory holds, None if there is none."""
+    try:
+        return json.loads(read_file(path))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise StorageError(f"{path} cannot be read: {error}", code="corrupt") from error
+
+
 def _write_json(path: Path, value: object) -> None:
-    write_durably(path, json.dumps(value).encode())
+    try:
+        write_durably(path, json.dumps(value).encode())
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written, and nothing was changed: {error.strerror}") from error
 
 
 def partly_sent(error: Unavailable, at: int, count: int) -> Unavailable:

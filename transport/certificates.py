@@ -30,7 +30,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from .errors import ConfigurationError, InvalidRequest, ProtocolError, shown
+from .errors import ConfigurationError, InvalidRequest, ProtocolError, anew, shown
+from .files import checked_path, read_file, refusal, told
 from .identity import AUTHORITY_DAYS, CERTIFICATE_REFUSED, CLOCK_BEHIND, DAYS, MEMBER, NAME, Member, date_of
 from .log import get_logger
 
@@ -102,13 +103,15 @@ class Identity:
     def load(cls, path: str | Path) -> Identity:
         """Read the file at ``path``. Raises as the constructor does, also where it cannot be read."""
         try:
-            with Path(path).expanduser().open(encoding="ascii", errors="replace") as file:
-                pem = file.read()
-                if (mode := os.fstat(file.fileno()).st_mode & 0o777) & 0o077:
-                    logger.warning("identity_exposed", path=path, mode=f"{mode:o}")
-        except (OSError, ValueError, RuntimeError) as error:  # a NUL; somebody's home of whom there is none
-            why = error.strerror if isinstance(error, OSError) else None
-            raise ConfigurationError(f"the identity {path} cannot be read: {why or error}", code="identity") from error
+            whole = checked_path(path, "the identity")
+            pem = read_file(whole).decode("ascii", "replace")
+            mode = whole.stat().st_mode & 0o777
+        except ConfigurationError as error:
+            raise anew(error, f"{error.message}: it cannot be read", code="identity") from error
+        except (OSError, ValueError) as error:
+            raise anew(refusal(error, f"the identity {path} cannot be read"), code="identity") from error
+        if mode & 0o077:
+            logger.warning("identity_exposed", path=path, mode=f"{mode:o}")
         return cls(pem, source=str(path))
 
     @property
@@ -215,10 +218,10 @@ class Authority:
         Raises:
             ConfigurationError: there is none, or not a whole one (code ``authority``).
         """
-        self.folder = Path(folder)
+        self.folder = checked_path(folder, "the authority's folder")
         try:
-            self._certificate = x509.load_pem_x509_certificate((self.folder / "authority.pem").read_bytes())
-            key = load_pem_private_key((self.folder / "authority.key").read_bytes(), None)
+            self._certificate = x509.load_pem_x509_certificate(read_file(self.folder / "authority.pem"))
+            key = load_pem_private_key(read_file(self.folder / "authority.key"), None)
         except (OSError, ValueError, TypeError) as error:
             raise ConfigurationError(f"{folder} holds no authority: {error}", code="authority") from error
         if not isinstance(key, ec.EllipticCurvePrivateKey):
@@ -232,11 +235,12 @@ class Authority:
         Its subject is ``name`` and a number of its own: two authorities, as while one replaces the other, have to
         differ in it.
         """
-        folder = Path(folder)
+        folder = checked_path(folder, "the authority's folder")
         _check_days(days)
-        if (folder / "authority.key").exists():
-            raise ConfigurationError(f"{folder} holds an authority already", code="authority")
-        (folder / "issued").mkdir(mode=0o700, parents=True, exist_ok=True)
+        with told(f"{folder} cannot be the folder of an authority"):
+            if (folder / "authority.key").exists():
+                raise ConfigurationError(f"{folder} holds an authority already", code="authority")
+            (folder / "issued").mkdir(mode=0o700, parents=True, exist_ok=True)
         key = ec.generate_private_key(ec.SECP256R1())
         subject = _named(name, x509.NameAttribute(x509.NameOID.SERIAL_NUMBER, os.urandom(8).hex()))
         certificate = (
@@ -300,15 +304,28 @@ class Authority:
         Raises:
             InvalidRequest: an argument is malformed, or the file is there already (code ``exists``).
         """
-        if path.exists():
-            raise InvalidRequest(f"{path} is there already: move it away, or choose another name", code="exists")
-        _write_private(path, self.issue(name, accounts=accounts, days=days))
+        path = checked_path(path, "the file of the identity")
+        try:
+            with told(f"{path} cannot be written"):
+                path.touch(0o600, exist_ok=False)  # before anything is issued
+        except ConfigurationError as error:
+            if not os.path.lexists(path):
+                raise
+            text = f"{path} is there already: move it away, or choose another name"
+            raise InvalidRequest(text, code="exists") from error
+        try:
+            text = self.issue(name, accounts=accounts, days=days)
+        finally:
+            path.unlink()
+        _write_private(path, text)
 
     def issued(self) -> list[tuple[Member, bool]]:
         """Return each certificate that was issued, by name and end, and whether it is revoked."""
         revoked = self._revoked()
-        paths = (self.folder / "issued").glob("*.pem")
-        found = [_read(x509.load_pem_x509_certificate(path.read_bytes())) for path in paths]
+        found = []
+        for path in (self.folder / "issued").glob("*.pem"):
+            with told(f"{path} is no certificate that can be read"):
+                found.append(_read(x509.load_pem_x509_certificate(read_file(path))))
         found.sort(key=lambda member: (member.name, member.ends_ns))
         return [(member, member.serial in revoked) for member in found]
 
@@ -342,8 +359,8 @@ class Authority:
 
     def revocations(self) -> str:
         """Return the list of what was revoked, as PEM, to be added to each identity; empty if nothing was."""
-        with contextlib.suppress(FileNotFoundError):
-            return (self.folder / "revoked.pem").read_text(encoding="ascii")
+        with told(f"{self.folder / 'revoked.pem'} cannot be read"), contextlib.suppress(FileNotFoundError):
+            return read_file(self.folder / "revoked.pem").decode("ascii")
         return ""
 
     def _revoked(self) -> dict[int, datetime]:
@@ -449,7 +466,10 @@ def _public_bytes(key: Any) -> bytes:
 
 def _write_private(path: Path, text: str) -> None:
     """Write a file that only its owner can read; it must not be there yet."""
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+    with (
+        told(f"{path} cannot be written"),
+        open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file,
+    ):
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -458,10 +478,11 @@ def _write_private(path: Path, text: str) -> None:
 def _write(path: Path, text: str) -> None:
     """Write a file in one step: who reads it finds the old text or the new."""
     new = path.with_name(f"{path.name}.new")
-    new.unlink(missing_ok=True)
-    _write_private(new, text)
-    new.chmod(0o644)
-    new.replace(path)
+    with told(f"{path} cannot be written"):
+        new.unlink(missing_ok=True)
+        _write_private(new, text)
+        new.chmod(0o644)
+        new.replace(path)
 
 
 def _ns(when: datetime) -> int:

@@ -211,8 +211,8 @@ def _remade(kind: type[_E], args: tuple[Any, ...]) -> _E:
     return made
 
 
-def anew(error: _Own, message: str | None = None) -> _Own:
-    """Return the same error as another object, to be raised in its place; with ``message`` as its text, if given.
+def anew(error: _Own, message: str | None = None, *, code: str | None = None) -> _Own:
+    """Return the same error as another object, to be raised in its place; with another text or code, if given.
 
     What many callers get is raised anew for each: one object would gather the tracebacks of all, and never lose them.
     """
@@ -221,6 +221,8 @@ def anew(error: _Own, message: str | None = None) -> _Own:
     if message is not None:
         made.message = message
         made.args = (message,)
+    if code is not None:
+        made.code = code
     made.__cause__ = error.__cause__
     return made
 

@@ -70,24 +70,35 @@ def expanded(path: Path, what: str) -> Path:
         return path.expanduser()
     except RuntimeError:
         raise ConfigurationError(
-            f"{what} is {str(path)!r:.255}, but there is no such home: set HOME, or give a whole path",
+            f"{what} is {str(path)!r:.255}, but there is no such home: set HOME, or OPENOUTCRY_HOME, or give "
+            "a whole path",
             code="bad_path",
         ) from None
 
 
-def refusal(error: BaseException, what: str) -> OpenOutcryError:
-    """Return the error of ours for what the operating system refused, which begins with ``what``."""
+def refusal(error: BaseException, what: str, *, said: bool = False) -> OpenOutcryError:
+    """Return the error of ours for what the operating system refused, which begins with ``what``.
+
+    ``said``: ``what`` says already which file it is about, and what the system's own words are.
+    """
     code = error.errno if isinstance(error, OSError) else None
-    reason = f"{what}: {getattr(error, 'strerror', None) or error or type(error).__name__}"
+    reason = what if said else f"{what}: {_words(error, what)}"
     if code in _ADVICE:
         return ConfigurationError(f"{reason}: {_ADVICE[code]}", code="bad_path")
     if code in _PASSING:
         return Unavailable(f"{reason}: {_PASSING[code]}", code="out_of_resources")
     if isinstance(error, (MemoryError, RuntimeError)):  # "can't start new thread"
         return Unavailable(f"{reason}: this machine, or this user's limits, leave no room", code="out_of_resources")
-    if isinstance(error, ValueError):  # UnicodeError, or a NUL byte
+    if isinstance(error, ValueError):  # a name that no encoding has, or with a NUL byte
         return ConfigurationError(reason, code="bad_path")
     return StorageError(reason)
+
+
+def _words(error: BaseException, what: str) -> str:
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error) or type(error).__name__
+    name = f" ({os.fsdecode(error.filename)})" if isinstance(error.filename, (str, bytes)) else ""
+    return error.strerror if name[2:-1] in what else f"{error.strerror}{name}"
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ import dataclasses
 import json
 import os
 import sqlite3
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -33,6 +34,7 @@ from typing import Any, Final, TypeVar
 
 from .coordinator import UNAVAILABLE_CODE, DiskMark, MarketRecord, OneThread, first_record, in_use, successor
 from .errors import Closed, ConfigurationError, InvariantBroken, OpenOutcryError, StorageError, Unavailable, present
+from .files import checked_path, told
 from .numerals import whole_of
 
 APPLICATION_ID: Final = int.from_bytes(b"OOut")
@@ -87,6 +89,8 @@ _UPDATE: Final = (
     "UPDATE market SET version = ?, epoch = ?, leader = ?, in_sync = ?, forced = ?, yielding = ? WHERE market = ?"
 )
 
+_SIZE_MIN: Final = 512
+"""Bytes of the smallest database that is not empty; SQLite takes a shorter file for an empty one, and overwrites it."""
 _RETRY_S: Final = 0.002
 
 _CANNOT_OPEN: Final = frozenset({sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY})
@@ -118,7 +122,10 @@ class SqliteCoordinator:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._path = Path(path).absolute()
+        with told(f"the coordinator file {path} cannot be used"):
+            self._path = checked_path(path, "the coordinator file").absolute()
+            if self._path.exists():
+                self._check_file(self._path.stat())
         self._owned = OneThread()
         self._token = uuid.uuid4().hex
         """Which of all objects a lease belongs to: two may be in one process."""
@@ -128,6 +135,18 @@ class SqliteCoordinator:
         self._id: str | None = None
         with self._transaction("BEGIN"):
             pass  # it opens, or creates, the file
+
+    def _check_file(self, found: os.stat_result) -> None:
+        """Refuse what SQLite would take, and overwrite or wait at. Not by a look inside: see the module's docstring."""
+        if not stat.S_ISREG(found.st_mode):
+            raise ConfigurationError(
+                f"cannot open the coordinator file {self._path}: it is a folder, a device or the like; name a file",
+                code="bad_path",
+            )
+        if 0 < found.st_size < _SIZE_MIN:
+            raise ConfigurationError(
+                f"{self._path} is not a SQLite database; give the coordinator a file of its own", code="bad_path"
+            )
 
     @property
     def coordinator_id(self) -> str:

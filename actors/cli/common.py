@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from ...transport.errors import Closed, Copied, InvalidRequest, OpenOutcryError, Unavailable, text_of
+from ...transport.files import checked_path, refusal
 from ..control.server import ControlClient, read_control_file, running_nodes
 from ..market.views import as_json
 from ..tools.config import ENV_PREFIX, home_folder
@@ -77,6 +78,8 @@ class Group(click.Group):
                 os.fstat(number)
             except OSError:
                 os.open(os.devnull, os.O_RDWR)
+        if sys.stderr is None:
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives)
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
@@ -96,6 +99,9 @@ class Group(click.Group):
             kind = BadSettings if error.code == "bad_path" else Failure
             raise kind(error.message, error.code) from error
         except OSError as error:
+            refused = refusal(error, f"`{ctx.invoked_subcommand}` cannot go on")
+            if refused.code == "bad_path":
+                raise BadSettings(refused.message, refused.code) from error
             raise Failure(str(error), "os_error") from error
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
@@ -178,9 +184,22 @@ def options(*options: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
     return decorate
 
 
+class GivenPath(click.Path):
+    """A path; an empty one, as of a variable that is not set, would else be the current folder."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if value == "":
+            self.fail("it is an empty path; for the current folder write .", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 at_node = options(
     click.option("--node", "node_name", metavar="NAME", help="The node to ask.  [default: the only one that runs]"),
-    click.option("--data-dir", type=click.Path(path_type=Path), help="The same, by its data directory."),
+    click.option("--data-dir", type=GivenPath(), help="The same, by its data directory."),
     click.option("--timeout", type=Number(), default=5.0, show_default=True, help="Seconds to wait for the answer."),
     click.option("--json", "as_json_text", is_flag=True, help="Print JSON."),
 )
@@ -200,7 +219,9 @@ def connect(
     if not 0 < timeout <= 60:
         raise click.UsageError("--timeout is above 0 and at most 60 seconds")
     if data_dir is None and node_name is None and (variable := os.environ.get(f"{ENV_PREFIX}DATA_DIR")):
-        data_dir = Path(variable).expanduser()
+        data_dir = checked_path(variable, f"{ENV_PREFIX}DATA_DIR")
+    if data_dir is not None:
+        data_dir = checked_path(data_dir, "--data-dir")
     if data_dir is None:
         home = home_folder(os.environ)
         data_dir = home / "nodes" / node_name if node_name else None

@@ -10,10 +10,10 @@ import click
 
 from ..leadership.coordination import open_coordinator
 from ..tools import inspection, rebuild
-from .common import print_json, say
+from .common import GivenPath, print_json, say
 from .show import table
 
-_FOLDER: Final = click.Path(exists=True, file_okay=False, path_type=Path)
+_FOLDER: Final = GivenPath(exists=True, file_okay=False)
 
 
 @click.group()

@@ -10,11 +10,11 @@ import click
 from ...transport.errors import InvalidRequest
 from ...transport.numerals import time_text
 from ..tools import inspection
-from .common import Failure, print_json, say
+from .common import Failure, GivenPath, print_json, say
 from .live import progress
 from .numbers import WholeRange
 
-_FOLDER: Final = click.Path(exists=True, file_okay=False, path_type=Path)
+_FOLDER: Final = GivenPath(exists=True, file_okay=False)
 
 
 @click.command()

@@ -10,15 +10,15 @@ import click
 from ...transport.identity import AUTHORITY_DAYS, DAYS
 from ...transport.identity_file import certificates, open_identity
 from ...transport.numerals import hexadecimal_of
-from .common import print_json, say
+from .common import GivenPath, print_json, say
 from .numbers import Whole
 from .show import table
 
 if TYPE_CHECKING:
     from ...transport.certificates import Authority
 
-_FOLDER: Final = click.Path(file_okay=False, path_type=Path)
-_FILE: Final = click.Path(dir_okay=False, path_type=Path)
+_FOLDER: Final = GivenPath(file_okay=False)
+_FILE: Final = GivenPath(dir_okay=False)
 _at_authority = click.option("--authority", "folder", type=_FOLDER, required=True, help="The authority's folder.")
 _as_json = click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
 

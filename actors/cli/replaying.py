@@ -11,13 +11,13 @@ import click
 
 from ..tools.replay import BookRow, final_book_hash, read_flow
 from ..tools.replay_run import ReplayNodes
-from .common import Failure, print_json, say
+from .common import Failure, GivenPath, print_json, say
 from .live import progress
 from .numbers import WholeRange
 
 
 @click.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=GivenPath(exists=True, dir_okay=False))
 @click.option("--nodes", type=WholeRange(1, 16), default=2, show_default=True, help="How many node processes.")
 @click.option("--batch", type=WholeRange(1, 4096), default=256, show_default=True, help="Commands a request.")
 @click.option(

@@ -27,7 +27,7 @@ from ..telemetry.health import healthz, readyz
 from ..telemetry.logs import FORMATS, LEVELS, LogWriter
 from ..telemetry.service import ServiceManager
 from ..tools.config import DIRECTORY_DEFAULT, DIRECTORY_DEFAULT_TLS, NodeConfig, load_config
-from .common import BadSettings, Failure, options, say, until_signalled, wait_for
+from .common import BadSettings, Failure, GivenPath, options, say, until_signalled, wait_for
 from .numbers import Number, Whole
 
 logger = get_logger(__name__)
@@ -41,10 +41,10 @@ STOP_S_MAX: Final = 30.0
 log_settings = options(
     click.option("--log-format", type=click.Choice(FORMATS), help="[default: console]"),
     click.option("--log-level", type=click.Choice(LEVELS), help="[default: info]"),
-    click.option("--log-file", type=click.Path(path_type=Path), help="Opened anew on SIGHUP.  [default: stderr]"),
+    click.option("--log-file", type=GivenPath(), help="Opened anew on SIGHUP.  [default: stderr]"),
 )
 node_settings = options(
-    click.option("--config", "file", type=click.Path(path_type=Path), help="The TOML file."),
+    click.option("--config", "file", type=GivenPath(), help="The TOML file."),
     click.option("--name", help="What people call the node; also the default account of its orders.  [default: node]"),
     click.option(
         "--market", "markets", multiple=True, metavar="NAME[:KEY=VALUE,…]", help="A market to open. Repeatable."
@@ -56,9 +56,9 @@ node_settings = options(
         "--directory", multiple=True, help=f"A rendezvous' address. Repeatable.  [default: {DIRECTORY_DEFAULT}]"
     ),
     click.option("--serve-directory", help="Be a rendezvous too, at this address."),
-    click.option("--data-dir", type=click.Path(path_type=Path), help="For its journals.  [default: HOME/nodes/NAME]"),
+    click.option("--data-dir", type=GivenPath(), help="For its journals.  [default: HOME/nodes/NAME]"),
     click.option("--coordinator", help="The SQLite file, or etcd://HOST:PORT,…/PREFIX, that all nodes share."),
-    click.option("--identity", type=click.Path(path_type=Path), help="Its key and certificate: links are TLS then."),
+    click.option("--identity", type=GivenPath(), help="Its key and certificate: links are TLS then."),
     click.option("--listen", help="Where other nodes reach this one.  [default: tcp://127.0.0.1:0]"),
     click.option("--advertise", help="The address to announce where it differs from --listen."),
     click.option("--ttl-ms", type=Whole(), help="How long the directory remembers a silent node.  [default: 2000]"),
@@ -109,9 +109,7 @@ def judged_settings() -> Iterator[None]:
 @click.option("--listen", help=f"Where nodes reach it; port 0 = any.  [default: {DIRECTORY_DEFAULT}]")
 @click.option("--advertise", help="Its address as nodes reach it, where that differs.")
 @click.option("--peer", "peers", multiple=True, help="Address of another rendezvous, to tell nodes of. Repeatable.")
-@click.option(
-    "--identity", type=click.Path(path_type=Path), help="Its key and certificate: it talks to members only then."
-)
+@click.option("--identity", type=GivenPath(), help="Its key and certificate: it talks to members only then.")
 @log_settings
 def directory(
     *,

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..tools.config import WrongFile, load_config, settings
-from .common import Failure, print_json, say
+from .common import Failure, GivenPath, print_json, say
 from .serve import node_config, node_settings
 
 
@@ -18,7 +18,7 @@ def config() -> None:
 
 
 @config.command()
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=GivenPath(exists=True, dir_okay=False))
 def check(file: Path) -> None:
     """Check a TOML file of settings, alone: unknown keys, wrong types, rules that no market can have.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import os
 import queue
 import sys
 import threading
@@ -16,7 +17,8 @@ from typing import Any, Final, TextIO
 
 import structlog
 
-from ...transport.errors import ConfigurationError
+from ...transport.errors import OpenOutcryError
+from ...transport.files import checked_path, told
 from ...transport.log import without_secrets
 
 FORMATS: Final = ("console", "json")
@@ -57,18 +59,18 @@ class LogWriter(logging.Handler):
         self.addFilter(_is_news)
         self._file = file
         self._fields = fields
+        self._before: tuple[int, list[logging.Handler]] | None = None
+        self._thread = threading.Thread(target=self._write_all, name="log-writer", daemon=True)
         self._stream: TextIO = sys.stderr
         self._open()
         self._render = _renderer(form, colors=file is None and sys.stderr.isatty())
         self._queue: queue.Queue[logging.LogRecord | None] = queue.Queue(lines_max)
         self._reopen = threading.Event()
-        self._before: tuple[int, list[logging.Handler]] | None = None
         self.lines_dropped = 0
         """Lines that were left out, since the start."""
         self.lines_failed = 0
         """Records that no line could be made of, since the start; a line says so of each."""
         self._dropped_said = 0
-        self._thread = threading.Thread(target=self._write_all, name="log-writer", daemon=True)
 
     def __enter__(self) -> LogWriter:
         root = logging.getLogger()
@@ -108,18 +110,17 @@ class LogWriter(logging.Handler):
             except queue.Full:
                 return  # nobody takes what the thread writes: it ends with the process
             self._thread.join(_CLOSE_S)
-        if self._file is not None and not self._thread.is_alive():
+        if self._stream is not sys.stderr and not self._thread.is_alive():
             self._stream.close()
         super().close()
 
     def _open(self) -> None:
         if self._file is None:
             return
-        try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            stream = self._file.open("a", encoding="utf-8", buffering=1)
-        except OSError as error:
-            raise ConfigurationError(f"the log file cannot be opened: {error}") from error
+        path = checked_path(self._file, "the log file")
+        with told(f"the log file {path} cannot be opened"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1, opener=_opened)  # noqa: SIM115
         if self._stream is not sys.stderr:
             self._stream.close()
         self._stream = stream
@@ -141,7 +142,7 @@ class LogWriter(logging.Handler):
     def _open_again(self) -> None:
         try:
             self._open()
-        except ConfigurationError as error:
+        except OpenOutcryError as error:
             self._write(_said_here(logging.ERROR, "log_not_reopened", error=str(error)))
         else:
             self._write(_said_here(logging.INFO, "log_reopened"))
@@ -173,6 +174,13 @@ class LogWriter(logging.Handler):
         if record.exc_info:
             values["exc_info"] = record.exc_info
         return str(self._render(values))
+
+
+def _opened(path: str, flags: int) -> int:
+    """Open a file for writing; a pipe that nobody reads would else keep the process from its start."""
+    opened = os.open(path, flags | os.O_NONBLOCK, 0o666)
+    os.set_blocking(opened, True)
+    return opened
 
 
 def _renderer(form: str, *, colors: bool) -> Callable[[dict[str, Any]], str | bytes]:

@@ -27,6 +27,7 @@ from typing import Any, Final
 
 from ...transport.errors import ConfigurationError
 from ...transport.etcd import is_etcd
+from ...transport.files import checked_path, read_file, refusal
 from ...transport.identity import SCHEME, check_addresses
 from ...transport.log import without_secrets
 from ...transport.numerals import decimal_of, float_of, whole_of
@@ -94,7 +95,7 @@ class NodeConfig:
 def home_folder(environment: Mapping[str, str]) -> Path:
     """Return where the command line keeps what is its: ``OPENOUTCRY_HOME``, else ``~/.local/state/openoutcry``."""
     home = environment.get(f"{ENV_PREFIX}HOME")
-    return Path(home).expanduser() if home else Path.home() / ".local" / "state" / "openoutcry"
+    return checked_path(home or "~/.local/state/openoutcry", f"{ENV_PREFIX}HOME" if home else "the home folder")
 
 
 def load_config(
@@ -194,15 +195,17 @@ def _read_file(
     file: Path | None, environment: Mapping[str, str], home: Path
 ) -> tuple[Path, dict[str, Any], dict[str, MarketRules | None]]:
     named = file or environment.get(f"{ENV_PREFIX}CONFIG")
-    path = Path(named).expanduser() if named else home / "openoutcry.toml"
+    path = checked_path(named, "the file of settings") if named else home / "openoutcry.toml"
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        if named:
-            raise ConfigurationError(f"{path} does not exist") from None
-        return path, {}, {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read: {error}") from error
+        text = read_file(path).decode()
+    except UnicodeDecodeError as error:
+        raise WrongFile(path, [f"it is not UTF-8: {error.reason} at byte {error.start}"]) from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError):
+            if named:
+                raise ConfigurationError(f"{path} does not exist", code="bad_path") from None
+            return path, {}, {}
+        raise refusal(error, f"{path} cannot be read") from error
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -363,7 +366,7 @@ def _about(what: str, check: Callable[[str], str], value: str) -> str:
 
 
 def _path(what: str, value: Any) -> Path:
-    return value if isinstance(value, Path) else Path(_text(what, value)).expanduser()
+    return checked_path(value if isinstance(value, Path) else _text(what, value), what)
 
 
 def _store(what: str, value: Any) -> Path | str:
