@@ -4,9 +4,9 @@ It is the shell of two pure cores: it turns messages into calls of :class:`~.rep
 applies committed records to :class:`~.orderbook.OrderBook`, and answers those whose requests they hold.
 
 Messages: Submitted, Query (ask), Watch, Unwatch, ProposeRules, HandOver (ask), ForceLeader, Retire (from the API);
-Heard, PeerUp, PeerDown, PeerGone (from links); Persisted, LogRead, SnapshotKept, LogPutAside, JournalFailed (from its
-JournalActor); SnapshotTaken, SnapshotFailed (from the SnapshotActor); CoordinatorAnswer, NodeIdTaken (from the
-CoordinatorActor).
+Heard, PeerUp, PeerDown, PeerGone (from links); Persisted, LogRead, LogNotRead, SnapshotStored, SnapshotKept,
+SnapshotNotKept, LogPutAside, JournalFailed (from its JournalActor); SnapshotTaken, SnapshotFailed (from the
+SnapshotActor); CoordinatorAnswer, NodeIdTaken (from the CoordinatorActor).
 
 Batches form without a timer: what arrives while one record is being written becomes the next record.
 """
@@ -37,8 +37,10 @@ from ...transport.errors import (
     present,
     shown,
 )
+from ...transport.files import refusal
 from ...transport.identity import Member
 from ...transport.log import PROGRESS_S, get_logger
+from ..kit.backoff import Backoff
 from ..kit.node_actor import QUIET, TICK, ActorFailed, NodeActor, stop_and_join, tell
 from ..leadership.messages import CoordinatorAnswer, CoordinatorCall, NodeIdTaken
 from ..peers.messages import PeerDown, PeerGone, PeerUp
@@ -56,6 +58,7 @@ from .messages import (
     JournalFailed,
     KeepSnapshot,
     LeaseLapsed,
+    LogNotRead,
     LogPutAside,
     LogRead,
     Persist,
@@ -67,6 +70,8 @@ from .messages import (
     Retire,
     SnapshotFailed,
     SnapshotKept,
+    SnapshotNotKept,
+    SnapshotStored,
     SnapshotTaken,
     TakeSnapshot,
 )
@@ -102,6 +107,7 @@ from .submission import Outcome, Request, Submissions
 from .transfer import TakeImage
 from .wire import (
     MARKET_CODEC,
+    Chunk,
 )
 from .writer import JournalActor, LogWriter
 
@@ -113,6 +119,14 @@ REPAIRING: Final = "repairing"
 """Name of the file that marks a replica whose damaged journal was put aside; it says what was wrong."""
 RESIGNED_S: Final = 2.0
 """How long a leader that was asked to hand over takes no orders, unless it is asked again, in seconds."""
+SNAPSHOT_RETRY_S: Final = 1.0
+"""Seconds after a snapshot that failed before another is tried; doubled with each further failure."""
+SNAPSHOT_RETRY_S_MAX: Final = 300.0
+"""Most seconds before a snapshot is tried again."""
+READ_RETRY_S: Final = 0.1
+"""Seconds before a read of the log that lacked descriptors is tried again; doubled with each further failure."""
+READ_RETRY_S_MAX: Final = 5.0
+"""Most seconds before such a read is tried again."""
 SNAPSHOT_S_MAX: Final = 300.0
 """After so long, in seconds, a snapshot that is being taken is taken for lost, and another may be begun."""
 LINGER_S: Final = 0.0005
@@ -136,7 +150,7 @@ class BookActor(NodeActor):
         submissions: Submissions,
         folder: Path,
         coordinator: pykka.ActorRef[Any],
-        take_snapshot: Callable[[TakeSnapshot], object],
+        take_snapshot: Callable[[TakeSnapshot], bool],
         min_in_sync: int,
         snapshot_every: int,
         observer: bool,
@@ -177,6 +191,12 @@ class BookActor(NodeActor):
         self._snapshot_at = 0
         self._tell_snapshotter = take_snapshot
         self._book_number = 0
+        self._snapshot_backoff = {keep: Backoff(SNAPSHOT_RETRY_S, SNAPSHOT_RETRY_S_MAX) for keep in (True, False)}
+        self.snapshot_error: str | None = None
+        """Why the last attempt to take, keep or fetch a snapshot failed, until one succeeds."""
+        self._read_backoff = Backoff(READ_RETRY_S, READ_RETRY_S_MAX)
+        self._not_read: list[ReadLog] = []
+        """Reads of the log for followers that could not be done, to be done again."""
         self._taken_s: dict[bool, float] = {}
         """Since when a snapshot is being taken: to keep (True), to offer (False)."""
         self._folder = folder
@@ -386,15 +406,25 @@ class BookActor(NodeActor):
             case PeerGone():
                 self._run(replica.on_peer_gone(message.node, now_ns))
             case LogRead():
+                self._read_backoff.succeeded()
                 self._run(replica.on_log_read(message, now_ns))
+            case LogNotRead():
+                self._read_again_later(message)
             case SnapshotKept():
                 self._install()
             case SnapshotTaken():
                 self._use_snapshot(message)
+            case SnapshotNotKept():
+                self._fetch_failed(message.error)
+                self._run(replica.on_snapshot_not_kept())
             case SnapshotFailed():
                 self._taken_s.pop(message.keep, None)
-                if message.number == self._book_number:
-                    self._run(replica.stop(message.error))
+                self._snapshot_failed(message.error, keep=message.keep)
+            case SnapshotStored():
+                if message.error is not None:
+                    self._snapshot_failed(message.error, keep=True)
+                else:
+                    self._snapshot_succeeded(keep=True)
             case LogPutAside():
                 self._begin_again(message.folder)
             case ForceLeader():
@@ -443,6 +473,7 @@ class BookActor(NodeActor):
         self._run(self.core.on_tick(now_ns))
         self._watch_leader()
         self._say_progress(now_ns)
+        self._try_again()
         expiry_ns = self.book.next_expiry_ns()
         if expiry_ns is not None and expiry_ns <= self._clock_ns() and self._leads and not self._requests.waiting:
             self._requests.add_own((CLOCK, "", ""))
@@ -547,6 +578,10 @@ class BookActor(NodeActor):
     def _hear(self, heard: Heard) -> None:
         try:
             self._run(self.core.on_message(heard.sender, heard.message, time.monotonic_ns()))
+        except MemoryError as error:
+            if self.core.transfer.fetched is not None or not isinstance(heard.message, Chunk):
+                raise
+            self._fetch_failed(refusal(error, "no book can be made of the leader's state"))
         except ProtocolError as error:
             self.counters["protocol_errors"] += 1
             if (link := self._links.get(heard.sender)) is not None:
@@ -726,10 +761,14 @@ class BookActor(NodeActor):
         if begun:
             self.damage = "its log was lost"
             self._log.critical("log_lost", epoch=self.replica.epoch)
-            self._mark_repairing(self.damage)
+            try:
+                self._mark_repairing(self.damage)
+            except OSError as error:  # without the mark, a restart halfway would take what is there for whole
+                self._run(self.replica.stop(StorageError(f"{self._folder} cannot be marked: {error}; it stops")))
         else:
             self._log.warning("repaired", sequence=self.book.sequence, damage=self.damage)
-            (self._folder / REPAIRING).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is repaired again after the next start
+                (self._folder / REPAIRING).unlink(missing_ok=True)
             self.damage = None
 
     def _begin_to_lead(self) -> None:
@@ -867,21 +906,65 @@ class BookActor(NodeActor):
 
     def _keep_snapshot(self) -> None:
         """Now and then: write the book to disk whole, so that recovery is short and the log can be pruned."""
-        if self.book.sequence - self._snapshot_at >= self._snapshot_every and self._take_snapshot(keep=True):
+        due = self._snapshot_backoff[True].failures or self.book.sequence - self._snapshot_at >= self._snapshot_every
+        if due and self._take_snapshot(keep=True):
             self._snapshot_at = self.book.sequence
 
     def _take_snapshot(self, *, keep: bool) -> bool:
-        """Have a snapshot taken of the book as it is now, unless one is being taken; return whether."""
+        """Have a snapshot taken of the book as it is now, unless one is being taken, or failed a moment ago; return
+        whether.
+        """
         now_s = time.monotonic()
         if now_s - self._taken_s.get(keep, -SNAPSHOT_S_MAX) < SNAPSHOT_S_MAX:
             return False
-        self._taken_s[keep] = now_s
+        if self.replica.role is Role.STOPPED or not self._snapshot_backoff[keep].is_due(now_s):
+            return False
         tail = self.replica.base
         ensure(tail.sequence == self.book.sequence, "a snapshot of another place in the log than it says")
         scratch = self._writer.snapshots.scratch(tail) if keep else None
-        image = self.book.image()
-        self._tell_snapshotter(TakeSnapshot(self.actor_ref, self._book_number, tail, image, scratch))
+        try:
+            image = self.book.image()
+        except MemoryError as error:
+            self._snapshot_failed(refusal(error, "no image of the book can be made"), keep=keep)
+            return False
+        if not self._tell_snapshotter(TakeSnapshot(self.actor_ref, self._book_number, tail, image, scratch)):
+            ended = Unavailable("what takes snapshots has failed, and is started again", code="out_of_resources")
+            self._snapshot_failed(ended, keep=keep)
+            return False
+        self._taken_s[keep] = now_s
         return True
+
+    def _snapshot_failed(self, error: OpenOutcryError, *, keep: bool) -> None:
+        """Go on without this snapshot: the log is whole, and only recovery, or a follower, takes longer."""
+        self._note_failure(error, self._snapshot_backoff[keep].failed(time.monotonic()))
+
+    def _fetch_failed(self, error: OpenOutcryError) -> None:
+        self._note_failure(error, self.core.transfer.on_not_kept(time.monotonic_ns()))
+
+    def _note_failure(self, error: OpenOutcryError, retry_s: float) -> None:
+        self.meters.snapshots_failed += 1
+        self.snapshot_error = str(error)
+        self._log.warning("snapshot_failed", sequence=self.book.sequence, retry_s=retry_s, error=error)
+
+    def _snapshot_succeeded(self, *, keep: bool) -> None:
+        if self._snapshot_backoff[keep].succeeded():
+            self._log.info("snapshot_taken_again", sequence=self.book.sequence)
+        self.snapshot_error = None
+
+    def _read_again_later(self, message: LogNotRead) -> None:
+        if not self._read_backoff.failures:
+            self._log.warning("log_not_read", peer=message.read.node, error=message.error)
+        self._read_backoff.failed(time.monotonic())
+        self._not_read.append(message.read)
+
+    def _try_again(self) -> None:
+        """Do again what is due of what has failed for want of something."""
+        if self._snapshot_backoff[True].failures:
+            self._keep_snapshot()
+        if self._not_read and self._read_backoff.is_due(time.monotonic()):
+            reads, self._not_read = self._not_read, []
+            for read in reads:
+                self._hand(read)
 
     def _use_snapshot(self, taken: SnapshotTaken) -> None:
         """A snapshot has been taken: keep it, or offer it; unless the book is another one by now."""
@@ -892,13 +975,16 @@ class BookActor(NodeActor):
             if current:
                 self._hand(KeepSnapshot(taken.tail, taken.scratch, taken.size))
             else:
-                taken.scratch.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # else it goes at the next start
+                    taken.scratch.unlink(missing_ok=True)
         elif current:
+            self._snapshot_succeeded(keep=False)
             self._run(self.core.transfer.on_image(taken.tail, taken.data, time.monotonic_ns()))
 
     def _install(self) -> None:
         """The fetched state is durable: go on from it."""
         fetched, book = self.core.transfer.installed()
+        self.snapshot_error = None
         self._log.info("state_taken_over", sequence=fetched.tail.sequence, peer=fetched.sender)
         self._put_in(book)
         self._run(self.core.on_installed(fetched.sender, fetched.tail))
@@ -952,6 +1038,7 @@ class BookActor(NodeActor):
             "repairing": self.damage,
             "put_aside": self.aside,
             "error": str(self.failure) if self.failure else None,
+            "snapshot_error": self.snapshot_error,
             "counters": dict(self.counters),
         }
 

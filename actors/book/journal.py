@@ -26,7 +26,7 @@ from zlib import crc32
 
 from ...transport.errors import ConfigurationError, InvariantBroken, ProtocolError, StorageError, present
 from .record import EMPTY, Record, Tail, chain_of
-from .snapshots import sync_folder
+from .snapshots import NotKept, open_patiently, sync_folder
 
 SEGMENT_SIZE: Final = 64 * 1024 * 1024
 """Size of a segment, in bytes; a new one starts when an entry would not fit."""
@@ -242,7 +242,7 @@ class Journal:
             while len(self._paths) > segment + 1:  # each for good before the next: a crash leaves no gap
                 self._paths.pop().unlink()
                 sync_folder(self._folder)
-            os.close(self._fd)
+            self._close_segment()
             self._open_segment(self._paths[segment])
             self._end = offset
             self._erase_after_end()
@@ -258,7 +258,8 @@ class Journal:
         """Remove the segments that hold nothing after ``sequence``; the last one always stays.
 
         Raises:
-            StorageError: the disk refused.
+            NotKept: the disk refused; the log is whole, from its first segment that is left, and can be pruned again.
+            StorageError: a segment is damaged.
         """
         self._assert_usable()
         try:
@@ -266,15 +267,17 @@ class Journal:
                 base = present(self._header_of(self._paths[1]), "a segment without a header before the last one")
                 if base.sequence > sequence:
                     break
-                self._paths.pop(0).unlink()
-                sync_folder(self._folder)
+                sync_folder(self._folder)  # the one before is gone for good, also if that failed the last time
+                self._paths[0].unlink()
+                del self._paths[0]
                 self._pruned += 1
                 self.base = base
         except OSError as error:
-            raise self._fail("prune", error) from error
-        gone = bisect_right(self._last, self.base.sequence)
-        del self._last[:gone]
-        del self._where[:gone]
+            raise NotKept(f"the journal in {self._folder} cannot be pruned: {error}") from error
+        finally:
+            gone = bisect_right(self._last, self.base.sequence)
+            del self._last[:gone]
+            del self._where[:gone]
 
     def reset(self, tail: Tail) -> None:
         """Begin the log anew after ``tail``, whose state is kept elsewhere: nothing that was in it is left.
@@ -481,22 +484,28 @@ class Journal:
     def _start_segment(self) -> None:
         if self._fd >= 0:
             os.fdatasync(self._fd)  # a torn seal is no damage at the end of the log, but would be one before it
-            os.close(self._fd)
+            self._close_segment()
         tail = self.tail
         path = self._folder / f"{tail.sequence + 1:020d}.log"
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        self._fd = open_patiently(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
         self._allocated = 0
         self._allocate(min(ALLOCATED_MIN, self._segment_size))
         base = (tail.epoch, tail.sequence, tail.chain)
         header = _SEGMENT_HEADER.pack(_SEGMENT_MAGIC, _SEGMENT_VERSION, _segment_check(*base), *base)
         self._write(header, 0)
         os.fsync(self._fd)
+        self._close_segment()  # one descriptor does for both: no other may be free
+        sync_folder(self._folder)
+        self._open_segment(path)
         self._paths.append(path)
         self._end = _SEGMENT_HEADER.size
-        sync_folder(self._folder)
+
+    def _close_segment(self) -> None:
+        fd, self._fd = self._fd, -1
+        os.close(fd)
 
     def _open_segment(self, path: Path) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._fd = open_patiently(path, os.O_RDWR | os.O_CLOEXEC)
         self._allocated = os.fstat(self._fd).st_size
 
     def _allocate(self, size: int) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pykka import ActorRef
 
 from ...transport.coordinator import MarketRecord
-from ...transport.errors import StorageError
+from ...transport.errors import OpenOutcryError, StorageError
 from .commands import Command
 from .record import Tail
 from .rules import MarketRules
@@ -100,11 +100,11 @@ class SnapshotTaken:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SnapshotFailed:
-    """SnapshotActor to a BookActor: the disk cannot be trusted any more; answers :class:`TakeSnapshot`."""
+    """SnapshotActor to a BookActor: it could not be taken; answers :class:`TakeSnapshot`."""
 
     number: int
     keep: bool
-    error: StorageError
+    error: OpenOutcryError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -120,6 +120,16 @@ class KeepSnapshot:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class SnapshotStored:
+    """JournalActor to its BookActor: answers :class:`KeepSnapshot`; ``error`` says why it was not kept, or not pruned.
+
+    The log is whole either way.
+    """
+
+    error: OpenOutcryError | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class BeginLogAt:
     """BookActor to its JournalActor: keep ``book``, the leader's state at ``tail``; the log begins anew after it."""
 
@@ -132,6 +142,21 @@ class SnapshotKept:
     """JournalActor to its BookActor: the log has begun anew with the snapshot at ``tail``, durably."""
 
     tail: Tail
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SnapshotNotKept:
+    """JournalActor to its BookActor: the state that was fetched could not be kept, and the log is what it was."""
+
+    error: OpenOutcryError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LogNotRead:
+    """JournalActor to its BookActor: ``read`` could not be done now, for want of descriptors or memory."""
+
+    read: ReadLog
+    error: OpenOutcryError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -20,6 +20,8 @@ class MarketMeters:
     """Commands of each record that this replica made as the leader. The BookActor's."""
     rejections: Counter[str] = dataclasses.field(default_factory=Counter)
     """Commands that the book rejected, by their code. The BookActor's."""
+    snapshots_failed: int = 0
+    """Snapshots that could not be taken, kept or offered. The BookActor's."""
     subscribers_cut: int = 0
     """Subscribers that were too slow. The BookActor's."""
     sync_s: Histogram = dataclasses.field(default_factory=lambda: Histogram(SECONDS))

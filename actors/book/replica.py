@@ -1123,6 +1123,15 @@ class Replica:
         self._known_committed = max(self._known_committed, tail.sequence)
         return self._join() if self.leader is not None and self.role is Role.FOLLOWING else []
 
+    def on_snapshot_not_kept(self) -> list[Effect]:
+        """Follower: the disk did not take the state that was fetched: go on from what is held; on a tick, join again.
+
+        Whether it is asked for again at once is the shell's to decide.
+        """
+        self._loading = False
+        self._fetching = 0
+        return []
+
     def _begin_at(self, tail: Tail) -> None:
         self.pending.clear()
         self._base = self.tail = tail

@@ -6,8 +6,11 @@ rest | the book's bytes``. It is written to a temporary name, synced, renamed, a
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import struct
+import time
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
@@ -23,6 +26,9 @@ logger = get_logger(__name__)
 KEPT: Final = 2
 """How many snapshots are kept: the log is pruned only up to the older one."""
 
+DESCRIPTOR_S: Final = 2.0
+"""How long the log waits for a free descriptor, in seconds; then its replica stops."""
+_LOOK_S: Final = 0.02
 _SUFFIX: Final = ".snap"
 _UNFINISHED: Final = ".new"
 _HEADER: Final = struct.Struct("<8sIQQ32s32s")  # magic, version, epoch, sequence, chain, digest of the body
@@ -30,6 +36,13 @@ _MAGIC: Final = b"OUTCRYS\0"
 _VERSION: Final = 1
 _SYNC_SIZE: Final = 1024 * 1024
 """So many bytes of a snapshot are written before they are synced: the log waits for the same disk."""
+
+
+class NotKept(StorageError):
+    """Something beside the log could not be written or removed: a snapshot, or segments that nobody needs any more.
+
+    The log is whole, and what was not done may be tried again.
+    """
 
 
 class Snapshots:
@@ -47,7 +60,7 @@ class Snapshots:
         Return the sequence number of the oldest snapshot kept: no recovery needs the log before it.
 
         Raises:
-            StorageError: the disk refused.
+            NotKept: the disk refused.
         """
         scratch = self.scratch(tail)
         write_scratch(scratch, tail, [book])
@@ -61,7 +74,7 @@ class Snapshots:
         """Keep a snapshot that was written aside; drop all but the last ``KEPT``; return what :meth:`write` does.
 
         Raises:
-            StorageError: the disk refused.
+            NotKept: the disk refused.
         """
         try:
             scratch.replace(scratch.with_suffix(""))
@@ -70,7 +83,9 @@ class Snapshots:
             for old in paths[:-KEPT]:
                 old.unlink()
         except OSError as error:
-            raise StorageError(f"cannot keep the snapshot {scratch}: {error}") from error
+            with contextlib.suppress(OSError):
+                scratch.unlink(missing_ok=True)
+            raise NotKept(f"cannot keep the snapshot {scratch}: {error}") from error
         return sequence_of(paths[-KEPT:][0]) or 0
 
     def newest(self) -> tuple[Tail, bytes] | None:
@@ -102,7 +117,7 @@ def write_scratch(scratch: Path, tail: Tail, book: Iterable[bytes]) -> int:
     """Write ``book``, in pieces, which is the state at ``tail``, to the file ``scratch``, durably; return its size.
 
     Raises:
-        StorageError: the disk refused.
+        NotKept: the disk refused.
     """
     digest = blake2b(digest_size=32)
     size = unsynced = 0
@@ -123,8 +138,12 @@ def write_scratch(scratch: Path, tail: Tail, book: Iterable[bytes]) -> int:
             file.write(header)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
-        raise StorageError(f"cannot write the snapshot {scratch}: {error}") from error
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the log may need the room
+            scratch.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise NotKept(f"cannot write the snapshot {scratch}: {error}") from error
+        raise
     return size
 
 
@@ -162,8 +181,23 @@ def write_durably(path: Path, *parts: bytes) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Make the names in ``folder`` durable."""
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    opened = open_patiently(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(opened)
     finally:
         os.close(opened)
+
+
+def open_patiently(path: Path, flags: int) -> int:
+    """Open a file as ``os.open`` does; where no descriptor is free, wait for one, for ``DESCRIPTOR_S`` at most.
+
+    For the log: its replica stops where this fails.
+    """
+    deadline_s = time.monotonic() + DESCRIPTOR_S
+    while True:
+        try:
+            return os.open(path, flags, 0o644)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE) or time.monotonic() > deadline_s:
+                raise
+        time.sleep(_LOOK_S)

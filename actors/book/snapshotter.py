@@ -1,6 +1,6 @@
 """SnapshotActor: makes bytes of books, one after the other, while they go on. One a node; keeps nothing.
 
-Messages: TakeSnapshot (from a BookActor); answers SnapshotTaken, or SnapshotFailed where the disk refuses. It works in
+Messages: TakeSnapshot (from a BookActor); answers SnapshotTaken, or SnapshotFailed whatever went wrong. It works in
 pieces and pauses between them: an order waits for a piece, not for a book.
 """
 
@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
-from ...transport.errors import InvariantBroken, StorageError
+from ...transport.errors import InvariantBroken, OpenOutcryError
+from ...transport.files import refusal
 from ..kit.node_actor import ActorFailed, NodeActor, tell
 from .messages import SnapshotFailed, SnapshotTaken, TakeSnapshot
 from .snapshots import write_scratch
@@ -47,8 +48,10 @@ class SnapshotActor(NodeActor):
                 size = write_scratch(scratch, tail, self._paced(message.image.pieces(), 1))
         except _Abandoned:
             return
-        except StorageError as error:
-            tell(message.reply_to, SnapshotFailed(message.number, scratch is not None, error))
+        except Exception as error:  # memory, descriptors, room: the log does without this snapshot
+            what = f"cannot take a snapshot at sequence {tail.sequence}"
+            failed = error if isinstance(error, OpenOutcryError) else refusal(error, what)
+            tell(message.reply_to, SnapshotFailed(message.number, scratch is not None, failed))
             return
         tell(message.reply_to, SnapshotTaken(message.number, tail, scratch, size, data))
 

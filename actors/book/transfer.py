@@ -9,6 +9,7 @@ leader     ``Fetch``                              send ``Chunk``; an image that 
 follower   ``StateOffer``                         fetch it if it is ahead of all that is held here, else join again
 follower   ``Chunk``                              fetch the next; after the last, restore the book and keep it
 follower   the log came instead, or another life  forget what was fetched
+follower   the state could not be kept            forget it, and fetch none for a while
 =========  =====================================  =====================================================================
 """
 
@@ -19,12 +20,18 @@ from collections.abc import Callable
 from typing import Final, Generic, TypeVar
 
 from ...transport.errors import ProtocolError, ensure, present
+from ..kit.backoff import Backoff
 from .record import Tail
 from .replica import SNAPSHOT_BEHIND, Effect, Replica, Role, Send
 from .wire import CHUNK_SIZE, Chunk, Fetch, StateOffer
 
 OFFER_NS: Final = 10_000_000_000
 """Nanoseconds for which an image is held for followers that do not fetch it; then it is let go."""
+
+FETCH_RETRY_S: Final = 1.0
+"""Seconds for which no state is fetched after one that could not be kept; doubled with each further one."""
+FETCH_RETRY_S_MAX: Final = 300.0
+"""Most seconds for which no state is fetched."""
 
 B = TypeVar("B")
 
@@ -71,6 +78,7 @@ class StateTransfer(Generic[B]):
         """Leader: who waits for an image that is being taken."""
         self.fetched: Fetched[B] | None = None
         """Follower: what is being fetched."""
+        self._backoff = Backoff(FETCH_RETRY_S, FETCH_RETRY_S_MAX)
 
     # -- the leader's side ----------------------------------------------------------------------------------------
 
@@ -119,6 +127,8 @@ class StateTransfer(Generic[B]):
         """The leader offers its state: fetch it, from where an earlier attempt at the same state has stopped."""
         replica = self._replica
         tail = Tail(message.tail_epoch, message.sequence, message.chain)
+        if not self._backoff.is_due(now_ns / 1e9):
+            return []  # this replica joins again meanwhile, and is offered it again
         if not replica.wants_snapshot(sender, message.epoch, tail):
             return [*replica.on_snapshot_declined(sender, message.epoch)]
         fetched = self.fetched
@@ -162,7 +172,15 @@ class StateTransfer(Generic[B]):
     def installed(self) -> tuple[Fetched[B], B]:
         """The fetched state is durable: return it with its book, to go on from."""
         fetched, self.fetched = present(self.fetched, "a state is installed before it was fetched"), None
+        self._backoff.succeeded()
         return fetched, present(fetched.book, "a state is installed before it was restored")
+
+    def on_not_kept(self, now_ns: int) -> float:
+        """The state that was fetched could not be kept, for want of room or memory: forget it, and fetch none for a
+        while; return for how many seconds.
+        """
+        self.fetched = None
+        return self._backoff.failed(now_ns / 1e9)
 
     # -- both -------------------------------------------------------------------------------------------------------
 

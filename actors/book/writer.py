@@ -1,8 +1,8 @@
 """JournalActor: writes, syncs and reads a market's journal, so that its BookActor need not wait for a disk.
 
 Messages: Persist, CutLog, PutLogAside, ReadLog, KeepSnapshot, BeginLogAt (from its BookActor); answers Persisted,
-LogPutAside, LogRead, SnapshotKept, JournalFailed. What has queued up while one write was being synced goes into the
-next write together: group commit without a timer.
+LogPutAside, LogRead, LogNotRead, SnapshotStored, SnapshotKept, SnapshotNotKept, JournalFailed. What has queued up while
+one write was being synced goes into the next write together: group commit without a timer.
 
 Where the disk is quick, and the BookActor has nothing else to do, to wait for a sync costs it less than to have another
 thread do so and tell it. Then it writes itself: the :class:`LogWriter` is the JournalActor's only while that has
@@ -11,6 +11,7 @@ something to do.
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, Final
 import pykka
 
 from ...transport.errors import StorageError
+from ...transport.files import refusal
 from ..kit.node_actor import ActorFailed, NodeActor, tell
 from .journal import Journal, put_aside
 from .messages import (
@@ -26,6 +28,7 @@ from .messages import (
     CutLog,
     JournalFailed,
     KeepSnapshot,
+    LogNotRead,
     LogPutAside,
     LogRead,
     Persist,
@@ -33,16 +36,20 @@ from .messages import (
     PutLogAside,
     ReadLog,
     SnapshotKept,
+    SnapshotNotKept,
+    SnapshotStored,
 )
 from .meters import MarketMeters
 from .record import Record, Tail
-from .snapshots import Snapshots
+from .snapshots import NotKept, Snapshots
 from .wire import TAILS_MAX
 
 READ_SIZE_MAX: Final = 512 * 1024
 """Most bytes of record bodies read for a follower at a time."""
 
 
+LACKING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What may pass, and says nothing of the disk: where a read fails by one of these, it is tried again."""
 QUICK_SYNC_S_MAX: Final = 0.001
 """A write and sync that took longer, in seconds, is one that a BookActor does not wait for the next time."""
 
@@ -92,15 +99,18 @@ class LogWriter:
         """Keep a snapshot that was written aside, and drop what no recovery needs any more.
 
         Raises:
-            StorageError: the disk refused.
+            NotKept: the disk refused; the log is whole.
+            StorageError: the log is damaged, or has failed before.
         """
-        self.journal.prune(self.snapshots.adopt(scratch))
+        oldest = self.snapshots.adopt(scratch)
         self._meters.snapshot = tail.sequence, size, time.time()
+        self.journal.prune(oldest)
 
     def begin_at(self, tail: Tail, book: bytes) -> None:
         """Keep the leader's state at ``tail``, and begin the log anew after it.
 
         Raises:
+            NotKept: the state could not be written; the log is what it was.
             StorageError: the disk refused.
         """
         self.snapshots.write(tail, book)
@@ -158,10 +168,9 @@ class JournalActor(NodeActor):
             elif isinstance(message, ReadLog):
                 tell(self._book, self._read(message))
             elif isinstance(message, KeepSnapshot):
-                writer.keep(message.tail, message.scratch, message.size)
+                tell(self._book, SnapshotStored(self._kept(message)))
             elif isinstance(message, BeginLogAt):
-                writer.begin_at(message.tail, message.book)
-                tell(self._book, SnapshotKept(message.tail))
+                self._begin_at(message)
         except StorageError as error:
             tell(self._book, JournalFailed(error))
 
@@ -171,8 +180,33 @@ class JournalActor(NodeActor):
             self._writer.append(records, self._committed)
             tell(self._book, Persisted(self._generation, records[-1].last_sequence))
 
-    def _read(self, message: ReadLog) -> LogRead:
+    def _kept(self, message: KeepSnapshot) -> NotKept | None:
+        try:
+            self._writer.keep(message.tail, message.scratch, message.size)
+        except NotKept as error:
+            return error
+        return None
+
+    def _begin_at(self, message: BeginLogAt) -> None:
+        try:
+            self._writer.begin_at(message.tail, message.book)
+        except NotKept as error:
+            tell(self._book, SnapshotNotKept(error))
+        else:
+            tell(self._book, SnapshotKept(message.tail))
+
+    def _read(self, message: ReadLog) -> LogRead | LogNotRead:
         """Read records for a follower; or, if its tail is not in this log, what it can tell from where they part."""
+        try:
+            return self._read_now(message)
+        except MemoryError as error:
+            return LogNotRead(message, refusal(error, "cannot read the log"))
+        except StorageError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in LACKING:
+                return LogNotRead(message, error)
+            raise
+
+    def _read_now(self, message: ReadLog) -> LogRead:
         journal, after = self._writer.journal, message.after
         tail = journal.tail_at(after)
         chain = tail.chain if tail else None

@@ -87,6 +87,7 @@ METRICS: Final[Mapping[str, Metric]] = {
     "openoutcry_snapshot_sequence": Metric("gauge", "The sequence number of the last snapshot on disk.", _M),
     "openoutcry_snapshot_bytes": Metric("gauge", "The size of the last snapshot on disk.", _M),
     "openoutcry_snapshot_age_seconds": Metric("gauge", "The age of the last snapshot on disk.", _M),
+    "openoutcry_snapshots_failed_total": Metric("counter", "Snapshots that failed, to be tried again.", _M),
     "openoutcry_swaps_total": Metric("counter", "Attempts of this replica to change leader or in-sync set.", _M),
     "openoutcry_protocol_errors_total": Metric("counter", "Messages from peers that broke the protocol.", _M),
     "openoutcry_subscribers": Metric("gauge", "Subscribers to the market's events.", _M),
@@ -241,6 +242,7 @@ class _Samples:
         for code, count in list(meters.rejections.items()):
             self._add("openoutcry_rejections_total", count, market, code)
         self._add("openoutcry_subscribers_cut_total", meters.subscribers_cut, market)
+        self._add("openoutcry_snapshots_failed_total", meters.snapshots_failed, market)
         if meters.snapshot is not None:
             sequence, size, written_s = meters.snapshot
             self._add("openoutcry_snapshot_sequence", sequence, market)

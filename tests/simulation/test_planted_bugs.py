@@ -315,6 +315,13 @@ class SaysDurableBeforeTheSnapshotIs(Replica):
         return []
 
 
+class WaitsForASnapshotThatWasNotKept(Replica):
+    """A follower whose disk did not take the leader's state goes on waiting for it."""
+
+    def on_snapshot_not_kept(self) -> list[Any]:
+        return []
+
+
 class ForgetfulNode(Node):
     """The dedupe state is lost by a restart."""
 
@@ -390,6 +397,7 @@ REPLICAS: list[tuple[type[Replica], int, str | None]] = [
     (ForgetsThatItLostItsLog, 100, None),
     (AddsAnObserver, 40, None),
     (SaysDurableBeforeTheSnapshotIs, 100, None),
+    (WaitsForASnapshotThatWasNotKept, 100, None),
 ]
 NODES: list[tuple[type[Node], int, str | None]] = [
     (ForgetfulNode, 40, None),

@@ -304,7 +304,11 @@ class Node:
             self.run(self.replica.on_log_read(self.reads.popleft(), self.now_ns))
             return
         if isinstance(self.journal[0], KeepFetched) and self.snapshot is not self.fetched:
-            self.keep_fetched()
+            if self.world.faulty and self.world.chance.random() < 0.2:  # no room, or no descriptor, for it
+                self.journal.popleft()
+                self.run(self.replica.on_snapshot_not_kept())
+            else:
+                self.keep_fetched()
             return
         task = self.journal.popleft()
         now_ns = self.now_ns
