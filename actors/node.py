@@ -534,6 +534,7 @@ class ExchangeNode:
             submissions=submissions,
             folder=self._folder(market),
             coordinator=self._keeper,
+            store=self._coordinator_id,
             take_snapshot=lambda message: tell(self._snapshotter, message),
             min_in_sync=self._min_in_sync,
             snapshot_every=self._snapshot_every,

@@ -11,8 +11,8 @@ from click.testing import CliRunner
 from openoutcry.actors import ExchangeNode, InvalidRequest, MarketRules, Noted, Unavailable
 from openoutcry.actors.book.commands import NOTE, NOTE_SIZE_MAX, checked_commands
 from openoutcry.actors.book.record import EMPTY, Record
-from openoutcry.actors.book.replica import KeepFetched, PutAside, RepairEnded, Replica, Role, Send, Stop, SwapRecord
-from openoutcry.actors.book.wire import Ack, Append, Join, Lead, Rewind
+from openoutcry.actors.book.replica import KeepFetched, PutAside, RepairEnded, Replica, Role, Send, SwapRecord, Troubled
+from openoutcry.actors.book.wire import Ack, Append, Join, Lead, Objection, Rewind
 from openoutcry.actors.cli import main
 from openoutcry.actors.tools.inspection import command_fields, read_log
 from openoutcry.transport.coordinator import MarketRecord, successor
@@ -205,7 +205,7 @@ def test_what_may_have_been_acknowledged_before_the_force_is_put_aside_not_cut(c
     replica = former_member(committed=committed, forced=2)
     aside = replica.on_rewind("a", Rewind("M", 2, replica._join_number, 3, ()))
     assert kinds(aside) == [PutAside]
-    assert replica.on_lead("a", Lead("M", 2, ("a",))) == [], "nothing is taken in meanwhile"
+    assert replica.on_lead("a", Lead("M", 2, ("a",), 0)) == [], "nothing is taken in meanwhile"
     assert kinds(replica.on_put_aside()) == [Join]
     assert (replica.tail, replica.applied, replica.epoch) == (EMPTY, 0, 2)
 
@@ -239,11 +239,16 @@ def test_what_a_leader_from_before_the_force_had_committed_does_not_commit_what_
     assert (replica.committed, replica.expected_hash) == (3, None)
 
 
-def test_without_force_a_committed_entry_that_the_leader_lacks_stops_the_replica() -> None:
+def test_without_force_a_committed_entry_that_the_leader_lacks_is_objected_to_and_nothing_is_cut() -> None:
     replica = former_member(committed=5, forced=0)
-    *_, stop = replica.on_rewind("a", Rewind("M", 2, replica._join_number, 3, ()))
-    assert isinstance(stop, Stop)
-    assert stop.error.code == "diverged"
+    trouble, objection = replica.on_rewind("a", Rewind("M", 2, replica._join_number, 3, ()))
+    assert isinstance(trouble, Troubled)
+    assert trouble.error is not None
+    assert trouble.error.code == "diverged"
+    assert "delete nothing" in trouble.error.message
+    assert isinstance(objection.message, Objection)
+    assert (objection.message.tail_epoch, objection.message.tail_sequence) == (1, 5)
+    assert (replica.tail.sequence, replica.committed, replica.joined) == (5, 5, False)
 
 
 def test_a_forced_swap_whose_answer_was_lost_counts_if_it_was_carried_out() -> None:

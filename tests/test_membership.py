@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 import pytest
-from openoutcry.actors import ConfigurationError, MarketRules, Unavailable
+from openoutcry.actors import ConfigurationError, MarketRules, StorageError, Unavailable
 from openoutcry.actors.book.messages import HandOver
 from processes import eventually, flip_a_bit
 
@@ -113,8 +113,9 @@ def test_a_damaged_journal_that_nobody_can_make_good_leads_no_market(exchange: A
     flip_a_bit(net[0].data_dir / "markets" / MARKET)
     node = net.restart(0, wait=False)
     assert "damaged" in status(node)["repairing"]
-    with pytest.raises(Unavailable, match="not ready"):
-        node.wait_ready(1)
+    with pytest.raises(StorageError, match=f"damaged.*openoutcry force-leader {MARKET}") as refused:
+        node.wait_ready(5)
+    assert refused.value.code == "old_disk"
     assert status(node)["role"] == "following"
 
 

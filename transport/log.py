@@ -39,6 +39,9 @@ EVENTS: Final[Mapping[str, str]] = {
     "recovered": "The book is as the disk has it, up to this sequence number.",
     "journal_put_aside": "The journal is damaged: it was put aside, and the replica is repaired from a peer.",
     "log_lost": "The replica had a journal, and it is gone: it is repaired from a peer, and leads no more before.",
+    "disk_behind": "The disk is an older copy of itself, or its log is gone: it is repaired, and does not lead before.",
+    "trouble": "A person has to act, and the error says how: a disk, or the coordinator's store, is an older copy.",
+    "trouble_over": "What the last `trouble` was about is over.",
     "snapshot_damaged": "A snapshot is damaged and was passed over for an older one.",
     "snapshot_failed": "A snapshot could not be written or kept: the market goes on, and it is tried again.",
     "snapshot_taken_again": "A snapshot was written, after others had failed.",
@@ -59,7 +62,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "market_moved": "The market was handed over to a peer, to even out who leads.",
     "market_not_moved": "The market could not be handed over, and stays here for now.",
     "command_rejected": "The book rejected a command; at level debug, at every node.",
-    "answer_of_another": "The log has other commands under the numbers of requests: is a copy of this node running?",
+    "answer_of_another": "The log has other commands under the numbers of requests: a copy of this node may run.",
     "requests_expired": "So many requests had no answer in time; the first one's client order id is named.",
     "replica_stopped": "The replica has stopped for good; the node has to be restarted, and may need repair.",
     # Links and the directory.

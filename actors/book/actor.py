@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Final, assert_never
 
 import pykka
 
-from ...transport.coordinator import MarketRecord
+from ...transport.coordinator import DiskMark, MarketRecord
 from ...transport.errors import (
     Closed,
     OpenOutcryError,
@@ -42,10 +42,11 @@ from ...transport.identity import Member
 from ...transport.log import PROGRESS_S, get_logger
 from ..kit.backoff import Backoff
 from ..kit.node_actor import QUIET, TICK, ActorFailed, NodeActor, stop_and_join, tell
-from ..leadership.messages import CoordinatorAnswer, CoordinatorCall, NodeIdTaken
+from ..leadership.messages import CoordinatorAnswer, CoordinatorCall, DiskMarked, NodeIdTaken
 from ..peers.messages import PeerDown, PeerGone, PeerUp
 from .commands import CLOCK, CONFIGURE, DUPLICATE, REJECTED, Command, Event
 from .core import Core, CoreEffect, sends_first
+from .disk import DiskState, keep_disk, read_disk
 from .feed import Applied, Unwatch, Watch, Watcher
 from .journal import Journal, put_aside
 from .messages import (
@@ -83,6 +84,7 @@ from .replica import (
     CreateRecord,
     CutJournal,
     Effect,
+    KeepDisk,
     KeepFetched,
     LeadershipBegun,
     LeadershipLost,
@@ -90,14 +92,17 @@ from .replica import (
     PersistRecords,
     PutAside,
     ReadJournal,
+    ReadMarks,
     ReadRecord,
     RepairBegun,
     RepairEnded,
     Replica,
+    ReportMark,
     Role,
     Send,
     Stop,
     SwapRecord,
+    Troubled,
 )
 from .requests import BATCH_MAX, FailRequests, Settled
 from .rules import MarketRules
@@ -150,6 +155,7 @@ class BookActor(NodeActor):
         submissions: Submissions,
         folder: Path,
         coordinator: pykka.ActorRef[Any],
+        store: str,
         take_snapshot: Callable[[TakeSnapshot], bool],
         min_in_sync: int,
         snapshot_every: int,
@@ -160,6 +166,8 @@ class BookActor(NodeActor):
         member_of: Callable[[str], Member | None] | None = None,
     ) -> None:
         """Open the journal in ``folder`` and recover the book as far as it is known to be committed.
+
+        ``store`` is the id of the coordinator's store: what the disk has seen of another one does not count.
 
         ``submissions``: where this node's callers put their requests. ``take_snapshot`` reaches the SnapshotActor.
 
@@ -209,6 +217,10 @@ class BookActor(NodeActor):
         """Its existence says that this replica has had a log: one that is empty later was lost."""
         self._has_logged = self._logged.exists()
         self._started_as = next_start(folder.with_name(f"{folder.name}=starts"), self._clock_ns())
+        self._disk = read_disk(folder, store).begin()
+        """What the disk says of itself, beside the log; this start is on it before the replica does anything."""
+        self._marked: DiskMark | None = None
+        """What was last left to be reported of it."""
         try:
             journal, snapshots, self.replica = self._open()
         except StorageError as error:
@@ -216,6 +228,11 @@ class BookActor(NodeActor):
                 raise
             self._put_aside(error)
             journal, snapshots, self.replica = self._open()
+        try:
+            keep_disk(folder, self._disk)
+        except StorageError:
+            journal.close()
+            raise
         self.meters.snapshot = snapshots.last()
         self._writer = LogWriter(journal, snapshots, self.meters)
         self._journal = JournalActor.start(writer=self._writer, book=self.actor_ref, report=report)
@@ -320,6 +337,8 @@ class BookActor(NodeActor):
             min_in_sync=self._min_in_sync,
             observer=self._observer,
             repairing=mark.exists(),
+            damage=self.damage or "",
+            disk=self._disk,
         )
         if applied.sequence:
             replica.state_hash = self.book.state_hash()
@@ -332,6 +351,7 @@ class BookActor(NodeActor):
         self._run(self.replica.start())
 
     def on_stop(self) -> None:
+        self._report_disk()
         self._release()
         self._end_forcing(self._end())
         self._run(self._requests.fail_all(self._end()))
@@ -471,6 +491,7 @@ class BookActor(NodeActor):
             self.replica.resigned = False  # whoever asked for it asks no more: a node that leads takes orders
         self._warn_of_late_requests(now_ns)
         self._run(self.core.on_tick(now_ns))
+        self._report_disk()
         self._watch_leader()
         self._say_progress(now_ns)
         self._try_again()
@@ -539,6 +560,14 @@ class BookActor(NodeActor):
         return replica.role is Role.LEADING and replica.record is not None and replica.record.yielding
 
     @property
+    def hindrance(self) -> OpenOutcryError | None:
+        """Why this replica cannot be used until a person has acted, or None."""
+        replica = self.replica
+        if replica.role is Role.STOPPED:
+            return self.failure or Unavailable(f"market {self._market} has stopped")
+        return replica.trouble if replica.role is not Role.LEADING and not replica.joined else None
+
+    @property
     def _leads(self) -> bool:
         return self.replica.may_propose
 
@@ -549,8 +578,9 @@ class BookActor(NodeActor):
 
     def _take_submissions(self) -> None:
         requests = self._submissions.take()
-        if self.replica.role is Role.STOPPED:
-            self._give_up(requests, self.failure or Unavailable(f"market {self._market} has stopped"))
+        failure = self.hindrance
+        if failure is not None:
+            self._give_up(requests, failure)
             return
         self._run(self._requests.take(requests))
 
@@ -642,11 +672,17 @@ class BookActor(NodeActor):
                 )
                 self._forcing = None
             self._run(self.core.on_swapped(answer.what, answer.record, now_ns))
+        elif isinstance(answer.what, ReadMarks):
+            self._run(self.replica.on_marks(answer.record))
+        elif isinstance(answer.what, ReportMark):
+            self._marked = answer.what.mark
+            self._run(self.replica.on_marked(answer.what.mark))
         else:
             lost = self._forcing is not None and self.replica.role is not Role.CLAIMING
             if lost and answer.record is not None and answer.record.leader != self._node:
                 self._forcing = None  # the forced swap, whose answer was lost, has not happened
-            self._run(self.core.on_record(answer.record, now_ns))
+            claim = answer.what.claim if isinstance(answer.what, ReadRecord) else None
+            self._run(self.core.on_record(answer.record, now_ns, claim))
 
     # -- effects ------------------------------------------------------------------------------------------------
 
@@ -662,8 +698,12 @@ class BookActor(NodeActor):
                     self._apply(effect.records)
                 case FailRequests():
                     self._give_up(effect.requests, effect.error)
-                case ReadRecord() | CreateRecord() | SwapRecord():
+                case ReadRecord() | ReadMarks() | ReportMark() | CreateRecord() | SwapRecord():
                     self._call_store(effect)
+                case KeepDisk():
+                    self._keep_disk(effect.state)
+                case Troubled():
+                    self._tell_trouble(effect.error)
                 case LeadershipBegun():
                     self._begin_to_lead()
                 case LeadershipLost():
@@ -677,7 +717,7 @@ class BookActor(NodeActor):
                 case TakeImage():
                     self._take_snapshot(keep=False)
                 case RepairBegun() | RepairEnded():
-                    self._mark_repair(begun=isinstance(effect, RepairBegun))
+                    self._mark_repair(effect.why if isinstance(effect, RepairBegun) else None)
                 case Stop():
                     self._stop_replica(effect.error)
                 case _:
@@ -733,11 +773,15 @@ class BookActor(NodeActor):
             case _:
                 assert_never(effect)
 
-    def _call_store(self, effect: ReadRecord | CreateRecord | SwapRecord) -> None:
+    def _call_store(self, effect: ReadRecord | ReadMarks | ReportMark | CreateRecord | SwapRecord) -> None:
         market, node = self._market, self._node
         match effect:
             case ReadRecord():
                 self._ask_coordinator(effect, lambda store: store.read(market))
+            case ReadMarks():
+                self._ask_coordinator(effect, lambda store: store.marks(market))
+            case ReportMark():
+                tell(self._coordinator, DiskMarked(self.actor_ref, market, effect.mark, effect))
             case CreateRecord():
                 if self._own_rules is not None and not self._observer:
                     self._ask_coordinator(effect, lambda store: store.create(market, node, (node,)))
@@ -757,12 +801,13 @@ class BookActor(NodeActor):
             case _:
                 assert_never(effect)
 
-    def _mark_repair(self, *, begun: bool) -> None:
-        if begun:
-            self.damage = "its log was lost"
-            self._log.critical("log_lost", epoch=self.replica.epoch)
+    def _mark_repair(self, why: str | None) -> None:
+        """The repair of this replica has begun, because of ``why``; None: it is over."""
+        if why is not None:
+            self.damage = why
+            self._log.critical("disk_behind", reason=why, epoch=self.replica.epoch, folder=self._folder)
             try:
-                self._mark_repairing(self.damage)
+                self._mark_repairing(why)
             except OSError as error:  # without the mark, a restart halfway would take what is there for whole
                 self._run(self.replica.stop(StorageError(f"{self._folder} cannot be marked: {error}; it stops")))
         else:
@@ -780,6 +825,26 @@ class BookActor(NodeActor):
                 self._forcing.future.set_result(self.replica.tail.sequence)
             self._forcing = None
         self._run(self.core.on_leadership_begun())
+
+    def _keep_disk(self, state: DiskState) -> None:
+        self._disk = state
+        try:
+            keep_disk(self._folder, state)
+        except StorageError as error:
+            self._run(self.replica.stop(error))
+
+    def _report_disk(self) -> None:
+        """Leave it to the CoordinatorActor to report, with the lease, how far this disk is, if that has changed."""
+        mark = self.replica.mark
+        if mark is not None and mark != self._marked:
+            self._marked = mark
+            tell(self._coordinator, DiskMarked(self.actor_ref, self._market, mark))
+
+    def _tell_trouble(self, error: OpenOutcryError | None) -> None:
+        if error is None:
+            self._log.info("trouble_over")
+        else:
+            self._log.critical("trouble", error=error, code=error.code, folder=self._folder)
 
     def _opening(self) -> tuple[Command, ...]:
         """Return the commands with which this replica begins to lead: what it has inherited commits with them."""
@@ -843,7 +908,10 @@ class BookActor(NodeActor):
                 if state_hash != expected[1]:
                     error = StorageError(
                         f"market {self._market}: at sequence {expected[0]} the state hash is {state_hash}, "
-                        f"the leader's is {expected[1]}: this replica has diverged; wipe its data to rejoin as new",
+                        f"the leader's, {self.replica.leader}'s, is {expected[1]}: the two have diverged. Delete "
+                        "nothing: stop both nodes and compare their data directories with `openoutcry verify DIR` and "
+                        f"`openoutcry log DIR {self._market} --events`: the one whose log, executed again, has another "
+                        "hash than it told has computed wrongly",
                         code="diverged",
                     )
                     self._run(self.replica.stop(error))
@@ -994,6 +1062,9 @@ class BookActor(NodeActor):
         self._log.critical("log_put_aside", sequence=self.book.sequence, aside=aside)
         self.aside = aside
         self._put_in(OrderBook())
+        self._keep_disk(self._disk)  # it was moved away with the log
+        if self.damage is not None:
+            self._mark_repairing(self.damage)
         self._run(self.core.on_put_aside())
 
     def _put_in(self, book: OrderBook) -> None:
@@ -1007,7 +1078,7 @@ class BookActor(NodeActor):
 
     def status(self) -> dict[str, Any]:
         """Return what an operator asks about this replica, as JSON would carry it."""
-        replica = self.replica
+        replica, hindrance = self.replica, self.hindrance
         return {
             "market": self._market,
             "role": replica.role.value,
@@ -1037,7 +1108,8 @@ class BookActor(NodeActor):
             "observer": self._observer,
             "repairing": self.damage,
             "put_aside": self.aside,
-            "error": str(self.failure) if self.failure else None,
+            "trouble": str(replica.trouble) if replica.trouble else None,
+            "error": str(hindrance) if hindrance else None,
             "snapshot_error": self.snapshot_error,
             "counters": dict(self.counters),
         }

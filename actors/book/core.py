@@ -13,7 +13,7 @@ from ...transport.coordinator import MarketRecord
 from ...transport.errors import OpenOutcryError
 from .commands import Command
 from .record import Tail
-from .replica import Effect, PersistRecords, Replica, Send, SwapRecord
+from .replica import Claim, Effect, PersistRecords, Replica, Send, SwapRecord
 from .requests import FailRequests, R, Requests
 from .transfer import B, StateTransfer, TakeImage
 from .wire import (
@@ -26,6 +26,7 @@ from .wire import (
     Join,
     Lead,
     MarketMessage,
+    Objection,
     Refused,
     Resign,
     Rewind,
@@ -79,6 +80,8 @@ class Core(Generic[R, B]):
                 return [*replica.on_lead(sender, message), *self.requests.route_again()]
             case Rewind():
                 return replica.on_rewind(sender, message)
+            case Objection():
+                return replica.on_objection(sender, message)
             case Resign():
                 return replica.on_resign(sender, message)
             case StateOffer():
@@ -109,9 +112,11 @@ class Core(Generic[R, B]):
         effects += self.requests.route_again()
         return effects
 
-    def on_record(self, record: MarketRecord | None, now_ns: int) -> Sequence[CoreEffect[R]]:
-        """The coordinator answered a read or a create."""
-        return [*self.replica.on_record(record, now_ns), *self.requests.route_again()]
+    def on_record(
+        self, record: MarketRecord | None, now_ns: int, claim: Claim | None = None
+    ) -> Sequence[CoreEffect[R]]:
+        """The coordinator answered a read, with the claim that it was to judge, or a create."""
+        return [*self.replica.on_record(record, now_ns, claim), *self.requests.route_again()]
 
     def on_swapped(self, swap: SwapRecord, record: MarketRecord | None, now_ns: int) -> Sequence[CoreEffect[R]]:
         """The coordinator answered a swap."""

@@ -10,6 +10,11 @@ MSR-TR-2008-25), the scheme of Kafka's in-sync replicas. The rules it rests on:
   lost it, and is linked to enough others, takes over by a swap as from a dead one.
 - When no member of the in-sync set is left, a person may make another replica lead: by force. What a log from before
   holds and the new leader's does not may have been acknowledged: it is put aside, never cut.
+- A disk may come back as an older copy of itself. Each start is a *life* with a random name, on the disk and at the
+  coordinator before the replica leads, follows or acknowledges; members report there how far they are committed. A
+  member whose disk is not of the last life, or ends before what was reported, is repaired like one that was damaged.
+- What is committed at a follower and not in its leader's log shows that the leader's disk, or the coordinator's store,
+  is an older copy. The follower objects, and the leader steps back.
 - Every message carries its epoch. A replica refuses older epochs, and believes a newer one, or another leader, only
   from the coordinator's record, which it reads at once when anybody claims so.
 
@@ -34,12 +39,13 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from typing import Final
 
-from ...transport.coordinator import MarketRecord
+from ...transport.coordinator import NODE_ID_IN_USE, DiskMark, MarketRecord
 from ...transport.errors import OpenOutcryError, ProtocolError, StorageError, Unavailable, ensure, present
 from .commands import Command
+from .disk import DiskState
 from .messages import LogRead
 from .record import EMPTY, Origin, Record, Tail
-from .wire import IN_SYNC_MAX, Ack, Append, Join, Lead, MarketMessage, Resign, Rewind
+from .wire import IN_SYNC_MAX, Ack, Append, Join, Lead, MarketMessage, Objection, Resign, Rewind
 
 IN_FLIGHT_MAX: Final = 65_536
 """Commands a follower may have unacknowledged before the leader stops streaming and lets it read at its own pace."""
@@ -51,6 +57,8 @@ Longer than a link takes to come back after a short break, so that leadership st
 """
 SEEN_MAX: Final = 256
 """Most names of former members that are remembered; beyond, those that are linked."""
+COORDINATOR_BEHIND: Final = "coordinator_behind"
+"""Code of the error of a store that is older than what was seen of it."""
 _ASK_NS: Final = 300_000_000
 """How often a follower without a leader's log asks the coordinator, and the leader it names."""
 _REJOIN_NS: Final = 1_000_000_000
@@ -139,8 +147,46 @@ class Send:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Claim:
+    """What a peer says it has seen at the coordinator: it is true, or the peer or the store are not what they were."""
+
+    node: str
+    version: int
+    epoch: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class ReadRecord:
-    """Read the market's record from the coordinator; then call ``on_record``."""
+    """Read the market's record from the coordinator; then call ``on_record``, with ``claim``."""
+
+    claim: Claim | None = None
+    """The record that is read must be as new as this says: it was claimed before."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReadMarks:
+    """Read what the coordinator knows of each node's disk in this market; then call ``on_marks``."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReportMark:
+    """Report this node's disk to the coordinator; then call ``on_marked``."""
+
+    mark: DiskMark
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class KeepDisk:
+    """Make what the disk says of itself durable, before any effect that follows."""
+
+    state: DiskState
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Troubled:
+    """The replica does not stop, but a person has to know, and act; None: it is over."""
+
+    error: OpenOutcryError | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -162,7 +208,9 @@ class SwapRecord:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RepairBegun:
-    """The log of this replica, a member, was lost: mark that durably before anything is appended."""
+    """The log of this replica, a member, was lost or is an older copy: mark that durably before it goes on."""
+
+    why: str = "its log was lost"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -197,6 +245,10 @@ Effect = (
     | ApplyRecords
     | Send
     | ReadRecord
+    | ReadMarks
+    | ReportMark
+    | KeepDisk
+    | Troubled
     | CreateRecord
     | SwapRecord
     | RepairBegun
@@ -251,6 +303,8 @@ class Replica:
         snapshot_behind: int = SNAPSHOT_BEHIND,
         observer: bool = False,
         repairing: bool = False,
+        damage: str = "",
+        disk: DiskState | None = None,
     ) -> None:
         """Start from what the disk holds: ``applied`` is known to be committed, ``pending`` follows it.
 
@@ -260,7 +314,9 @@ class Replica:
         ``stall_ms_max``: how long a leader may have too few members to commit until it lets another lead;
         ``snapshot_behind``: a replica that joins more than this many commands behind gets a snapshot, not the log.
         ``observer``: read only; never in sync, never leads. ``repairing``: what this disk held was damaged and has been
-        put aside; the replica does not lead until it holds all that is committed again.
+        put aside; the replica does not lead until it holds all that is committed again. ``damage``: what
+        was put aside, or is lacking. ``disk``: what the disk says of itself, with this start's life begun; None: it is
+        not compared with what the coordinator knows.
         """
         self.market = market
         self.node = node
@@ -271,6 +327,15 @@ class Replica:
         self._snapshot_behind = snapshot_behind
         self.observer = observer
         self.repairing = repairing
+        self.damage = damage
+        self.disk = disk or DiskState()
+        self._keeps_disk = disk is not None
+        self._checked = disk is None or observer
+        """Whether this disk may be what the coordinator believes it to be, or is being repaired: it may take part."""
+        self._marks: dict[str, DiskMark] | None = None
+        self._must_report = False
+        self.trouble: OpenOutcryError | None = None
+        """What a person has to see to, though the replica has not stopped."""
         self.role = Role.FOLLOWING
         self.record: MarketRecord | None = None
         self.in_sync: tuple[str, ...] = ()
@@ -288,7 +353,7 @@ class Replica:
         self._base = applied
         self.pending = deque(pending)
         self.tail = self.pending[-1].tail if self.pending else applied
-        self.epoch = self.tail.epoch
+        self.epoch = max(self.tail.epoch, self.disk.epoch)
         self.durable = self.tail.sequence
         self.committed = applied.sequence
         self.applied = applied.sequence
@@ -329,25 +394,37 @@ class Replica:
     # -- the coordinator ----------------------------------------------------------------------------------------
 
     def start(self) -> list[Effect]:
-        """Begin: find out who leads."""
-        return [ReadRecord()]
+        """Begin: find out whether this disk is what the coordinator knows, and who leads."""
+        return [ReadRecord()] if self._checked else [ReadMarks()]
 
-    def on_record(self, record: MarketRecord | None, now_ns: int) -> list[Effect]:
-        """The coordinator answered a read or a create."""
+    def on_record(self, record: MarketRecord | None, now_ns: int, claim: Claim | None = None) -> list[Effect]:
+        """The coordinator answered a read, with the ``claim`` that it was to judge, or a create."""
         again = self._doubting_again
         self._doubting = self._doubting_again = False
         if self.role is Role.STOPPED or (self._swap is not None and not self._swap_lost):
             return []  # the answer to the swap says what the record is, and later than this
-        if record is None and self.epoch == 0:
+        version, epoch = (record.version, record.epoch) if record is not None else (0, 0)
+        if version < self.disk.version or epoch < self.epoch:
+            return self._on_record_behind(version, epoch)
+        if claim is not None and (version < claim.version or epoch < claim.epoch):
+            return self._on_claim_right(claim, version, epoch)
+        if record is None:
             return [CreateRecord()]
-        if record is None or record.epoch < self.epoch:
-            return self._on_record_behind(0 if record is None else record.epoch)
-        self._take(record)
+        effects = self._take(record)
         self._must_read = again  # this answer may be older than the second claim
-        effects: list[Effect] = []
+        if not self._checked:
+            return effects + self._check_disk(record)
+        if self.role is Role.LEADING and epoch > self.epoch and record.leader == self.node:
+            return effects + self._stop(
+                StorageError(
+                    f"market {self.market}: another process leads it in epoch {epoch} under this node's id "
+                    f"{self.node}: one data directory is a copy of the other. Stop one of them; compare both with "
+                    "`openoutcry verify DIR` and `openoutcry log DIR MARKET`",
+                    code=NODE_ID_IN_USE,
+                )
+            )
         if self.tail.sequence == 0 and self.node in record.in_sync and len(record.in_sync) > 1 and not self.repairing:
-            self.repairing = True  # a member has a log: this one was lost, and must not count as whole
-            effects.append(RepairBegun())
+            effects += self._begin_repair("its log was lost")  # a member has a log: this one must not count as whole
         if record.leader != self.node:
             effects += self._step_down() if self.role is not Role.FOLLOWING else []
             if record.epoch > self.epoch or self.leader != record.leader:
@@ -366,7 +443,9 @@ class Replica:
             if self.repairing:
                 # Others of the in-sync set have what this disk has lost: let one of them lead.
                 others = tuple([member for member in record.in_sync if member != self.node])
-                return [*effects, Send(others, Resign(self.market, record.epoch))] if others else effects
+                if not others:
+                    return effects + self._set_trouble(self._alone_with_old_disk())
+                return [*effects, Send(others, Resign(self.market, record.epoch))]
             return [*effects, *self._claim(record.in_sync)]
         if self._swap is not None and self._swap_lost:
             self._swap_lost = False
@@ -385,24 +464,161 @@ class Replica:
             self._members_seen &= {*in_sync, *self._links}
         self.gone.intersection_update(in_sync)
 
-    def _take(self, record: MarketRecord) -> None:
+    def _take(self, record: MarketRecord) -> list[Effect]:
         if self.record is not None and record.forced > self.record.forced:
             # What a leader from before the force has told of what follows, it told of another log.
             self._known_committed = self.committed
             self.expected_hash = None
         self.record = record
+        over = self.trouble is not None and self.trouble.code == COORDINATOR_BEHIND
+        effects = self._set_trouble(None) if over else []
+        if record.version > self.disk.version or record.epoch > self.disk.epoch:
+            effects += self._keep_disk(dataclasses.replace(self.disk, version=record.version, epoch=record.epoch))
+        return effects
 
-    def _on_record_behind(self, epoch: int) -> list[Effect]:
-        """The coordinator's record is older than an epoch that is known here, and epochs come from its record alone."""
-        if self.role is not Role.FOLLOWING:
-            self._must_read = True
-            return []  # it can neither swap nor be deposed: a leader goes on with who is in sync
+    def _keep_disk(self, state: DiskState) -> list[Effect]:
+        self.disk = state
+        return [KeepDisk(state)] if self._keeps_disk else []
+
+    def _set_trouble(self, error: OpenOutcryError | None) -> list[Effect]:
+        if (self.trouble and self.trouble.message) == (error and error.message):
+            return []
+        self.trouble = error
+        return [Troubled(error)]
+
+    def _on_record_behind(self, version: int, epoch: int) -> list[Effect]:
+        """The coordinator's record is older than one that was seen here: its store is an older copy, or another's.
+
+        Whoever is linked is told: it may know only the older record, and lead from it. A leader goes on with who is in
+        sync, as it can neither swap nor be deposed, and a follower with its leader; nobody takes over.
+        """
+        self._must_read = True
+        seen = f"this node has seen version {self.disk.version}, epoch {max(self.epoch, self.disk.epoch)}"
+        effects = self._set_trouble(self._coordinator_behind(seen, version, epoch))
+        return [*effects, *self._object(tuple(sorted(self._links)))]
+
+    def _coordinator_behind(self, known: str, version: int, epoch: int) -> StorageError:
+        return StorageError(
+            f"market {self.market}: the coordinator's record is of version {version}, epoch {epoch}, but {known}: its "
+            "store is an older copy, was lost, or belongs to another exchange. Put the newer store back, or stop all "
+            "nodes and run `openoutcry coordinator rebuild DIR... --coordinator NEW` with all their data directories",
+            code=COORDINATOR_BEHIND,
+        )
+
+    def _on_claim_right(self, claim: Claim, version: int, epoch: int) -> list[Effect]:
+        """A peer has seen a newer record than the coordinator holds now: to go on would lose what was committed by it.
+
+        What this replica has seen is older too, so it cannot know what it lacks: it stops, whatever it was about to do.
+        """
         return self._stop(
-            StorageError(
-                f"market {self.market}: this log has reached epoch {self.epoch}, the coordinator {epoch}: "
-                "the coordinator's store was lost or belongs to another exchange",
-                code="coordinator_behind",
+            self._coordinator_behind(
+                f"node {claim.node} has seen version {claim.version}, epoch {claim.epoch}", version, epoch
             )
+        )
+
+    def _object(self, nodes: tuple[str, ...]) -> list[Effect]:
+        """Tell ``nodes`` what is known and committed here, because what they do does not go together with it."""
+        base = self._base
+        known = Objection(
+            self.market, self.epoch, self.disk.version, self.disk.epoch, base.epoch, base.sequence, base.chain
+        )
+        return [Send(nodes, known)] if nodes else []
+
+    def on_objection(self, sender: str, message: Objection) -> list[Effect]:
+        """A peer has seen a newer record than we, or it follows us and holds what is committed, and not in our log."""
+        if self.role is Role.STOPPED or not self._checked:
+            return []
+        if message.seen_version > self.disk.version or message.seen_epoch > self.disk.epoch:
+            return [ReadRecord(Claim(sender, message.seen_version, message.seen_epoch))] if self._keeps_disk else []
+        forced = self.record.forced if self.record is not None else 0
+        if self.role is not Role.LEADING or message.epoch != self.epoch or message.tail_epoch < forced:
+            return []  # what was forced past is put aside
+        others = tuple([member for member in self.in_sync if member != self.node])
+        why = (
+            f"its disk is an older copy: {sender} holds entry {message.tail_sequence} of epoch {message.tail_epoch}, "
+            "which was committed, and this log does not"
+        )
+        effects = [*self._begin_repair(why), *self._step_down(), Send(others, Resign(self.market, self.epoch))]
+        self._must_read = True
+        return effects
+
+    # -- is this disk what the coordinator knows? ---------------------------------------------------------------
+
+    def on_marks(self, marks: dict[str, DiskMark]) -> list[Effect]:
+        """The coordinator answered a :class:`ReadMarks`. Read before the record: a member holds what they say then."""
+        if self._checked:
+            return []
+        self._marks = marks
+        return [ReadRecord()]
+
+    def _check_disk(self, record: MarketRecord) -> list[Effect]:
+        """Before this replica takes part: find out whether its disk is an older copy, and report this life."""
+        if self._marks is None:
+            return [ReadMarks()]
+        own = self._marks.get(self.node)
+        if (0 if own is None else own.number) < self.disk.number:
+            return self._on_record_behind(record.version, record.epoch)
+        member = self.node in record.in_sync
+        why = self._why_old(record, self._marks) if member and not self.repairing else None
+        effects = self._begin_repair(why) if why is not None else []
+        if member and self.repairing:
+            self._checked = True  # it takes part, but its life is reported, and it counts, when it is whole
+            return [*effects, ReadRecord()]
+        return [*effects, ReportMark(self._mark_of_this_life())]
+
+    def _why_old(self, record: MarketRecord, marks: dict[str, DiskMark]) -> str | None:
+        """Return how it shows that the disk of this member is an older copy, None if it does not.
+
+        What was forced past since does not count: the log that is right does not hold it.
+        """
+        own, disk, tail = marks.get(self.node), self.disk, self.tail
+        if own is not None and own.life not in (disk.life, *disk.begun) and tail.sequence:
+            return f"its disk is an older copy: it is not of start {own.number}, the last that was reported"
+        known = [(name, mark.epoch, mark.sequence) for name, mark in sorted(marks.items()) if name in record.in_sync]
+        for name, epoch, sequence in [*known, (self.node, disk.committed_epoch, disk.committed)]:
+            if epoch >= record.forced and (epoch > tail.epoch or sequence > tail.sequence):
+                if not tail.sequence:
+                    return "its log was lost"
+                return (
+                    f"its disk is an older copy: it ends at {tail.sequence} in epoch {tail.epoch}, and {name} had "
+                    f"reported {sequence} in epoch {epoch} as committed"
+                )
+        return None
+
+    def _mark_of_this_life(self) -> DiskMark:
+        own = (self._marks or {}).get(self.node)
+        number = max(self.disk.number, 0 if own is None else own.number) + 1
+        return DiskMark(number, self.disk.begun[-1], self._base.epoch, self._base.sequence)
+
+    def on_marked(self, mark: DiskMark) -> list[Effect]:
+        """The coordinator has the report of this life."""
+        if not self.disk.begun or mark.life != self.disk.begun[-1]:
+            return []
+        effects = self._keep_disk(self.disk.reported(mark.number))
+        if not self._checked:
+            self._checked = True
+            effects.append(ReadRecord())
+        return effects
+
+    @property
+    def mark(self) -> DiskMark | None:
+        """What is to be reported of this disk now, now and then; None while it does not count."""
+        if not self.disk.life or self.disk.begun or self.repairing or self.observer:
+            return None
+        return DiskMark(self.disk.number, self.disk.life, self._base.epoch, self._base.sequence)
+
+    def _begin_repair(self, why: str) -> list[Effect]:
+        self.repairing = True
+        self.damage = why
+        return [RepairBegun(why)]
+
+    def _alone_with_old_disk(self) -> StorageError:
+        return StorageError(
+            f"market {self.market}: this disk may lack what was answered ({self.damage}), and no other is in sync. "
+            "Compare what all nodes hold with `openoutcry verify DIR` and `openoutcry log DIR "
+            f"{self.market}`; put the newer disk of this node back if there is one, else run `openoutcry force-leader "
+            f"{self.market}` at the node whose log reaches furthest: what only others hold is put aside then",
+            code="old_disk",
         )
 
     def on_leader_lapsed(self, leader: str) -> list[Effect]:
@@ -411,7 +627,7 @@ class Replica:
         That is safe whenever it is called: any member of the in-sync set may lead, the swap decides which one does, and
         the epoch it begins fences off the former leader, dead or alive.
         """
-        if self.role is not Role.FOLLOWING or self._loading or self.repairing or self.observer:
+        if self.role is not Role.FOLLOWING or self._loading or self.repairing or self.observer or not self._checked:
             return []
         self._lapsed = leader
         return [ReadRecord()]
@@ -440,7 +656,9 @@ class Replica:
             return Unavailable(f"{name} is led by this node already", code="already_leading")
         if record is None:
             return Unavailable(f"{name} is not known to the coordinator: it was never opened", code="never_opened")
-        if self.role is not Role.FOLLOWING or self._swap is not None or self._loading or record.epoch < self.epoch:
+        behind = record.epoch < self.epoch or record.version < self.disk.version
+        known = self._checked or self.repairing
+        if self.role is not Role.FOLLOWING or self._swap is not None or self._loading or behind or not known:
             return Unavailable(f"{name} is about to change its leader, or its log: look again", code="changing")
         if self.node in record.in_sync and not self.repairing:
             return Unavailable(f"{name}: this node is in sync, and takes over by itself", code="not_needed")
@@ -460,6 +678,7 @@ class Replica:
         """
         ensure(self.force_refusal(record, ()) is None, "a leader is forced where that is refused")
         self.record = record
+        self._checked = True
         self.role = Role.CLAIMING
         effects = self._start_swap(record.epoch + 1, (self.node,), force=True)
         self._force = self._swap
@@ -476,9 +695,15 @@ class Replica:
         return self._end_repair()
 
     def _end_repair(self) -> list[Effect]:
-        ended = [RepairEnded()] if self.repairing else []
+        if not self.repairing:
+            return []
         self.repairing = False
-        return [*ended]
+        effects: list[Effect] = [RepairEnded()]
+        if self.trouble is not None and self.trouble.code != COORDINATOR_BEHIND:
+            effects += self._set_trouble(None)
+        if self.disk.begun and not self.observer:
+            effects.append(ReportMark(self._mark_of_this_life()))
+        return effects
 
     def resign(self, to: str | None = None) -> list[Effect]:
         """Leader: take in nothing more, and once all is committed ask a member (``to``, or any) to take over.
@@ -536,9 +761,8 @@ class Replica:
             self._swap_lost = self._swap is not None
             return [ReadRecord()]
         self._swap = None
-        self._take(record)
+        effects = self._take(record)
         self._learn(record.in_sync)
-        effects: list[Effect] = []
         begun = False
         if self.role is Role.CLAIMING:
             effects += self._end_repair() if swap.force else []
@@ -547,6 +771,7 @@ class Replica:
             self.epoch = record.epoch
             self.leader = self.node
             self.joined = False
+            effects += self._set_trouble(None)
             self._inherited = self.tail.sequence
             self._stalled_since_ns = None
             self._followers.clear()
@@ -560,20 +785,27 @@ class Replica:
             }
             begun = True
         if self.role is Role.LEADING:
-            effects.append(Send(tuple(sorted(self._links)), Lead(self.market, self.epoch, self.in_sync)))
+            effects.append(Send(tuple(sorted(self._links)), self._lead()))
             effects += self._advance()
             effects += self._reconsider(now_ns)
         if begun:
             effects.append(LeadershipBegun())  # last: what the shell proposes has to follow what is applied above
         return effects
 
-    def on_coordinator_unavailable(self, call: ReadRecord | CreateRecord | SwapRecord) -> list[Effect]:
+    def _lead(self) -> Lead:
+        return Lead(self.market, self.epoch, self.in_sync, self.committed)
+
+    def on_coordinator_unavailable(
+        self, call: ReadRecord | CreateRecord | SwapRecord | ReadMarks | ReportMark
+    ) -> list[Effect]:
         """The coordinator did not answer ``call``: whether a swap happened is unknown until the record is read again.
 
         Until then a member that the swap would add stays required, and one that it would remove too.
         """
         self._must_read = True
         self._doubting = self._doubting_again = False
+        if isinstance(call, ReportMark):
+            self._must_report = True
         if call is self._swap:
             self._swap_lost = True
             if self.role is Role.CLAIMING:
@@ -597,7 +829,7 @@ class Replica:
         self.gone.discard(node)
         self._stalled_with.discard(node)
         if self.role is Role.LEADING:
-            return [Send((node,), Lead(self.market, self.epoch, self.in_sync))]
+            return [Send((node,), self._lead())]
         if self.role is Role.FOLLOWING and node == self.leader:
             return self._join()
         return []
@@ -626,6 +858,12 @@ class Replica:
 
     def on_tick(self, now_ns: int) -> list[Effect]:
         """Time has passed; ``now_ns`` is monotonic."""
+        if self._must_report and self._checked and self.disk.begun and not self.repairing:
+            self._must_report = False
+            return [ReportMark(self._mark_of_this_life()), *self._on_tick(now_ns)]
+        return self._on_tick(now_ns)
+
+    def _on_tick(self, now_ns: int) -> list[Effect]:
         if self.role is Role.LEADING:
             if self._swap_lost:
                 return [ReadRecord()]
@@ -809,10 +1047,13 @@ class Replica:
         if self.role is not Role.LEADING or sender not in self._links:
             return []
         if message.epoch != self.epoch:
-            return [Send((sender,), Lead(self.market, self.epoch, self.in_sync))]
+            return [Send((sender,), self._lead())]
         before = self._followers.get(sender)
         if before is not None and message.join < before.join:
             return []  # late, from an earlier life of the link
+        # A member holds what is committed. One that says that it does not is told so; once, as it joins again then.
+        lacks = sender in self.in_sync and message.durable < self.committed
+        old = [Send((sender,), self._lead())] if lacks and before is None else []
         self._tokens += 1
         probe = Tail(message.tail_epoch, message.tail_sequence, message.tail_chain)
         self._followers[sender] = _Follower(
@@ -828,8 +1069,8 @@ class Replica:
         # What it holds beyond what we inherited is ours only if it is of our epoch.
         reach = self.tail.sequence if probe.epoch >= self.epoch else self._inherited
         if probe.sequence > reach:
-            return [Send((sender,), Rewind(self.market, self.epoch, message.join, reach, ()))]
-        return self._read(sender, self._followers[sender])
+            return [*old, Send((sender,), Rewind(self.market, self.epoch, message.join, reach, ()))]
+        return [*old, *self._read(sender, self._followers[sender])]
 
     def _read(self, name: str, follower: _Follower) -> list[Effect]:
         """Ask the journal for what follows: an unmatched follower's tail, if that is in our log; else what was sent.
@@ -921,24 +1162,37 @@ class Replica:
             ready.append(self.pending.popleft())
         if not ready:
             return []
-        self._base = ready[-1].tail
-        self.committed = self._base.sequence
-        return [ApplyRecords(tuple(ready))]
+        self._base = base = ready[-1].tail
+        self.committed = base.sequence
+        effects: list[Effect] = []
+        if base.epoch > self.disk.committed_epoch:
+            state = dataclasses.replace(self.disk, committed_epoch=base.epoch, committed=base.sequence)
+            effects = self._keep_disk(state)
+        return [*effects, ApplyRecords(tuple(ready))]
 
     # -- following ----------------------------------------------------------------------------------------------
 
     def on_lead(self, sender: str, message: Lead) -> list[Effect]:
         """Somebody says that it leads."""
-        if self.role in (Role.STOPPED, Role.CLAIMING) or message.epoch < self.epoch or sender == self.node:
+        if self.role in (Role.STOPPED, Role.CLAIMING) or sender == self.node:
             return []  # the coordinator's answer decides what becomes of a claim
-        if self.record is None:
+        if message.epoch < self.epoch:
+            return self._object((sender,)) if self.record is not None else []  # it does not know that it leads no more
+        if self.record is None or not self._checked:
             # Since the start the coordinator has not been asked. Before it this replica may have promised not to follow
             # anybody of this epoch any more, by following or claiming a later one of which it holds no entry.
             return []
         if message.epoch > self.epoch or sender != self.leader:
             return self._doubt()
         self._learn(message.in_sync)
-        return [*(self._join() if not self.matched else []), *self._repaired()]
+        effects = self._join() if not self.matched else []
+        if self.node in message.in_sync and message.committed > self.durable and not self.repairing:
+            why = (
+                f"its disk is an older copy: it ends at {self.durable}, and {sender} has committed {message.committed} "
+                "with this node in sync"
+            )
+            return [*self._begin_repair(why), *effects]
+        return [*effects, *self._repaired()]
 
     def _doubt(self) -> list[Effect]:
         """Somebody claims what is not known here: only the coordinator is believed. One question at a time."""
@@ -991,20 +1245,28 @@ class Replica:
         keep = max(common, default=message.sequence)
         if self._from_before_force():
             return self._put_aside(f"the leader's log is another after {keep}")
+        if keep < self.committed and self.repairing:
+            return self._put_aside(f"the leader's log is another after {keep}")
         if keep < self.committed:
-            return self._stop(
-                StorageError(
-                    f"market {self.market}: the leader does not have this replica's committed entry {self.committed}: "
-                    "the logs have diverged; wipe this replica's data directory to rejoin as new",
-                    code="diverged",
-                )
-            )
+            self.joined = False
+            return [*self._set_trouble(self._diverged(sender, keep)), *self._object((sender,))]
         while self.pending and self.pending[-1].last_sequence > keep:
             self.pending.pop()
         self.tail = self.pending[-1].tail if self.pending else self._base
         self.durable = min(self.durable, self.tail.sequence)
         self._generation += 1
         return [CutJournal(self.tail.sequence), *self._join()]
+
+    def _diverged(self, leader: str, keep: int) -> StorageError:
+        return StorageError(
+            f"market {self.market}: entry {self._base.sequence} of epoch {self._base.epoch} is committed here, and "
+            f"{leader}, which leads, does not have it: their logs are one up to {keep} at most. One disk, or the "
+            "coordinator's store, is an older copy: delete nothing. Compare both nodes' data directories with "
+            f"`openoutcry verify DIR` and `openoutcry log DIR {self.market}`; to go on with this node's, stop the "
+            f"other and run `openoutcry force-leader {self.market}` here; to go on with the other's, run it there "
+            "while this node is stopped",
+            code="diverged",
+        )
 
     def _from_before_force(self) -> bool:
         """Whether this log ends before the last leadership by force: it may hold what was acknowledged, and is lost."""
@@ -1014,7 +1276,8 @@ class Replica:
         self._loading = True
         self.joined = False
         tail = self.tail
-        return [PutAside(f"it ends at {tail.sequence} in epoch {tail.epoch}, before leadership was forced, and {why}")]
+        forced = "is an older copy" if self.repairing else "ends before leadership was forced"
+        return [PutAside(f"it {forced}: at {tail.sequence} in epoch {tail.epoch}, and {why}")]
 
     def on_put_aside(self) -> list[Effect]:
         """The log is out of the way: join the market as new."""
@@ -1035,7 +1298,10 @@ class Replica:
             self._mismatched = True
             return []
         self._mismatched = False
+        trouble: list[Effect] = []
         if message.join == self._join_number:
+            if self.trouble is not None and self.trouble.code == "diverged":
+                trouble = self._set_trouble(None)
             self._fitted = True  # any other may be of an earlier join's stream, and the leader may not know of this one
         tail = self.tail
         records = []
@@ -1055,7 +1321,7 @@ class Replica:
             effects.insert(0, PersistRecords(self._generation, tuple(records)))
         elif message.bodies:
             effects.insert(0, self._ack())
-        return effects + self._repaired()
+        return trouble + effects + self._repaired()
 
     def _news_in(self, message: Append) -> tuple[bytes, ...] | None:
         """Return the bodies that follow our tail: those after any we hold already; None if the logs do not fit."""

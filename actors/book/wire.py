@@ -49,6 +49,26 @@ class Lead:
     market: MarketName
     epoch: Epoch
     in_sync: Annotated[tuple[str, ...], codec.Array(codec.Str(80, 1), IN_SYNC_MAX)]
+    committed: Sequence
+    """How far the log is committed: a member that holds less has an older copy of its disk."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Objection:
+    """A replica to one whose leadership does not go together with what is known here.
+
+    The newest record that was seen at the coordinator, and the last entry that is committed here: of these one or the
+    other is not where it should be, so a disk or the coordinator's store is an older copy.
+    """
+
+    market: MarketName
+    epoch: Epoch
+    """Of the leader that is followed."""
+    seen_version: Sequence
+    seen_epoch: Epoch
+    tail_epoch: Epoch
+    tail_sequence: Sequence
+    tail_chain: Chain
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -183,7 +203,9 @@ class Refused:
     reason: Annotated[str, codec.Str(500)]
 
 
-MarketMessage = Lead | Join | Rewind | Append | StateOffer | Fetch | Chunk | Ack | Forward | Refused | Resign
+MarketMessage = (
+    Lead | Join | Objection | Rewind | Append | StateOffer | Fetch | Chunk | Ack | Forward | Refused | Resign
+)
 MARKET_KINDS: Final[dict[int, type]] = {
     2: Lead,
     3: Join,
@@ -196,6 +218,7 @@ MARKET_KINDS: Final[dict[int, type]] = {
     10: StateOffer,
     11: Fetch,
     12: Chunk,
+    15: Objection,
 }
 """By the number of their kind on the wire."""
 MARKET_CODEC: Final[codec.Codec[Any]] = codec.Codec(MARKET_KINDS)

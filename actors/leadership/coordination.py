@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -194,13 +193,12 @@ class CoordinatorActor(NodeActor):
             with self._measured():
                 self._coordinator.renew(self._node, holder=self._holder, ttl_ms=self._lease_ms)
         except Exception as error:
-            taken = isinstance(error, Unavailable) and error.code == NODE_ID_IN_USE
-            if taken or self._error is None:
-                event = "node_id_in_use" if taken else "coordinator_unusable"
-                self._log.log(logging.CRITICAL if taken else logging.ERROR, event, error=error)
+            if self._error is None:
+                self._log.error("coordinator_unusable", error=error)
             self._error = error
             self._meters.error = str(error)
-            if isinstance(error, Unavailable) and taken:
+            if isinstance(error, Unavailable) and error.code == NODE_ID_IN_USE:
+                self._log.critical("node_id_in_use", error=error)
                 self._taken = error
                 for book in self._books:
                     tell(book, NodeIdTaken(error))

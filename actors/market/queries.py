@@ -95,5 +95,5 @@ def rules(actor: BookActor) -> MarketRules | dict[str, Any]:
 
 
 def readiness(actor: BookActor) -> tuple[bool, OpenOutcryError | None, MarketRules]:
-    """Whether commands can be sent from here, why the replica has stopped, and the market's rules."""
-    return actor.ready, actor.failure, actor.book.rules
+    """Whether commands can be sent from here, why only a person can change that, and the market's rules."""
+    return actor.ready, actor.hindrance, actor.book.rules

@@ -54,6 +54,7 @@ def follower(tmp_path: Path) -> Iterator[tuple[BookActor, Told, list[TakeSnapsho
         submissions=Submissions(100),
         folder=tmp_path / MARKET,
         coordinator=coordinator,  # type: ignore[arg-type]
+        store="store",
         take_snapshot=lambda taken: snapshots.append(taken) is None,
         min_in_sync=1,
         snapshot_every=1,
@@ -62,6 +63,9 @@ def follower(tmp_path: Path) -> Iterator[tuple[BookActor, Told, list[TakeSnapsho
     )
     actor.on_start()
     record = MarketRecord(MARKET, 1, 1, LEADER, (LEADER,))
+    actor.on_receive(CoordinatorAnswer(coordinator.messages.pop().what, {}, None))  # of all disks
+    actor.on_receive(CoordinatorAnswer(coordinator.messages.pop().what, record, None))
+    actor.on_receive(CoordinatorAnswer(coordinator.messages.pop().what, None, None))  # this life is reported
     actor.on_receive(CoordinatorAnswer(coordinator.messages.pop().what, record, None))
     actor.on_receive(PeerUp(LEADER, "leader", link))  # type: ignore[arg-type]
     assert isinstance(link.messages[0], Join)
@@ -245,6 +249,7 @@ def test_a_restored_disk_does_not_repeat_the_numbers_of_requests(tmp_path: Path)
             submissions=Submissions(100),
             folder=tmp_path / copy / MARKET,
             coordinator=Told(),  # type: ignore[arg-type]
+            store="store",
             take_snapshot=lambda _: True,
             min_in_sync=1,
             snapshot_every=1,

@@ -208,12 +208,12 @@ class AppliesWhatIsNotCommitted(Replica):
 class ClaimsOutOfSync(Replica):
     """A replica takes over though the coordinator does not count it in sync."""
 
-    def on_record(self, record: MarketRecord | None, now_ns: int) -> list[Any]:
+    def on_record(self, record: MarketRecord | None, now_ns: int, claim: Any = None) -> list[Any]:
         if record is not None and self._lapsed == record.leader and self.node not in record.in_sync:
             self.record, self.in_sync, self._lapsed = record, record.in_sync, None
             if self.role is Role.FOLLOWING and record.epoch >= self.epoch:
                 return self._claim((self.node,))
-        return super().on_record(record, now_ns)
+        return super().on_record(record, now_ns, claim)
 
 
 class ClaimsTheSameEpoch(Replica):
@@ -293,8 +293,8 @@ class EndsItsRepairTooEarly(Replica):
 class ForgetsThatItLostItsLog(Replica):
     """A member that comes back without its log counts as any other once it holds some of it again."""
 
-    def on_record(self, record: MarketRecord | None, now_ns: int) -> list[Any]:
-        return [effect for effect in super().on_record(record, now_ns) if not isinstance(effect, RepairBegun)]
+    def on_record(self, record: MarketRecord | None, now_ns: int, claim: Any = None) -> list[Any]:
+        return [effect for effect in super().on_record(record, now_ns, claim) if not isinstance(effect, RepairBegun)]
 
 
 class AddsAnObserver(Replica):

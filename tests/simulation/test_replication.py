@@ -105,9 +105,9 @@ def test_a_restarted_replica_follows_nobody_before_it_has_asked_the_coordinator(
     replica = Replica(market="M", node="b", applied=EMPTY, incarnation=1)
     replica.start()
     replica.on_peer_up("a")
-    assert replica.on_lead("a", Lead("M", 2, ("a", "b"))) == []
+    assert replica.on_lead("a", Lead("M", 2, ("a", "b"), 0)) == []
     replica.on_record(MarketRecord("M", 9, 3, "c", ("b", "c")), 0)
-    assert replica.on_lead("a", Lead("M", 2, ("a", "b"))) == []
+    assert not sent(replica.on_lead("a", Lead("M", 2, ("a", "b"), 0)), Join)
     assert (replica.leader, replica.epoch) == ("c", 3)
 
 
@@ -151,7 +151,7 @@ def test_a_member_that_was_gone_and_has_been_taken_back_meanwhile_is_waited_for_
     replica.on_record(MarketRecord("M", 3, 2, "a", ("a", "b", "c")), 0)
     replica.on_peer_gone("c", 0)
     for in_sync in (("a", "b"), ("a", "b", "c")):  # "a" has taken it out, and back
-        replica.on_lead("a", Lead("M", 2, in_sync))
+        replica.on_lead("a", Lead("M", 2, in_sync, 0))
     replica.on_resign("a", Resign("M", 2))
     (claim,) = replica.on_record(MarketRecord("M", 5, 2, "a", ("a", "b", "c")), 0)
     assert claim.in_sync == ("b", "c")
@@ -183,7 +183,9 @@ def test_acks_and_joins_of_an_earlier_life_of_the_link_do_not_count() -> None:
     assert replica.on_ack("b", Ack("M", 2, 6, 0, 0), 0) == []
 
 
-@pytest.mark.parametrize("lie", [Lead("M", 2, ("b", "c")), Lead("M", 2**62, ("c",))], ids=["same epoch", "huge epoch"])
+@pytest.mark.parametrize(
+    "lie", [Lead("M", 2, ("b", "c"), 0), Lead("M", 2**62, ("c",), 0)], ids=["same epoch", "huge epoch"]
+)
 def test_who_says_that_it_leads_is_believed_only_if_the_coordinator_says_so_too(lie: Lead) -> None:
     replica = follower(epoch=2, records=0)
     assert replica.on_lead("c", lie) == [ReadRecord()]
@@ -195,14 +197,14 @@ def test_who_says_that_it_leads_is_believed_only_if_the_coordinator_says_so_too(
     replica.on_append("a", Append("M", 2, 0, EMPTY.chain, (record.body,), 0, 0, "", replica._join_number))
     assert (replica.leader, replica.epoch, replica.tail) == ("a", 2, record.tail)
     replica.on_peer_up("c")
-    assert replica.on_lead("c", Lead("M", 3, ("b", "c"))) == [ReadRecord()]
+    assert replica.on_lead("c", Lead("M", 3, ("b", "c"), 0)) == [ReadRecord()]
     assert sent(replica.on_record(MarketRecord("M", 3, 3, "c", ("b", "c")), 0), Join)
     assert (replica.leader, replica.epoch) == ("c", 3)
 
 
 def test_a_leader_goes_on_when_another_lies_that_it_leads() -> None:
     replica = leader()
-    assert replica.on_lead("b", Lead("M", 7, ("b",))) == [ReadRecord()]
+    assert replica.on_lead("b", Lead("M", 7, ("b",), 0)) == [ReadRecord()]
     replica.on_record(MarketRecord("M", 2, 2, "a", ("a",)), 0)
     assert (replica.role, replica.epoch) == (Role.LEADING, 2)
 

@@ -12,7 +12,8 @@ link            cut at any moment; each side notices in its own time; what was u
                 once more; one direction stalls; a node has none for a while, and still reaches the coordinator
 node            killed, stopped or slow for a while; closed in order (it resigns first); its clocks are off
 disk            slow; loses what was not synced, keeps any prefix of it; stops halfway from the log to a snapshot;
-                wiped: the node returns under a new id; damaged or emptied: it returns as it was, without its log
+                wiped: the node returns under a new id; damaged or emptied: it returns as it was, without its log;
+                replaced by a copy of itself from any time before, of this life or an earlier one
 coordinator     slow, unreachable for one node or all; a call that failed was carried out, was not, or will be later
 operator        forces a node to lead while no member of the in-sync set lives; some come back after all
 lease           lapses at any moment, also of a leader that is well
@@ -32,6 +33,7 @@ from typing import Any, NamedTuple
 
 from openoutcry.actors.book import replica as protocol
 from openoutcry.actors.book.commands import CANCEL_ALL, CLOCK, CONFIGURE, DUPLICATE, SUBMIT
+from openoutcry.actors.book.disk import DiskState
 from openoutcry.actors.book.messages import LogRead
 from openoutcry.actors.book.orderbook import OrderBook
 from openoutcry.actors.book.record import EMPTY, Record, Tail
@@ -39,24 +41,28 @@ from openoutcry.actors.book.replica import (
     ApplyRecords,
     CreateRecord,
     CutJournal,
+    KeepDisk,
     KeepFetched,
     LeadershipBegun,
     OfferSnapshot,
     PersistRecords,
     PutAside,
     ReadJournal,
+    ReadMarks,
     ReadRecord,
     RepairBegun,
     RepairEnded,
     Replica,
+    ReportMark,
     Role,
     Send,
     Stop,
     SwapRecord,
+    Troubled,
 )
 from openoutcry.actors.book.rules import MarketRules
-from openoutcry.actors.book.wire import Ack, Append, Join, Lead, Resign, Rewind
-from openoutcry.transport.coordinator import MarketRecord, successor
+from openoutcry.actors.book.wire import Ack, Append, Join, Lead, Objection, Resign, Rewind
+from openoutcry.transport.coordinator import DiskMark, MarketRecord, successor
 
 MARKET = "SIM"
 WINDOW = 256
@@ -76,6 +82,8 @@ _FAULTS = {
     "outage": 0.005,
     "lapse": 0.03,
     "force": 0.02,
+    "copy": 0.05,
+    "restore": 0.03,
 }
 """How likely each fault is in a step, for each node (or link) it can strike; a seed multiplies each by 0 to 4."""
 _UNAVAILABLE = object()
@@ -99,6 +107,21 @@ class Forced(NamedTuple):
     """The chains of what it held beyond."""
 
 
+class Copy(NamedTuple):
+    """A copy of a disk, made at some moment."""
+
+    disk: tuple[Record, ...]
+    snapshot: tuple[Tail, bytes]
+    base: Tail
+    committed_on_disk: int
+    state: DiskState
+    marked: bool
+
+    @property
+    def tail(self) -> Tail:
+        return self.disk[-1].tail if self.disk else max(self.base, self.snapshot[0])
+
+
 class Node:
     """One node: its disk survives a crash, the rest does not."""
 
@@ -120,6 +143,9 @@ class Node:
         """Its log was lost, and it has not heard of the coordinator since whether it is a member."""
         self.fetched: tuple[Tail, bytes] | None = None
         self.committed_on_disk = 0
+        self.state = DiskState()
+        """On the disk: what it says of itself."""
+        self.copies: list[Copy] = []
         self.alive = False
         self.start()
 
@@ -127,6 +153,7 @@ class Node:
 
     def start(self) -> None:
         self.settle()
+        self.state = self.state.begin()
         applied, pending = self.snapshot[0], []
         self.book = self.book_class.restore(self.snapshot[1])
         for record in self.disk:
@@ -151,6 +178,7 @@ class Node:
             stall_ms_max=STALL_MS,
             observer=self.observer,
             repairing=self.marked,
+            disk=self.state,
         )
         self.journal: deque[Any] = deque()
         self.reads: deque[LogRead] = deque()
@@ -207,7 +235,11 @@ class Node:
             elif isinstance(effect, OfferSnapshot):
                 state = State(self.replica.epoch, self.replica.base, self.book.snapshot())
                 world.send(self.name, effect.node, state)
-            elif isinstance(effect, (ReadRecord, CreateRecord, SwapRecord)):
+            elif isinstance(effect, KeepDisk):
+                self.state = effect.state
+            elif isinstance(effect, Troubled):
+                world.troubles += effect.error is not None
+            elif isinstance(effect, (ReadRecord, CreateRecord, SwapRecord, ReadMarks, ReportMark)):
                 if not (self.observer and isinstance(effect, CreateRecord)):
                     self.calls.append(effect)
             elif isinstance(effect, (RepairBegun, RepairEnded)):
@@ -246,6 +278,7 @@ class Node:
             Lead: lambda: replica.on_lead(sender, message),
             Resign: lambda: replica.on_resign(sender, message),
             Rewind: lambda: replica.on_rewind(sender, message),
+            Objection: lambda: replica.on_objection(sender, message),
             State: lambda: self.take_state(sender, message),
         }
         self.run(handlers[type(message)]())
@@ -291,6 +324,25 @@ class Node:
         """Nothing is left on the disk; ``noticed``: it was damaged, put aside, and the replica marked."""
         self.begin_anew()
         self.marked, self.lost = noticed, True
+        if not noticed:
+            self.state = DiskState()
+
+    def copy(self) -> None:
+        """Make a copy of the disk as it is now; a few of all that were made are kept."""
+        made = Copy(
+            tuple(self.disk), self.snapshot, self.base, self.committed_on_disk, self.state, self.marked or self.lost
+        )
+        self.copies.append(made)
+        if len(self.copies) > 4:
+            del self.copies[self.world.chance.randrange(4)]
+
+    def restore(self, made: Copy) -> None:
+        """Put a copy in the place of the disk."""
+        self.disk = list(made.disk)
+        self.chains = {record.last_sequence: record.chain for record in made.disk}
+        self.snapshot, self.base, self.committed_on_disk = made.snapshot, made.base, made.committed_on_disk
+        self.state, self.marked = made.state, made.marked
+        self.lost = True
 
     def begin_anew(self) -> None:
         """The log is put aside, or lost."""
@@ -367,9 +419,14 @@ class Node:
             self.run(self.replica.on_coordinator_unavailable(call))
         elif isinstance(call, SwapRecord):
             self.run(self.replica.on_swapped(call, answer, self.now_ns))
+        elif isinstance(call, ReadMarks):
+            self.run(self.replica.on_marks(answer))
+        elif isinstance(call, ReportMark):
+            self.run(self.replica.on_marked(call.mark))
         else:
-            self.run(self.replica.on_record(answer, self.now_ns))
-            self.lost = False
+            claim = call.claim if isinstance(call, ReadRecord) else None
+            self.run(self.replica.on_record(answer, self.now_ns, claim))
+            self.lost = self.lost and not self.replica._checked
 
 
 class World:
@@ -405,6 +462,10 @@ class World:
         self.faulty = True
         self.outage = False
         self.store: dict[str, MarketRecord] = {}
+        self.marks: dict[str, DiskMark] = {}
+        """What nodes have reported of their disks."""
+        self.troubles = self.restored = 0
+        """How often a replica called for a person, and how many old disks came back."""
         self.late: list[SwapRecord] = []
         """Swaps that their nodes have given up, and that the coordinator may still carry out."""
         self.log: dict[int, bytes] = {}
@@ -503,8 +564,13 @@ class World:
 
     # -- the coordinator ----------------------------------------------------------------------------------------
 
-    def carry_out(self, name: str, call: ReadRecord | CreateRecord | SwapRecord) -> MarketRecord | None:
+    def carry_out(self, name: str, call: Any) -> Any:
         """Do what ``call`` asks for in the store, and return its answer."""
+        if isinstance(call, ReadMarks):
+            return dict(self.marks)
+        if isinstance(call, ReportMark):
+            self.marks[name] = call.mark
+            return None
         if isinstance(call, ReadRecord):
             return self.store.get(MARKET)
         if isinstance(call, CreateRecord):
@@ -669,6 +735,9 @@ class World:
                 may(self.rates["isolate"] * (10 if name in self.isolated else 1), self.change_isolation, name)
                 if node.replica.leader is not None:
                     may(self.rates["lapse"] * pace, self.lapse, node)
+                may(self.rates["copy"], node.copy)
+                if node.copies:
+                    may(self.rates["restore"], self.restore, name)
                 if name in losable:
                     may(self.rates["wipe"], self.wipe, name)
                     may(self.rates["damage"], self.damage, name)
@@ -688,6 +757,9 @@ class World:
         for node in self.nodes.values():
             if node.alive and self.chance.random() < node.pace:
                 node.run(node.replica.on_tick(node.now_ns))
+                mark = node.replica.mark
+                if mark is not None and mark != self.marks.get(node.name) and self.chance.random() < 0.1:
+                    node.calls.append(ReportMark(mark))
 
     def trade(self, node: Node) -> None:
         """Clients bring commands to ``node``: new ones, and old ones whose answer they may or may not have had."""
@@ -798,6 +870,41 @@ class World:
         counted.update(*[swap.in_sync for swap in self.late])
         lost &= counted
         return set() if len(lost) > 1 else lost or set(self.nodes)
+
+    def is_whole(self, node: Node) -> bool:
+        """Whether all that was acknowledged can be had from ``node``, and it knows that it may lead."""
+        chain = self.log.get(self.acknowledged, b"")
+        return not node.lost and not node.marked and node.holds(self.acknowledged, chain)
+
+    def restore(self, name: str) -> None:
+        """The disk of a node is replaced by a copy of it.
+
+        Only where nothing has to be lost by that: it lacks nothing, or it can be told that it does (it is not of the
+        last life, or ends before what was reported), and every in-sync set that there is, or may be, has another.
+        """
+        node, record = self.nodes[name], self.store.get(MARKET)
+        made = self.chance.choice(node.copies)
+        mark, tail = self.marks.get(name), made.tail
+        if record is None or not self.acknowledged:
+            return
+        told = mark is not None and (
+            mark.life not in (made.state.life, *made.state.begun)
+            or (mark.epoch >= record.forced and (mark.epoch, mark.sequence) > (tail.epoch, tail.sequence))
+        )
+        swaps = [call for other in self.nodes.values() for call in other.calls if isinstance(call, SwapRecord)]
+        sets = [record.in_sync, *[swap.in_sync for swap in [*swaps, *self.late]]]
+        safe = [any(m != name and m in self.nodes and self.is_whole(self.nodes[m]) for m in each) for each in sets]
+        if self.lost_disks() - {name} or not told or not all(safe):
+            return
+        if self.min_in_sync > 1 and name in record.in_sync and name not in self.losable():
+            return
+        node.crash()
+        node.restore(made)
+        self.restored += 1
+
+    def lost_disks(self) -> set[str]:
+        """Whose disk is not what was promised: wiped, damaged, or an old copy, and not made good yet."""
+        return self.wiped | {name for name, node in self.nodes.items() if node.lost or node.marked}
 
     def damage(self, name: str) -> None:
         """The log of a node is lost; it comes back, and knows that of itself or by the coordinator's record."""
