@@ -50,7 +50,7 @@ if TYPE_CHECKING:
         Trade,
         as_json,
     )
-    from .node import ExchangeNode, spare_gc
+    from .node import ExchangeNode, open_nodes, spare_gc
     from .remote.refs import RemoteFuture, RemoteRef, Terminated
     from .remote.schema import message
 
@@ -104,6 +104,7 @@ __all__ = [
     "Unreachable",
     "as_json",
     "message",
+    "open_nodes",
     "spare_gc",
     "stop_and_join",
 ]

@@ -21,7 +21,8 @@ from typing import Any, Final, TypedDict, TypeVar, Unpack, cast
 import pykka
 from pykka._envelope import Envelope
 
-from ..transport.errors import OpenOutcryError, RequestTimeout, Unavailable
+from ..transport.errors import InvalidRequest, OpenOutcryError, RequestTimeout, Unavailable
+from ..transport.forks import guard
 from ..transport.numerals import written
 from .book.actor import BookActor
 from .book.commands import CANCEL_ALL, Command, OrderType, SelfTradePrevention, Side, TimeInForce
@@ -69,6 +70,9 @@ class AsyncNode:
     The calls that orders are made of are here, under the names that :class:`ExchangeNode` has them by, and with the
     same arguments, results and errors. Whatever else a node does may be called by ``asyncio.to_thread``.
 
+    In another event loop than that (``asyncio.run`` a second time makes one) every call but :meth:`close` raises
+    InvalidRequest, code ``other_event_loop``, before anything is sent: make another AsyncNode of the same node there.
+
     As a context manager it closes the node, on another thread::
 
         async with AsyncNode(await asyncio.to_thread(ExchangeNode, "alice", markets={"ACME": rules})) as node:
@@ -77,9 +81,20 @@ class AsyncNode:
     """
 
     def __init__(self, node: ExchangeNode) -> None:
-        """Raises RuntimeError where no event loop runs."""
+        """Make it in the event loop that will use it.
+
+        Raises:
+            InvalidRequest: no event loop runs (code ``no_event_loop``).
+        """
         self.node = node
-        self._loop = asyncio.get_running_loop()
+        guard(self)
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise InvalidRequest(
+                "an AsyncNode is made in the event loop that uses it: within a coroutine that asyncio.run() runs",
+                code="no_event_loop",
+            ) from None
         self._waiting: set[_Awaited] = set()
         self._looking: asyncio.TimerHandle | None = None
 
@@ -97,6 +112,7 @@ class AsyncNode:
 
     async def wait_ready(self, timeout: float = 30.0) -> None:
         """Wait until commands of every market can be sent; see :meth:`ExchangeNode.wait_ready`."""
+        self._check_loop()
         node, deadline_s = self.node, time.monotonic() + checked_timeout(timeout)
         for market in node.markets:
             while not node._take_readiness(
@@ -120,6 +136,7 @@ class AsyncNode:
         **options: Unpack[OrderOptions],
     ) -> OrderResult:
         """Submit an order and wait until it is durable and executed; see :meth:`ExchangeNode.submit_order`."""
+        self._check_loop()
         await self._know(market)
         return await self._one(market, self.node.order(market, side, price, quantity, **options), timeout)
 
@@ -133,6 +150,7 @@ class AsyncNode:
         timeout: float | None = None,
     ) -> OrderResult:
         """Cancel what is left of an order; see :meth:`ExchangeNode.cancel_order`."""
+        self._check_loop()
         command = self.node.cancel(order_id, account=account, client_order_id=client_order_id)
         return await self._one(market, command, timeout)
 
@@ -145,6 +163,7 @@ class AsyncNode:
         timeout: float | None = None,
     ) -> OrderResult:
         """Cancel every open order of an account; see :meth:`ExchangeNode.cancel_all`."""
+        self._check_loop()
         node = self.node
         command = (CANCEL_ALL, node._account(account), node._request_name(client_order_id))
         return await self._one(market, command, timeout)
@@ -161,6 +180,7 @@ class AsyncNode:
         timeout: float | None = None,
     ) -> OrderResult:
         """Give an order a new price, a new open quantity, or both; see :meth:`ExchangeNode.amend_order`."""
+        self._check_loop()
         await self._know(market)
         command = self.node.amend(
             market, order_id, price=price, quantity=quantity, account=account, client_order_id=client_order_id
@@ -174,6 +194,7 @@ class AsyncNode:
 
         See :meth:`ExchangeNode.submit_many`.
         """
+        self._check_loop()
         deadline_s = self.node._deadline_s(timeout)
         self.node._book(market)
         every = checked(commands)
@@ -191,23 +212,28 @@ class AsyncNode:
 
     async def get_order_book(self, market: str, depth: int | None = None) -> BookView:
         """Return the best ``depth`` price levels of each side (all, by default), as this node's replica has them."""
+        self._check_loop()
         depth = None if depth is None else checked_count(depth, "depth")
         return await self._read(market, queries.order_book(market, depth))
 
     async def get_order(self, market: str, order_id: int) -> OpenOrder | None:
         """Return an open order, or None if it is not in the book (filled, cancelled, never there)."""
+        self._check_loop()
         return await self._read(market, queries.order(market, checked_order_id(order_id)))
 
     async def open_orders(self, market: str, account: str | None = None) -> list[OpenOrder]:
         """Return an account's open orders (default: the node's own), oldest first."""
+        self._check_loop()
         return await self._read(market, queries.open_orders(market, self.node._account(account)))
 
     async def trades(self, market: str, limit: int = 100) -> list[Trade]:
         """Return the last trades, newest first; older ones than ``dedupe_window`` commands are in the journal only."""
+        self._check_loop()
         return await self._read(market, queries.trades(checked_count(limit, "limit")))
 
     async def position(self, market: str) -> tuple[int, str]:
         """Return sequence number and state hash, of one moment."""
+        self._check_loop()
         return await self._read(market, queries.position)
 
     # -- market data --------------------------------------------------------------------------------------------
@@ -219,6 +245,7 @@ class AsyncNode:
 
         See :meth:`ExchangeNode.subscribe`.
         """
+        self._check_loop()
         node, made = self.node, AsyncSubscription(self._loop)
         made._subscription, watch = node._make_subscription(market, None, after, queue_size_max, made._poke)
         try:
@@ -230,6 +257,9 @@ class AsyncNode:
         return made
 
     # -- inside -------------------------------------------------------------------------------------------------
+
+    def _check_loop(self) -> None:
+        _check_loop(self._loop, "AsyncNode", "make another of the same node")
 
     async def _know(self, market: str) -> None:
         """Have the market's rules at hand: they are asked for once."""
@@ -348,6 +378,16 @@ class _Answer(pykka.Future[Any]):
             self.future.set_result(value)
 
 
+def _check_loop(loop: asyncio.AbstractEventLoop, what: str, instead: str) -> None:
+    """Raise InvalidRequest unless ``loop`` is the event loop that runs."""
+    if asyncio.get_running_loop() is not loop:
+        raise InvalidRequest(
+            f"this {what} belongs to another event loop{' that is closed' if loop.is_closed() else ''}; nothing was "
+            f"sent. In this one, {instead}",
+            code="other_event_loop",
+        )
+
+
 def _done(future: asyncio.Future[None]) -> None:
     if not future.done():  # else its task was cancelled
         future.set_result(None)
@@ -363,6 +403,7 @@ class AsyncSubscription:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        guard(self)
         self._poked = False
         self._news = asyncio.Event()
         self._turn_s = 0.0
@@ -387,6 +428,7 @@ class AsyncSubscription:
 
         However many wait, the loop's other tasks have a turn every ``TURN_S``; a call that is cancelled takes nothing.
         """
+        _check_loop(self._loop, "subscription", "subscribe again with after=last_sequence")
         if time.monotonic() - self._turn_s > TURN_S:
             await asyncio.sleep(0)
             self._turn_s = time.monotonic()

@@ -49,8 +49,10 @@ from ..transport.errors import (
 )
 from ..transport.etcd import is_etcd
 from ..transport.files import checked_path, read_file, refusal, told
+from ..transport.forks import check_nng, guard
 from ..transport.identity import SCHEME, check_addresses
 from ..transport.identity_file import open_identity
+from ..transport.interrupts import uninterrupted
 from ..transport.log import get_logger
 from ..transport.numerals import written
 from ..transport.rendezvous import Rendezvous
@@ -272,10 +274,12 @@ class ExchangeNode:
                 have one, or none has. None: whoever reaches this node may link to it, and act for anybody.
 
         Raises:
-            ConfigurationError: an address is in use or malformed, the data directory is another node's, …
+            ConfigurationError: an address is in use or malformed, the data directory is another node's, or this process
+                was forked from one that had nodes (code ``forked``), …
             StorageError: a journal is damaged (code ``corrupt``).
             Unavailable: the coordinator cannot be reached.
         """
+        check_nng()
         markets, directory, observe = (
             _checked_markets(markets),
             _strings(directory, "directory"),
@@ -306,6 +310,8 @@ class ExchangeNode:
             raise ConfigurationError(error.message) from error
         self._ttl_ms = ttl_ms
         self._closing = threading.Lock()
+        self._hurry = threading.Event()
+        guard(self)
         self._request_prefix = f"{uuid.uuid4().hex[:20]}."
         self._request_numbers = itertools.count(1)
         self._closed = False
@@ -350,7 +356,7 @@ class ExchangeNode:
             )
         except BaseException as error:
             self._closed = True
-            self._undo.close()
+            uninterrupted(self._undo.close)
             if (refused := _not_started(error, name)) is not None:
                 raise refused from error
             raise
@@ -499,9 +505,15 @@ class ExchangeNode:
 
         What the node leads it hands over first, to a follower that has everything, for ``HAND_OVER_S`` at most.
         Commands that have no answer by then fail with Closed; their outcome is unknown.
+
+        Ctrl-C cuts the hand-over short, and is raised once the node is closed. A second one is raised at once; the node
+        goes on closing then, and another call waits for it.
         """
+        uninterrupted(self._close, on_interrupt=self._hurry.set)
+
+    def _close(self) -> None:
         with self._closing:
-            if self._closed:
+            if self.phase == "closed":
                 return
             self.phase = "closing"
             self._hand_over()
@@ -509,9 +521,9 @@ class ExchangeNode:
                 self._closed = True
             for book in list(self._books.values()):
                 tell(book, Retire())
-            _open_nodes.discard(self)
             self._undo.close()
             self.phase = "closed"
+            _open_nodes.discard(self)
 
     def _open_market(self, market: str, rules: MarketRules | None, *, observer: bool) -> None:
         if not isinstance(market, str) or not 1 <= len(market) <= NAME_LENGTH_MAX or market in (".", ".."):
@@ -840,12 +852,12 @@ class ExchangeNode:
         """Hand over what this node leads, one market after the other: each pauses only for its own hand-over."""
         deadline_s = time.monotonic() + HAND_OVER_S
         waiting = deque(self._books.values())
-        while waiting and time.monotonic() < deadline_s:
+        while waiting and time.monotonic() < deadline_s and not self._hurry.is_set():
             book = waiting.popleft()
             turn_s = min(deadline_s, time.monotonic() + BALANCE_S)
             with contextlib.suppress(pykka.ActorDeadError, pykka.Timeout):
                 while not book.ask(HandOver(), timeout=HAND_OVER_S):
-                    if time.monotonic() > turn_s:
+                    if time.monotonic() > turn_s or self._hurry.is_set():
                         waiting.append(book)  # whoever is to take it may need longer: others first
                         break
                     time.sleep(0.005)
@@ -1024,7 +1036,10 @@ class ExchangeNode:
             except Unavailable as error:
                 raise partly_sent(error, at, len(every)) from error
 
-        return lambda: OrderResults(market, [(r.wait(), r.first_sequence, r.commands) for r in requests])
+        return lambda: self._results(market, requests)
+
+    def _results(self, market: str, requests: list[Request]) -> OrderResults:
+        return OrderResults(market, [(r.wait(), r.first_sequence, r.commands) for r in requests])
 
     def order(
         self,
@@ -1787,10 +1802,19 @@ def _with_leases(store: Coordinator, market: str) -> tuple[MarketRecord | None, 
     return record, frozenset([member for member in members if not store.lapsed(member)])
 
 
+def open_nodes() -> list[ExchangeNode]:
+    """Return the nodes of this process that have not been closed, also those that no variable holds any more."""
+    return sorted(_open_nodes, key=lambda node: node.node_id)
+
+
 @atexit.register
 def _close_all() -> None:
-    for node in list(_open_nodes):
+    for node in open_nodes():
         node.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_open_nodes.clear)
 
 
 def spare_gc() -> None:
@@ -1804,4 +1828,4 @@ def spare_gc() -> None:
     gc.set_threshold(100_000, 50, 100)
 
 
-__all__ = ["UNANSWERED_MAX", "ExchangeNode", "spare_gc"]
+__all__ = ["UNANSWERED_MAX", "ExchangeNode", "open_nodes", "spare_gc"]

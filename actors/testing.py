@@ -553,9 +553,11 @@ class _AnyExchange(Generic[_NodeT]):
             node_options: go to every :class:`~openoutcry.actors.node.ExchangeNode`.
         """
         # Here, so that a run that starts no exchange pays nothing.
+        from ..transport.forks import guard  # noqa: PLC0415
         from ..transport.rendezvous import Rendezvous  # noqa: PLC0415
         from .book.rules import MarketRules  # noqa: PLC0415
 
+        guard(self)
         assert nodes >= 1, "an exchange has at least one node"
         assert not (faults and identities), "faults and identities exclude each other: a proxy cannot read TLS"
         self._folder = folder

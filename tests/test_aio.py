@@ -444,5 +444,5 @@ def test_answers_for_a_loop_that_is_gone_are_dropped() -> None:
     asyncio.run(leave())
     with kept[0].node as node:
         assert node.submit_order(MARKET, "buy", "100", 1, client_order_id="left").duplicate
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InvalidRequest, match="event loop that uses it"):
         AsyncNode(node)

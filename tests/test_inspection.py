@@ -254,7 +254,7 @@ def test_the_folder_of_a_running_node_is_refused_and_one_that_is_read_keeps_node
             assert result.stderr.endswith("(data_dir_in_use)\n")
     with held(tmp_path):
         assert run("verify", tmp_path).exit_code == 0, "readers do not keep each other out"
-        with pytest.raises(ConfigurationError, match="in use by another node"):
+        with pytest.raises(ConfigurationError, match="in use by a process that reads it"):
             FolderLock(tmp_path)
     FolderLock(tmp_path).release()
 

@@ -56,6 +56,7 @@ from .errors import (
     ensure,
     present,
 )
+from .forks import guard
 from .identity import CLOCK_BEHIND, date_of
 from .numerals import port_of, whole_of
 
@@ -168,6 +169,7 @@ class EtcdCoordinator:
         user: str | None = None,
         password: str | None = None,
     ) -> None:
+        guard(self)
         hosts = [_endpoint(endpoint) for endpoint in endpoints]
         if not hosts:
             raise ConfigurationError("an etcd coordinator needs at least one endpoint: HOST:PORT")

@@ -29,6 +29,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "node_closing": "The node was asked to end, hands over what it leads and answers what it can.",
     "node_closed": "The node has ended in order.",
     "node_stuck": "The node did not end in time; its process is ended as it is.",
+    "fork_not_let_go": "A forked child could not close something that it inherited.",
     "log_reopened": "The log file was opened anew, as SIGHUP asks for.",
     "log_not_reopened": "The log file could not be opened anew; the old one is written on.",
     "log_line_failed": "No line could be made of a record: its arguments do not fit its text, or the form of the log.",

@@ -20,7 +20,9 @@ import pynng
 
 from . import sockets
 from .errors import ConfigurationError, Overloaded, ProtocolError, ensure
+from .forks import guard
 from .identity import CERTIFICATE_REFUSED, check_addresses, name_of
+from .interrupts import uninterrupted
 from .log import get_logger
 from .survey import (
     ANSWERS,
@@ -256,6 +258,7 @@ class Rendezvous:
             frame_size_max=SURVEY_FRAME_SIZE_MAX,
             tls=identity and identity.server(),
         )
+        guard(self)
         self._secure = identity is not None
         self._heard = sockets.HeardPipes(self._socket, SILENT_S) if identity is not None else None
         self._socket.add_post_pipe_remove_cb(lambda pipe: self._gone.put(pipe.id))
@@ -283,6 +286,9 @@ class Rendezvous:
 
     def close(self) -> None:
         """Stop answering, join the thread, then close the socket. Idempotent."""
+        uninterrupted(self._close)
+
+    def _close(self) -> None:
         self._stopping.set()
         if self._thread.is_alive():
             with sockets.woken(self._socket, pynng.Surveyor0):

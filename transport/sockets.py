@@ -33,6 +33,7 @@ import pynng
 
 from .codec import FRAME_SIZE_MAX
 from .errors import Closed, ConfigurationError, LinkBroken, TransportError, WouldBlock
+from .forks import check_nng, guard, guard_nng
 from .log import get_logger
 from .numerals import port_of
 
@@ -79,12 +80,15 @@ def open_socket(
 
     Raises:
         TransportError: an option did not take (pynng swallows some failures).
+        ConfigurationError: this process was forked from one that uses nng (code ``forked``).
     """
+    check_nng()
     socket: _SocketT = kind()
     _opened.add(socket)
     _pids.add(os.getpid())
     if (ends_nng := getattr(pynng.nng, "_pynng_atexit", None)) is not None:
         atexit.unregister(ends_nng)  # see `_leave_nng`
+    guard_nng(socket)
     try:
         wanted = {
             "recv_timeout": recv_timeout_ms,
@@ -383,6 +387,7 @@ class Inbox:
         self._removed: queue.SimpleQueue[int] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._socket = open_socket(pynng.Pull0, tls=identity and identity.server())
+        guard(self)
         self._certified: dict[int, str] = {}
         self._heard = HeardPipes(self._socket, SILENT_S) if identity is not None else None
         self.frames_refused = 0
@@ -482,6 +487,7 @@ class Outlet:
         _close_retired()
         tls = identity.client(name) if identity is not None else None
         self._socket = open_socket(pynng.Push0, send_timeout_ms=_SEND_MS, tls=tls)
+        guard(self)
         self._socket.send_buffer_size = 8
         self._socket.add_pre_pipe_connect_cb(self._pipe_made)
         self._socket.add_post_pipe_connect_cb(self._pipe_connected)

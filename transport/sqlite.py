@@ -21,6 +21,7 @@ be on a local disk: the locks of network file systems are not to be trusted.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import os
@@ -35,6 +36,7 @@ from typing import Any, Final, TypeVar
 from .coordinator import UNAVAILABLE_CODE, DiskMark, MarketRecord, OneThread, first_record, in_use, successor
 from .errors import Closed, ConfigurationError, InvariantBroken, OpenOutcryError, StorageError, Unavailable, present
 from .files import checked_path, told
+from .forks import guard
 from .numerals import whole_of
 
 APPLICATION_ID: Final = int.from_bytes(b"OOut")
@@ -126,6 +128,7 @@ class SqliteCoordinator:
             self._path = checked_path(path, "the coordinator file").absolute()
             if self._path.exists():
                 self._check_file(self._path.stat())
+        guard(self, _keep_open)
         self._owned = OneThread()
         self._token = uuid.uuid4().hex
         """Which of all objects a lease belongs to: two may be in one process."""
@@ -344,6 +347,15 @@ class SqliteCoordinator:
                 f"the coordinator file {self._path} cannot be used now: {error}; retry", code=UNAVAILABLE_CODE
             )
         return StorageError(f"the coordinator file {self._path} cannot be trusted: {error}")
+
+
+def _keep_open(coordinator: SqliteCoordinator) -> None:
+    """In a forked child: have the connection never closed, not even by the garbage collector.
+
+    SQLite would roll back what the parent is in the middle of, in the parent's file.
+    """
+    if coordinator._connection is not None:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(coordinator._connection))
 
 
 def _patiently(step: Callable[[], _T]) -> _T:

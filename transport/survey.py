@@ -30,6 +30,7 @@ import pynng
 from . import sockets
 from .codec import ADDRESS, Array, Bool, Codec, Int, Record, Str, pack
 from .errors import Closed, ConfigurationError, InvalidRequest, Overloaded, ProtocolError, TransportError, Unavailable
+from .forks import guard
 from .identity import MEMBER, check_addresses
 from .log import get_logger
 
@@ -361,6 +362,7 @@ class Directory:
         self._silent: set[int] = set()
         self._refusing: set[int] = set()
         self._closed = False
+        guard(self)
         self.answers_refused = 0
         """Malformed answers, each of which cost its sender the pipe, since the start."""
         self._socket = sockets.open_socket(

@@ -13,23 +13,29 @@ One thread owns a :class:`Journal`. An error of write or sync is final: nothing 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
+import socket
 import struct
+import weakref
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 from zlib import crc32
 
 from ...transport.errors import ConfigurationError, InvariantBroken, ProtocolError, StorageError, present
+from ...transport.forks import guard
 from .record import EMPTY, Record, Tail, chain_of
 from .snapshots import NotKept, open_patiently, sync_folder
 
 SEGMENT_SIZE: Final = 64 * 1024 * 1024
 """Size of a segment, in bytes; a new one starts when an entry would not fit."""
+LOCK_SIZE_MAX: Final = 400
+"""Most characters that are read of who holds a folder."""
 ALLOCATED_MIN: Final = 1024 * 1024
 """How much of a segment is allocated before it is written, in bytes; doubled each time that it is full."""
 
@@ -62,29 +68,67 @@ class JournalDamaged(StorageError):
 
 
 class FolderLock:
-    """Holds a folder for one process; the lock goes with the process, however it ends.
+    """Holds a folder for one process; the lock goes with the process, however it ends, whatever children it leaves.
+
+    The file ``lock`` says who holds it: ``PID HOST``, and nothing once it is released.
 
     Raises:
-        ConfigurationError: another process (or another node of this one) holds it.
+        ConfigurationError: another process, or another node of this one, holds it (code ``data_dir_in_use``).
     """
+
+    _held: ClassVar[weakref.WeakSet[FolderLock]] = weakref.WeakSet()
+    """Those of this process."""
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         """``read_only``: the folder has been used before; keep writers out, not other readers, and change nothing."""
         if not read_only:
             folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "lock").open("r" if read_only else "w")
+        self._read_only = read_only
+        path = folder / "lock"
+        self._file = path.open("r" if read_only else "a+")
         try:
             fcntl.flock(self._file, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
+            self._file.seek(0)
+            held = self._file.read(LOCK_SIZE_MAX).split()
+            here = [lock for lock in self._held if os.path.sameopenfile(self._file.fileno(), lock._file.fileno())]
             self._file.close()
-            raise ConfigurationError(
-                f"{folder} is in use by another node; give each node a data directory of its own",
-                code="data_dir_in_use",
-            ) from error
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                raise ConfigurationError(f"{folder} cannot be locked: {error}", code="not_lockable") from error
+            who = _holder(held, here)
+            raise ConfigurationError(f"{folder} is in use by {who}", code="data_dir_in_use") from error
+        if not read_only:
+            with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+                self._file.truncate(0)
+                self._file.write(f"{os.getpid()} {socket.gethostname()}\n")
+                self._file.flush()
+        self._held.add(self)
+        # A child of fork() has the same lock by its own descriptor, and would keep it when this process has ended.
+        guard(self, FolderLock._let_go, refuse=False)
+
+    def _let_go(self) -> None:
+        self._held.discard(self)
+        self._file.close()
 
     def release(self) -> None:
         """Give the folder back. Idempotent."""
+        self._held.discard(self)
+        if not self._file.closed and not self._read_only:
+            with contextlib.suppress(OSError):
+                self._file.truncate(0)
         self._file.close()
+
+
+def _holder(held: list[str], here: list[FolderLock]) -> str:
+    """Return who holds a folder, for a message, from what its lock says, and what to do."""
+    if any([not lock._read_only for lock in here]):
+        return (
+            f"this process itself, {os.getpid()}: a node that was started here before is still open (a cell of a "
+            "notebook that was run again?). Call close() of that node first; openoutcry.actors.open_nodes() returns "
+            "it where no variable holds it any more"
+        )
+    who = f"process {held[0]} on {held[1]}" if len(held) == 2 else "a process that reads it, or is starting"
+    return f"{who}: stop it, or give each node a data directory of its own"
 
 
 def put_aside(folder: Path, what: str) -> Path:

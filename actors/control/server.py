@@ -46,6 +46,8 @@ from ...transport.errors import (
     anew,
 )
 from ...transport.files import read_file, refusal
+from ...transport.forks import guard
+from ...transport.interrupts import uninterrupted
 from ...transport.log import get_logger
 from ...transport.numerals import written
 from ..book.commands import Event
@@ -302,6 +304,7 @@ class ControlServer:
         self._token = secrets.token_hex(16)
         self._stopping = threading.Event()
         self._closed = False
+        guard(self)
         self._sockets: list[Any] = []
         self._contexts: list[Any] = []
         try:
@@ -333,6 +336,9 @@ class ControlServer:
 
     def close(self) -> None:
         """Withdraw, answer what is being served, join the threads, then close the socket. Idempotent."""
+        uninterrupted(self._close)
+
+    def _close(self) -> None:
         self.withdraw()
         if self._closed:
             return
@@ -521,6 +527,7 @@ class ControlClient:
         self._timeout_ms = max(1, min(int(timeout * 1000), TIMEOUT_MS_MAX))
         self._closed = False
         self._control = control
+        guard(self)
         self._ended = ended or threading.Event()
         self._line = self._dial(control["address"])
         self._status_line: _Line | None = None

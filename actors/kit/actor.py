@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import os
 import queue
 import sys
 import threading
@@ -29,6 +30,7 @@ from pykka._envelope import Envelope
 from pykka.messages import _ActorStop
 
 from ...transport.errors import InvalidRequest, Overloaded, shown
+from ...transport.forks import guard
 from ...transport.log import get_logger
 from ...transport.numerals import written
 
@@ -103,6 +105,10 @@ class SystemClock:
     """The clock of the machine (``time.monotonic``): one thread for all timers of the process, made by the first."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Have no timers, and no thread yet: as in a forked child, where those of the parent do not run."""
         self._changed = threading.Condition()
         self._due: list[tuple[float, int, Timer]] = []
         self._numbers = itertools.count()
@@ -141,7 +147,7 @@ class SystemClock:
                     self._push(timer)
 
 
-SYSTEM_CLOCK: Final[Clock] = SystemClock()
+SYSTEM_CLOCK: Final = SystemClock()
 _clocks: Final[list[Clock]] = [SYSTEM_CLOCK]
 
 
@@ -164,6 +170,7 @@ class Mailbox:
     def __init__(self, name: str, size_max: int) -> None:
         """``size_max`` 0 = no bound."""
         self._name = name
+        guard(self)
         self.size_max = size_max
         self.refused = 0
         """How many messages were refused because the mailbox was full."""
@@ -438,3 +445,15 @@ def _seconds(value: float) -> float:
 
 
 _threads: Final[dict[str, threading.Thread]] = {}
+
+
+def _forget_parents_actors() -> None:
+    """In a forked child no actor of its parent runs; one that it starts does, and its timers."""
+    SYSTEM_CLOCK.forget()
+    _threads.clear()
+    pykka.ActorRegistry._actor_refs_lock = threading.RLock()
+    pykka.ActorRegistry._actor_refs.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parents_actors)

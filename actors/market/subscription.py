@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from ...transport.errors import OpenOutcryError, Overloaded, Unavailable, text_of
+from ...transport.forks import guard
 from ...transport.log import get_logger
 from ..book.feed import Applied, Watcher
 from ..book.meters import MarketMeters
@@ -52,6 +53,7 @@ class Subscription:
         """Why it has ended, unless it was closed."""
         self.last_sequence = 0
         """The sequence number up to which the subscriber has been given everything."""
+        guard(self)
         self._on_end = on_end
         self._arrived = arrived
         self._meters = meters or MarketMeters()

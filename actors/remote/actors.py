@@ -53,6 +53,7 @@ from ...transport.errors import (
     Unreachable,
     shown,
 )
+from ...transport.forks import guard
 from ...transport.log import get_logger
 from ..kit.actor import Mailbox, tell_always
 from ..kit.node_actor import TICK, ActorFailed, NodeActor, stop_and_join
@@ -161,6 +162,7 @@ class RemoteActors:
         """``timeout_s`` checks a time-out and fills in the default; ``announce(service, whether)`` must not block."""
         self.node = node
         self.name = name
+        guard(self)
         self.seconds = timeout_s
         self.refused = 0
         """Messages of other nodes that were of no type, or not as their type says, since the start."""

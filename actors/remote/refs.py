@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol, overload
 import pykka
 
 from ...transport.errors import MessageRefused, RequestTimeout
+from ...transport.forks import guard
 from ...transport.numerals import written
 from .schema import MessageType, type_of
 from .wire import TELL
@@ -163,6 +164,7 @@ class RemoteFuture(pykka.ThreadingFuture[Any]):
         deadline_s: float | None = None,
     ) -> None:
         super().__init__()
+        guard(self)
         self._forget = forget
         self._timeout_s = timeout_s
         self._what = what

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from ...transport.errors import ConfigurationError
+from ...transport.forks import guard
 from ...transport.log import get_logger
 from ...transport.numerals import port_of
 from .condition import READY, condition
@@ -98,6 +99,7 @@ class HealthServer:
             raise ConfigurationError(f"metrics cannot be served at {address}: {error}", code=in_use) from error
         self.address = f"{f'[{host}]' if ':' in host else host}:{self._server.server_address[1]}"
         """``HOST:PORT``, with the port filled in."""
+        guard(self, lambda server: server._server.socket.close())
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(0.1,), name=f"{node.name}-health", daemon=True
         )

@@ -19,6 +19,7 @@ import structlog
 
 from ...transport.errors import OpenOutcryError
 from ...transport.files import checked_path, told
+from ...transport.forks import guard
 from ...transport.log import without_secrets
 
 FORMATS: Final = ("console", "json")
@@ -76,6 +77,7 @@ class LogWriter(logging.Handler):
         root = logging.getLogger()
         self._before = root.level, root.handlers
         root.handlers = [self]
+        guard(self, LogWriter._withdraw, refuse=False)
         root.setLevel(self.level)
         self._thread.start()
         return self
@@ -113,6 +115,11 @@ class LogWriter(logging.Handler):
         if self._stream is not sys.stderr and not self._thread.is_alive():
             self._stream.close()
         super().close()
+
+    def _withdraw(self) -> None:
+        """In a forked child, where its thread does not run: take no lines any more."""
+        root = logging.getLogger()
+        root.handlers = [handler for handler in root.handlers if handler is not self]
 
     def _open(self) -> None:
         if self._file is None:

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Final
 
 from ...transport.errors import present, shown
+from ...transport.forks import guard
 from ...transport.numerals import written
 
 STOP_S: Final = 30.0
@@ -38,6 +39,7 @@ class NodeProcess:
     def __init__(self, name: str, options: Mapping[str, Any]) -> None:
         self.name = name
         self._calls = threading.Lock()
+        guard(self)
         self._pipe, theirs = _spawn.Pipe()
         self._process = _spawn.Process(target=_serve, args=(name, dict(options), theirs), daemon=True)
         self._process.start()

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ...transport.errors import OpenOutcryError, RequestTimeout, Unavailable
+from ...transport.forks import guard
 from ...transport.identity_file import certificates
 from ...transport.numerals import written
 from ...transport.rendezvous import Rendezvous
@@ -48,6 +49,7 @@ class LocalExchange:
 
         ``identities``: each node has one, with which it may act for every account, as the bots have their own.
         """
+        guard(self)
         self.folder = folder
         self.markets = tuple([market.partition(":")[0] for market in markets])
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
