@@ -437,7 +437,7 @@ class ExchangeNode:
         """Where this node listens, with the port filled in; :attr:`address` is what others are told to dial."""
         self.address = checked_address(advertise) if advertise else self._inbox.address
         shared = NO_COORDINATOR if self._actors_only else self._coordinator_id
-        self._me = Hello(self.node_id, self.name, self.address, shared, 1, 0)
+        self._me = Hello(self.node_id, self.name, self.address, shared, 1, 0, self.node_id)
         self._remote = RemoteActors(
             self.node_id,
             name=self.name,

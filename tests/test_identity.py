@@ -149,8 +149,8 @@ def connected(
         sockets.close_dialled(socket)  # it may be at it again: who is refused is
 
 
-def hello(name: str, node_id: str, address: str = "tls+tcp://127.0.0.1:9") -> bytes:
-    return CODEC.encode(Hello(node_id, name, address, "-", 1, 0))
+def hello(to: ExchangeNode, name: str, node_id: str, address: str = "tls+tcp://127.0.0.1:9") -> bytes:
+    return CODEC.encode(Hello(node_id, name, address, "-", 1, 0, to.node_id))
 
 
 @message("test_identity.say")
@@ -212,7 +212,7 @@ def test_only_who_has_a_certificate_of_the_exchange_in_force_gets_a_connection(
     with connected(alice.address, tls(text, "alice", trusted), refused=who != "a member") as send:
         assert send(CODEC.encode(Credentials(der(text) if text else b"-"))) == (who == "a member")
     with connected(alice.address.removeprefix("tls+"), None, refused=True) as send:
-        assert not send(hello("bob", "bob.1")), "without TLS nobody does"
+        assert not send(hello(alice, "bob", "bob.1")), "without TLS nobody does"
 
 
 def test_a_certificate_that_was_revoked_is_refused_where_the_list_is_known(
@@ -292,7 +292,7 @@ def test_a_member_that_says_it_is_another_loses_the_link(
     with connected(alice.address, tls(known["mallory"], "alice", pem_of(authority))) as send:
         if credentials is not None:
             assert send(CODEC.encode(Credentials(der(known[credentials]))))
-        assert send(hello(name, node_id))
+        assert send(hello(alice, name, node_id))
         if refused:
             eventually(lambda: alice.status()["frames_refused"] == 1, "it is refused")
         eventually(lambda: refused or node_id in alice._links.peers, "it is known")
@@ -325,7 +325,7 @@ def test_nothing_is_kept_of_a_member_for_which_there_is_no_room(
         refused = max(0, number - 1)
         with connected(alice.address, tls(mallory, "alice", pem_of(authority))) as send:
             assert send(CODEC.encode(Credentials(der(mallory))))
-            assert send(hello("mallory", f"mallory.{number}"))
+            assert send(hello(alice, "mallory", f"mallory.{number}"))
             eventually(lambda: alice.status()["frames_refused"] == refused, "what is too much is refused")  # noqa: B023
             eventually(lambda: len(alice._links.peers) == min(2, number + 1), "what is not is known")  # noqa: B023
     assert set(alice._links.members) <= {"mallory.0", "mallory.1"}
@@ -486,7 +486,7 @@ def test_an_address_without_tls_is_never_dialled_whoever_names_it(alice: Exchang
         plain = sockets.listen(listener, "tcp://127.0.0.1:0")
         with connected(alice.address, tls(bob, "alice", pem_of(authority))) as send:
             assert send(CODEC.encode(Credentials(der(bob))))
-            assert send(hello("bob", "bob.1", plain))
+            assert send(hello(alice, "bob", "bob.1", plain))
             eventually(lambda: "bob.1" in alice._links.peers, "it is known")
             with pytest.raises(pynng.Timeout):
                 listener.recv()

@@ -81,7 +81,9 @@ class Stranger:
 
     def hello(self, node_id: str | None = None) -> None:
         coordinator = self._node.status()["coordinator"]
-        self.send(Hello(node_id or self.node_id, "stranger", self.address, coordinator, 1, self._echo))
+        self.send(
+            Hello(node_id or self.node_id, "stranger", self.address, coordinator, 1, self._echo, self._node.node_id)
+        )
 
     def link(self) -> None:
         """Say hello until the link is up."""
@@ -106,7 +108,9 @@ def test_a_sender_of_malformed_frames_that_hangs_up_at_once_does_not_deafen_the_
 
 def test_connections_that_come_and_go_leave_nothing_behind(exchange: Any) -> None:
     net = exchange(nodes=1, markets={MARKET: RULES})
-    frame = CODEC.encode(Hello("other.1", "other", "tcp://127.0.0.1:1", net[0].status()["coordinator"], 1, 0))
+    frame = CODEC.encode(
+        Hello("other.1", "other", "tcp://127.0.0.1:1", net[0].status()["coordinator"], 1, 0, net[0].node_id)
+    )
     for _ in range(300):
         with pynng.Push0(send_timeout=5000) as socket:
             socket.dial(net[0].address, block=True)
@@ -178,7 +182,7 @@ MALFORMED = ("tcp://127.0.0.1:abc", "tcp://127.0.0.1:99999", "tcp://127.0.0.1:0"
 @pytest.mark.parametrize("address", ["", "x" * 256, "nonsense", "http://127.0.0.1:80", *MALFORMED])
 def test_a_hello_whose_address_is_none_is_an_error_of_the_protocol(address: str) -> None:
     with pytest.raises(ProtocolError, match="address"):
-        CODEC.decode(CODEC.encode(Hello("other.1", "other", address, "-", 1, 0)))
+        CODEC.decode(CODEC.encode(Hello("other.1", "other", address, "-", 1, 0, "me.1")))
 
 
 def test_a_linked_peer_that_moves_to_what_is_no_address_loses_its_connection_and_no_more(exchange: Any) -> None:
@@ -453,10 +457,75 @@ def test_a_link_that_is_not_made_is_told_of_once_and_hides_nothing_else_that_is_
     net = exchange(nodes=1, markets={MARKET: RULES})
     net[0]._supervisor.tell(PeerFound("ghost.1", "ghost", "tcp://127.0.0.1:1"))
     until(lambda: "link_not_made" in caplog.text, "nobody listens there")
-    foreign = Hello("ghost.1", "ghost", "tcp://127.0.0.1:1", "another exchange's", 1, 0)
+    foreign = Hello("ghost.1", "ghost", "tcp://127.0.0.1:1", "another exchange's", 1, 0, net[0].node_id)
     net[0]._links.peers["ghost.1"].tell(HelloHeard(foreign, 1))
     until(lambda: "coordinator_differs" in caplog.text, "it is another exchange's")
     assert [vars(record)["event"] for record in caplog.records].count("link_not_made") == 1
+
+
+@pytest.mark.parametrize("speaks", [False, True], ids=["silent", "connects"])
+def test_a_connection_that_leads_to_no_link_is_given_up_and_made_again(exchange: Any, speaks: bool) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    accepted = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)
+        address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+        net[0]._supervisor.tell(PeerFound("frozen.1", "frozen", address))
+        began_s = time.monotonic()
+        for _ in range(3):
+            accepted.append(listener.accept()[0])
+            if speaks:
+                accepted[-1].sendall(b"\0SP\0\0\x51\0\0")  # a Pull socket, which never says hello back
+        assert time.monotonic() - began_s < 12
+    for connection in accepted:
+        connection.close()
+
+
+def test_a_stale_peer_at_the_address_of_another_gives_up_and_takes_no_link_down(
+    exchange: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    net = exchange(nodes=3, markets={MARKET: RULES})
+    downs = sum(vars(record).get("event") == "link_down" for record in caplog.records)
+    for node in net.nodes[1:]:
+        node._supervisor.tell(PeerFound("node-0.0000dead", "node-0", net[0].address))
+    stale = "node-0.0000dead"
+    until(
+        lambda: any(stale in node.status()["peers"] for node in net.nodes[1:]) or "peer_replaced" in caplog.text, "met"
+    )
+    until(lambda: all(stale not in node.status()["peers"] for node in net.nodes), "all gave up")
+    net[1].submit_order(MARKET, "buy", "1", "1")
+    assert sum(vars(record).get("event") == "link_down" for record in caplog.records) == downs
+
+
+def test_a_hello_for_another_node_costs_its_sender_the_connection_and_no_link(exchange: Any) -> None:
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    with Stranger(net[0]) as stranger:
+        coordinator = net[0].status()["coordinator"]
+        stranger.send(Hello(stranger.node_id, "stranger", stranger.address, coordinator, 1, 0, "node-0.0000dead"))
+        assert stranger.cut.wait(10)
+        assert stranger.node_id not in net[0].status()["peers"]
+
+
+def test_what_is_wrong_with_a_link_that_is_not_made_is_told_by_how_far_it_came(
+    exchange: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(peer_module, "UNLINKED_S", 0.3)
+    net = exchange(nodes=1, markets={MARKET: RULES}, identities=True)
+    identity = net[0]._identity
+    mute = Inbox("tls+tcp://127.0.0.1:0", on_frame=lambda *_: None, on_pipe_removed=lambda _: None, identity=identity)
+    mute.start()
+    net[0]._supervisor.tell(PeerFound("node-0.1", "node-0", mute.address))
+    net[0]._supervisor.tell(PeerFound("away.1", "away", "tls+tcp://127.0.0.1:1"))
+
+    def hint(peer: str) -> str:
+        lines = [vars(line) for line in caplog.records if vars(line).get("event") == "link_not_made"]
+        return "".join(line["hint"] for line in lines if line["peer"] == peer)
+
+    until(lambda: hint("node-0.1") and hint("away.1"), "both are told of")
+    mute.close()
+    assert "certificate" not in hint("node-0.1")
+    assert net[0].address in hint("node-0.1")
+    assert "certificate" in hint("away.1")
 
 
 def test_the_name_of_one_market_is_not_taken_for_a_list_of_letters() -> None:
@@ -510,7 +579,7 @@ def test_a_node_that_has_gone_while_discovery_was_down_is_forgotten(
 def test_a_hello_that_comes_while_the_node_ends_fails_nothing(tmp_path: Path) -> None:
     with ExchangeNode("a", markets={MARKET: RULES}, data_dir=tmp_path) as node:
         node._closed = True  # as `close` begins
-        hello = Hello("late.1", "late", "tcp://127.0.0.1:1", node.status()["coordinator"], 1, 0)
+        hello = Hello("late.1", "late", "tcp://127.0.0.1:1", node.status()["coordinator"], 1, 0, node.node_id)
         node._supervisor.tell(HelloHeard(hello, 1))
         node._supervisor.tell(PeerFound("later.1", "later", "tcp://127.0.0.1:1"))
         until(node._supervisor.actor_inbox.empty, "both are handled")

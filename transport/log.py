@@ -73,6 +73,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "identity_exposed": "Others than its owner may read the file of an identity, which holds the node's private key.",
     "certificate_ends_soon": "The node's certificate ends within 30 days: issue another, and restart the node.",
     "peer_ended": "Nobody listens where a peer did: its process has ended, and nobody waits for its lease.",
+    "peer_replaced": "Another node is linked where this one was, which is dialled no more.",
     "link_reset": "The link to a peer is ended because of what it sent.",
     "coordinator_differs": "A peer uses another coordinator; no link is made.",
     "peer_unreachable": "A peer gives an address that cannot be dialled.",

@@ -96,6 +96,8 @@ class Links:
         self._listeners: list[pykka.ActorRef[Any]] = []
         self._announced: set[str] = set()
         self._absent_since_s: dict[str, float] = {}
+        self._at: dict[str, str] = {}
+        """Where each node that is known is dialled, by its id."""
         self._strangers: dict[str, str] = {}
         """Names of nodes that have said hello and use another coordinator, by their ids."""
         self.peers: dict[str, pykka.ActorRef[PeerActor]] = {}
@@ -194,6 +196,7 @@ class Links:
         message = self._codec.decode(frame)
         if isinstance(message, Hello):
             self._introduce(pipe_id, message)
+            self._at[message.node] = message.address
             if (meters := self._meters.get(message.node)) is not None:
                 meters.heard_s = time.monotonic()
             peer = self.peers.get(message.node)
@@ -236,6 +239,12 @@ class Links:
             raise ProtocolError(
                 f"{hello.name} at {hello.address} has the id of this node: was its data directory copied from here?",
                 code="own_node_id",
+            )
+        if hello.to != self._me.node:
+            raise ProtocolError(
+                f"{hello.node} at {hello.address} says hello to {hello.to}, which is not this node, {self._me.node}: "
+                "it finds the node that is here now by the directory",
+                code="other_addressee",
             )
         if hello.node not in self.peers and len(self.peers) >= PEERS_MAX:
             raise ProtocolError(f"{hello.name} is one node too many: {PEERS_MAX} are known", code="too_many_peers")
@@ -294,8 +303,18 @@ class Links:
             self.peers.pop(node, None)
 
     def forget_absent(self, supervisor: Supervisor) -> None:
-        """Forget who has neither been announced nor linked for long: nodes come and go, most under new ids."""
+        """Forget who has neither been announced nor linked for long: nodes come and go, most under new ids.
+
+        And at once, announced or not, who has no link and was where another node is linked now: it has been replaced,
+        as a node that came back at its address with an empty disk. It is known again when it says hello.
+        """
         now_s = time.monotonic()
+        with self._lock:
+            taken = {self._at.get(node) for node in self.up}
+            replaced = [node for node in self.peers if node not in self.up and self._at.get(node) in taken]
+        for node in replaced:
+            logger.info("peer_replaced", node=self._me.node, peer=node, address=self._at.get(node))
+            self._forget(node, supervisor)
         with self._lock:
             absent = set(self.peers) - set(self.up) - self._announced
         self._absent_since_s = {node: self._absent_since_s.get(node, now_s) for node in absent}
@@ -340,6 +359,7 @@ class Links:
         with self._lock:
             self.peers[found.node] = peer
             self._names[found.node] = found.name
+            self._at[found.node] = found.address
         return peer
 
     def _forget(self, node: str, supervisor: Supervisor) -> None:
@@ -349,6 +369,7 @@ class Links:
                 return
             self.peers.pop(node, None)
             self._names.pop(node, None)
+            self._at.pop(node, None)
             self._meters.pop(node, None)
             self._strangers.pop(node, None)
             self.members.pop(node, None)

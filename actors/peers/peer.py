@@ -1,27 +1,14 @@
 """PeerActor: one remote node: its link, its frames, its health. Knows nothing of markets.
 
-A link is two one-way streams: our outlet into the peer's inbox, and the peer's into ours. Each side numbers its own
-life of the link (``session``) and repeats :class:`~.wire.Hello` with the other's number as ``echo``.
-
-========  ===========================================  ==============================================
-state     input                                        then
-========  ===========================================  ==============================================
-DIALLING  our outlet connected                         say hello
-DIALLING  our outlet broken                            new session; a new outlet on the next tick
-DIALLING  hello that echoes our session                say hello; UP; tell ``PeerUp``
-UP        hello with another session of the peer       DOWN as below, then treat as in DIALLING
-UP        outlet broken, peer's pipe gone, silence,    tell ``PeerDown``; new session, new outlet: DIALLING
-          no frame taken for too long
-DIALLING  after UP: its host refuses to connect        tell ``PeerGone``: the process has ended
-any       hello of a foreign coordinator or address    stay or go DIALLING; the error is logged once
-========  ===========================================  ==============================================
+A link is two one-way streams: our outlet into the peer's inbox, and the peer's into ours. What happens to it when, and
+within which time, is decided by :mod:`.life`; this actor owns the outlet and does what is decided.
 
 Messages: HelloHeard, PipeRemoved, OutletConnected, OutletBroken, SendFrame, SendNext, ResetLink.
 """
 
 from __future__ import annotations
 
-import enum
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -32,6 +19,7 @@ from ...transport.identity import check_addresses
 from ...transport.log import get_logger
 from ...transport.sockets import Outlet, refuses
 from ..kit.node_actor import TICK, ActorFailed, NodeActor, tell
+from .life import SILENCE_MS_MAX, Effect, Life, State
 from .link import Link, ResetLink, SendFrame, SendNext
 from .messages import HelloHeard, OutletBroken, OutletConnected, PeerDown, PeerGone, PeerUp, PipeRemoved
 from .meters import LinkMeters
@@ -42,19 +30,8 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
-SILENCE_MS_MAX: Final = 2000
-"""After this long without a hello from the peer the link is down."""
-
-
 UNLINKED_S: Final = 5.0
-"""After so long without its first link to a node that is announced, in seconds, this is told of in the log, once."""
-
-
-class LinkState(enum.Enum):
-    """See the table in the module's docstring."""
-
-    DIALLING = "dialling"
-    UP = "up"
+"""Log one warning if an announced peer is still unlinked after this many seconds."""
 
 
 class PeerActor(NodeActor):
@@ -87,34 +64,30 @@ class PeerActor(NodeActor):
         self._tell_all = tell_all
         self._identity = identity
         self._meters = meters or LinkMeters()
-        self._state = LinkState.DIALLING
-        self._session = time.time_ns()
-        self._their_session = 0
-        self._their_pipe = 0
-        self._heard_s = time.monotonic()
-        self._connected = False
+        self._life = Life(time.time_ns(), time.monotonic())
         self._missed = False
         self._outlet: Outlet | None = None
         self._link: Link | None = None
         self._complained = False
-        self._dialled_s = time.monotonic()
+        self._warn_at_s = time.monotonic() + UNLINKED_S
 
     def on_start(self) -> None:
-        self._open()
+        self._do(self._life.tick(time.monotonic(), 0.0))
 
     def on_stop(self) -> None:
         self._close()
-        if self._state is LinkState.UP:
+        if self._life.state is State.UP:
             self._tell_all(PeerDown(self._node))
 
     def on_receive(self, message: Any) -> Any:
+        life, now_s = self._life, time.monotonic()
         if isinstance(message, SendFrame):
-            if message.session == self._session and self._state is LinkState.UP:
+            if message.session == life.session and life.state is State.UP:
                 self._send(message.frame)
                 if self._link is not None:
                     self._link.sent()
         elif isinstance(message, SendNext):
-            if message.session == self._session and self._state is LinkState.UP:
+            if message.session == life.session and life.state is State.UP:
                 if frame := message.take():
                     self._send(frame)
                 if self._link is not None:
@@ -124,25 +97,21 @@ class PeerActor(NodeActor):
         elif isinstance(message, HelloHeard):
             self._hear(message)
         elif isinstance(message, OutletConnected):
-            if message.session == self._session:
-                self._connected = True
-                if self._identity is not None:
-                    self._send(LINK_CODEC.encode(Credentials(self._identity.certificate)))
-                self._say_hello()
+            effects = life.made(message.session, now_s)
+            if effects and self._identity is not None:
+                self._send(LINK_CODEC.encode(Credentials(self._identity.certificate)))
+            self._do(effects)
         elif isinstance(message, OutletBroken):
-            if message.session == self._session:
-                self._reset("the connection broke")
+            self._do(life.broke(message.session, now_s, "the connection broke"))
         elif isinstance(message, PipeRemoved):
-            if message.pipe_id == self._their_pipe:
-                self._their_pipe = 0
-                self._reset("the peer's connection broke")
-        elif isinstance(message, ResetLink) and message.session == self._session:
+            self._do(life.pipe_removed(message.pipe_id, now_s))
+        elif isinstance(message, ResetLink) and message.session == life.session:
             self._log.warning("link_reset", reason=message.reason)
-            self._reset(message.reason)
+            self._do(life.broke(message.session, now_s, message.reason))
         return None
 
     def _hear(self, message: HelloHeard) -> None:
-        hello = message.hello
+        hello, now_s = message.hello, time.monotonic()
         if not may_link(hello.coordinator, self._me.coordinator):
             if not self._complained:
                 self._complained = True
@@ -152,48 +121,61 @@ class PeerActor(NodeActor):
             # The node came back somewhere else.
             self._address = hello.address
             self._complained = False
-            self._reset("the peer moved")
-        self._heard_s = time.monotonic()
-        self._their_pipe = message.pipe_id
-        if hello.session != self._their_session:
-            if self._state is LinkState.UP:
-                self._reset("the peer began the link anew")
-            self._their_session = hello.session
-            self._say_hello()
-        if hello.echo == self._session and self._state is LinkState.DIALLING:
-            self._state = LinkState.UP
-            self._missed = False
-            self._say_hello()
-            if self._state is not LinkState.UP:
-                return  # it broke
-            self._meters.ups += 1
-            self._log.info("link_up", address=self._address)
-            outlet = present(self._outlet, "a link is up without an outlet")
-            self._link = Link(self._session, self._their_session, outlet, self.actor_ref, self._meters)
-            self._tell_all(PeerUp(self._node, self._name, self._link))
+            self._do(self._life.moved(now_s))
+        self._do(self._life.hello(hello.session, hello.echo, message.pipe_id, now_s))
 
     def _tick(self) -> None:
-        heard_s = max(self._heard_s, self._meters.heard_s)  # what is heard may wait here behind what is to be sent
-        if self._state is LinkState.UP and time.monotonic() - heard_s > SILENCE_MS_MAX / 1000:
-            self._reset(f"nothing heard for {SILENCE_MS_MAX} ms")
-        if self._outlet is None:
-            self._open()
-        self._say_hello()
+        now_s = time.monotonic()
+        # What is received may wait here behind what is to be sent: the reader notes when it came.
+        self._do(self._life.tick(now_s, self._meters.heard_s))
         self._look_for_it()
-        if not self._meters.ups and not self._complained and time.monotonic() - self._dialled_s > UNLINKED_S:
-            self._dialled_s = math.inf  # once; what else is wrong with the peer is still to be told of
-            why = (
-                "is it reachable?"
-                if self._identity is None
-                else "is it reachable, and its certificate of our authority?"
+        if not self._meters.ups and not self._complained and now_s > self._warn_at_s:
+            self._warn_at_s = math.inf  # once; what else is wrong with the peer is still logged
+            self._log.warning(
+                "link_not_made", address=self._address, connected=self._life.connected, hint=self._why_not_made()
             )
-            self._log.warning("link_not_made", address=self._address, connected=self._connected, hint=why)
 
-    def _say_hello(self) -> None:
-        if self._connected:
-            me = self._me
-            hello = Hello(me.node, me.name, me.address, me.coordinator, self._session, self._their_session)
-            self._send(LINK_CODEC.encode(hello))
+    def _why_not_made(self) -> str:
+        """Return what to look at, by how far the link has come: connected, certificates are in order."""
+        if self._life.connected and not self._life.received:
+            return f"it was reached; can it reach this node at {self._me.address}?"
+        if self._life.connected:
+            return "both nodes reach each other, but no hello was answered: are they of the same version?"
+        if self._life.received:
+            return f"it reaches this node; can this node reach it at {self._address}?"
+        return (
+            "is it reachable?" if self._identity is None else "is it reachable, and its certificate of our authority?"
+        )
+
+    def _do(self, effects: list[Effect]) -> None:
+        """Do what the life of the link demands."""
+        for effect in effects:
+            session = self._life.session
+            if effect is Effect.CLOSE:
+                self._close()
+            elif effect is Effect.OPEN:
+                self._open()
+            elif effect is Effect.HELLO:
+                echo = self._life.their_session
+                hello = dataclasses.replace(self._me, session=session, echo=echo, to=self._node)
+                self._send(LINK_CODEC.encode(hello))
+            elif effect is Effect.UP:
+                self._come_up()
+            else:
+                self._log.info("link_down", reason=self._life.reason)
+                self._tell_all(PeerDown(self._node))
+                self._missed = True
+                self._look_for_it()
+            if self._life.session != session:
+                return  # the connection broke meanwhile, and what follows from that is done
+
+    def _come_up(self) -> None:
+        self._missed = False
+        self._meters.ups += 1
+        self._log.info("link_up", address=self._address)
+        outlet = present(self._outlet, "a link is up without an outlet")
+        self._link = Link(self._life.session, self._life.their_session, outlet, self.actor_ref, self._meters)
+        self._tell_all(PeerUp(self._node, self._name, self._link))
 
     def _send(self, frame: bytes) -> None:
         """Send one frame; a peer that takes nothing for ``SILENCE_MS_MAX`` loses its link, not this actor its time."""
@@ -202,26 +184,16 @@ class PeerActor(NodeActor):
         try:
             self._outlet.send(frame, timeout_ms=SILENCE_MS_MAX)
         except WouldBlock:
-            self._reset(f"the peer took no frame for {SILENCE_MS_MAX} ms")
+            self._broke(f"the peer took no frame for {SILENCE_MS_MAX} ms")
         except TransportError as error:
-            self._reset(error.message)
+            self._broke(error.message)
 
-    def _reset(self, why: str) -> None:
-        was_up = self._state is LinkState.UP
-        self._state = LinkState.DIALLING
-        self._close()
-        self._session = max(time.time_ns(), self._session + 1)
-        self._connected = False
-        if was_up:  # else on a tick: no storm of attempts at a peer that ends each of them
-            self._open()
-            self._log.info("link_down", reason=why)
-            self._tell_all(PeerDown(self._node))
-            self._missed = True
-            self._look_for_it()
+    def _broke(self, reason: str) -> None:
+        self._do(self._life.broke(self._life.session, time.monotonic(), reason))
 
     def _look_for_it(self) -> None:
         """Tell a process that has ended from a link that is cut, so that nobody waits for a dead leader's lease."""
-        if self._missed and not self._connected and refuses(self._address):
+        if self._missed and not self._life.connected and refuses(self._address):
             self._missed = False
             self._log.info("peer_ended", address=self._address)
             self._tell_all(PeerGone(self._node))
@@ -235,7 +207,7 @@ class PeerActor(NodeActor):
             self._outlet = None
 
     def _open(self) -> None:
-        session, ref = self._session, self.actor_ref
+        session, ref = self._life.session, self.actor_ref
         try:
             check_addresses([self._address], self._identity)
             self._outlet = Outlet(

@@ -1,7 +1,7 @@
 """What nodes say of themselves over a link, and the names that they may have. Values only.
 
 A link's life: each side dials the other's inbox and sends :class:`Hello` again and again; the link is up when each has
-echoed the other's session. See :mod:`.peer`.
+echoed the other's session. See :mod:`.life`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Hello:
     """Who sends on this link. Repeated as the link's heartbeat.
 
     ``session`` numbers the sender's life of the link; ``echo`` is the receiver's session as the sender last heard it, 0
-    before. ``coordinator`` is the id of the sender's coordinator: nodes that do not share it must not share a market.
+    before. ``to`` is the id of the node that the sender takes the receiver for: another may listen where that was.
+    ``coordinator`` is the id of the sender's coordinator: nodes that do not share it must not share a market.
     It is :data:`NO_COORDINATOR` for a node that has no markets and is there for its actors only.
     """
 
@@ -65,6 +66,7 @@ class Hello:
     coordinator: Annotated[str, codec.Str(80, 1)]
     session: Annotated[int, codec.Int(1)]
     echo: Annotated[int, codec.Int(0)]
+    to: NodeId
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
