@@ -119,7 +119,7 @@ from .market.views import (
     Trade,
     result_of,
 )
-from .peers.discovery import NODE_SERVICE, Announce, DiscoveryActor, Find, Unannounce
+from .peers.discovery import JOINS_ALL, NODE_SERVICE, Announce, DiscoveryActor, Find, Unannounce
 from .peers.links import LINK_OF, Links
 from .peers.messages import HelloHeard, PeerDown, PeerFound, PeerLost
 from .peers.wire import NO_COORDINATOR, Hello, checked_node_name
@@ -749,9 +749,9 @@ class ExchangeNode:
         leader = self._read(market, lambda actor: actor.replica.leader)
         if leader != self.node_id:
             raise Unavailable(f"market {market} is led by {leader}, not by this node", code="not_leader")
-        if to in (self.name, self.node_id):
-            return
         to = None if to is None else self._links.id_of(to)
+        if to == self.node_id:
+            return
         try:
             self._give_leadership(market, book, to, timeout)
         except BaseException:
@@ -1660,9 +1660,10 @@ class ExchangeNode:
 
     def _make_discovery(self) -> pykka.ActorRef[DiscoveryActor]:
         self._links.discovery_begins()
+        all_joined = {JOINS_ALL: "yes"} if self._join_all else {}
         self._discovery = DiscoveryActor.start(
             rendezvous=self._rendezvous,
-            entry=self._entry(NODE_SERVICE, self.address, {"name": self.name}),
+            entry=self._entry(NODE_SERVICE, self.address, {"name": self.name} | all_joined),
             services=tuple(self._services.values()),
             ttl_ms=self._ttl_ms,
             tell_node=lambda message: tell(self._supervisor, message) and None,

@@ -173,7 +173,8 @@ def test_a_market_is_created_from_the_command_line_on_all_nodes_also_on_one_that
     create = ("market", "create", "ETH-USD", "--tick", "0.05", "--lot", "0.1", "--timeout", "30")
     takes, held = run(*create, "--node", "alice").output.splitlines()
     assert takes == "ETH-USD takes orders, in ticks of 0.05 and lots of 0.1"
-    assert re.fullmatch(r"held by (alice alone|alice, bob) so far; other nodes join it with --join ETH-USD, .*", held)
+    known = r"alice alone so far; bob will join it, as every market|alice, bob so far"
+    assert re.fullmatch(rf"held by ({known}); other nodes join it with --join ETH-USD, .*", held)
     again = run(*create, "--node", "bob")
     assert again.exit_code == 0, f"the same again changes nothing: {again.output}"
     assert run("submit", "ETH-USD", "buy", "10.05", "0.1", "--node", "bob").exit_code == 0
@@ -927,3 +928,84 @@ def test_an_order_that_was_entered_is_not_reported_as_failed_because_nothing_can
             assert other.stderr == "standard output cannot be written (No space left on device) (output_failed)\n"
         elif output == "nobody reads":
             assert other.stderr == ""
+
+
+# -- what messages say -------------------------------------------------------------------------------------------------
+
+
+def test_a_gtd_order_without_an_expiry_is_told_how_to_give_one(desk: ExchangeNode, run: Run) -> None:
+    result = run("submit", MARKET, "buy", "1", "1", "--tif", "gtd")
+    assert result.exit_code == 1
+    assert result.output.startswith("a gtd order says when it lapses, by expire_ns: give time.time_ns() + 3600 * 10**9")
+    assert result.output.endswith(" (invalid_expiry)\n")
+    assert desk.open_orders(MARKET) == [], "nothing was sent"
+    with pytest.raises(InvalidRequest, match="a post_only order needs a price"):
+        desk.submit_order(MARKET, "buy", None, "1", order_type="post_only")
+
+
+def test_empty_lists_say_that_they_are_empty_and_are_lists_in_json(home: Path, run: Run, tmp_path: Path) -> None:
+    with ExchangeNode("empty", data_dir=tmp_path / "e", coordinator=tmp_path / "c") as node, ControlServer(node):
+        at = ("--data-dir", str(tmp_path / "e"))
+        assert run("market", "list", *at).output.startswith("no markets yet; ")
+        assert run("market", "list", *at, "--json").output == "[]\n"
+        assert "no markets: " in run("status", *at).output
+        node.create_market(MARKET, RULES)
+        assert run("trades", MARKET, *at).output == f"no trades in {MARKET} yet\n"
+        assert run("trades", MARKET, *at, "--json").output == "[]\n"
+        assert run("orders", MARKET, *at).output == f"no open orders of empty in {MARKET}\n"
+        assert run("orders", MARKET, *at, "--account", "bob").output == f"no open orders of bob in {MARKET}\n"
+        assert run("orders", MARKET, *at, "--json").output == "[]\n"
+    authority = str(tmp_path / "authority")
+    assert run("identity", "create-authority", authority).exit_code == 0
+    assert run("identity", "list", "--authority", authority).output.startswith(
+        f"{authority} has issued no certificates"
+    )
+
+
+def test_the_check_of_a_file_says_which_markets_a_node_that_joins_all_will_have(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    file.write_text('[node]\nname = "al"\njoin_all = true\n')
+    assert run("config", "check", file).output == f"{file} is sound: node al, markets all, also those created later\n"
+    file.write_text('[node]\nname = "al"\njoin_all = true\n[markets.M]\n')
+    assert run("config", "check", file).output.endswith("markets M, and all others, also those created later\n")
+    file.write_text('[node]\nname = "al"\n')
+    assert run("config", "check", file).output.endswith("markets none: give them by --market, --join or --join-all\n")
+
+
+def test_who_creates_a_market_is_told_which_nodes_will_join_it(home: Path, run: Run, exchange: Any) -> None:
+    net = exchange(nodes=2, markets={MARKET: RULES}, join_all=True)
+    first, second = net[0], net[1]
+    wait_for(lambda: first.status()["peers"].get(second.node_id, {}).get("joins_all"), "it is announced")
+    with ControlServer(first):
+        made = json.loads(run("market", "create", "X", "--tick", "1", "--data-dir", first.data_dir, "--json").output)
+    assert set(made["in_sync"]) | set(made["joining"]) == {first.name, second.name}
+
+
+def test_a_name_that_several_nodes_have_is_never_taken_for_one_of_them(home: Path, run: Run, tmp_path: Path) -> None:
+    shared = {"coordinator": tmp_path / "c", "markets": {MARKET: RULES}}
+    with (
+        ExchangeNode("twin", data_dir=tmp_path / "1", serve_directory="tcp://127.0.0.1:0", **shared) as first,
+        ExchangeNode("twin", data_dir=tmp_path / "2", directory=first.directory_address, **shared) as second,
+        ControlServer(first),
+    ):
+        first.wait_in_sync(MARKET, 2)
+        result = run("transfer", MARKET, "--to", "twin", "--data-dir", tmp_path / "1")
+        assert result.exit_code == 1
+        ids = " or ".join(sorted([first.node_id, second.node_id]))
+        assert f"several nodes are called 'twin': give the id instead, {ids}" in result.output
+        assert result.output.endswith("(ambiguous_node)\n")
+        assert first.status()["markets"][MARKET]["role"] == "leading"
+        assert run("transfer", MARKET, "--to", second.node_id, "--data-dir", tmp_path / "1").exit_code == 0
+
+
+def test_a_leader_knows_how_far_followers_are_that_have_nothing_to_do(exchange: Any) -> None:
+    net = exchange(nodes=3, markets={MARKET: RULES})
+    leader = next(node for node in net if node.status()["markets"][MARKET]["role"] == "leading")
+
+    def applied() -> dict[str, int]:
+        followers = leader.status()["markets"][MARKET]["followers"]
+        return {name: follower["applied"] for name, follower in followers.items()}
+
+    wait_for(lambda: len(applied()) == 2 and set(applied().values()) == {leader.sequence(MARKET)}, "at the start")
+    leader.submit_order(MARKET, "buy", "1", "1")
+    wait_for(lambda: set(applied().values()) == {leader.sequence(MARKET)}, "after an order")

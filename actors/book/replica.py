@@ -1299,6 +1299,7 @@ class Replica:
             return []
         self._mismatched = False
         trouble: list[Effect] = []
+        newly_fitted = message.join == self._join_number and not self._fitted
         if message.join == self._join_number:
             if self.trouble is not None and self.trouble.code == "diverged":
                 trouble = self._set_trouble(None)
@@ -1319,7 +1320,7 @@ class Replica:
         effects = self._commit(min(self._known_committed, self.durable))
         if records:
             effects.insert(0, PersistRecords(self._generation, tuple(records)))
-        elif message.bodies:
+        elif message.bodies or newly_fitted:
             effects.insert(0, self._ack())
         return trouble + effects + self._repaired()
 
@@ -1448,7 +1449,11 @@ class Replica:
         ensure(sequence == self.committed, "the book and the log disagree on what is committed")
         self.applied = sequence
         self.state_hash = state_hash
-        return []
+        # While orders flow the next ack says it; the last one before a pause would leave the leader with an old number.
+        idle = (
+            self.role is Role.FOLLOWING and self.leader is not None and self.durable == self.tail.sequence == sequence
+        )
+        return [self._ack()] if idle and self._fitted else []
 
     def stop(self, error: OpenOutcryError) -> list[Effect]:
         """The shell cannot go on (the disk failed, the book broke an invariant)."""

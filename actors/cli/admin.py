@@ -32,7 +32,7 @@ def transfer(
     with connect(node_name, data_dir, timeout) as client:
         found = client.status()
         own, names, already = found["node_id"], names_of(found), False
-        if to in (own, names[own]) and market in found["markets"]:  # it has no link to itself
+        if to in (own, names[own]) and market in found["markets"]:
             leader = found["markets"][market].get("leader")
             already = leader == own
             if not already:
@@ -73,17 +73,20 @@ def create(
     with connect(node_name, data_dir, timeout) as client:
         client.create_market(name, rules)
         holders: list[str] = []
+        joining: list[str] = []
         with contextlib.suppress(OpenOutcryError):  # it is created, whatever else can be said of it
             found = client.status()
-            names = names_of(found)
-            holders = [names.get(at, at) for at in found["markets"][name].get("in_sync", ())]
+            names, in_sync = names_of(found), found["markets"][name].get("in_sync", ())
+            holders = [names.get(at, at) for at in in_sync]
+            joining = [names[at] for at, peer in found["peers"].items() if peer["joins_all"] and at not in in_sync]
     if as_json_text:
-        print_json({"market": name, "rules": rules, "in_sync": holders}, done=True)
+        print_json({"market": name, "rules": rules, "in_sync": holders, "joining": joining}, done=True)
         return
-    held = f"{holders[0]} alone" if len(holders) == 1 else ", ".join(holders)
+    held = f"{holders[0]} alone" if len(holders) == 1 else ", ".join(holders) or "nobody that is known"
+    by_itself = f"{', '.join(joining)} will join it, as every market; " if joining else ""
     say(
         f"{name} takes orders, in ticks of {rules.tick_size} and lots of {rules.lot_size}\n"
-        f"held by {held} so far; other nodes join it with --join {name}, or all markets with --join-all",
+        f"held by {held} so far; {by_itself}other nodes join it with --join {name}, or all markets with --join-all",
         done=True,
     )
 
@@ -96,6 +99,9 @@ def list_markets(*, node_name: str | None, data_dir: Path | None, timeout: float
         found = client.markets()
     if as_json_text:
         print_json(found)
+        return
+    if not found:
+        say("no markets yet; `openoutcry market create NAME --tick 0.01` makes one")
         return
     rows = [("MARKET", "JOINED", "TICK", "LOT")]
     for each in found:

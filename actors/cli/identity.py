@@ -67,6 +67,9 @@ def list_issued(*, folder: Path, as_json_text: bool) -> None:
     if as_json_text:
         print_json([{**member.as_json(), "revoked": revoked} for member, revoked in found])
         return
+    if not found:
+        say(f"{folder} has issued no certificates yet; `openoutcry identity issue NAME --authority {folder}` does")
+        return
     rows = [("NODE", "ACCOUNTS", "UNTIL", "SERIAL", "")]
     for member, revoked in found:
         rows.append(

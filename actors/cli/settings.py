@@ -31,7 +31,10 @@ def check(file: Path) -> None:
         for slip in before:
             Failure(slip, error.code).show()
         raise Failure(last, error.code) from error
-    markets = ", ".join(sorted(found.markets)) or "none: give them by --market or --join"
+    named = sorted(found.markets)
+    if found.join_all:
+        named.append(f"{'and all others' if named else 'all'}, also those created later")
+    markets = ", ".join(named) or "none: give them by --market, --join or --join-all"
     say(f"{file} is sound: node {found.name}, markets {markets}")
 
 

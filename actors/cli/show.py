@@ -106,8 +106,7 @@ def trades(
             if as_json_text:
                 print_json(last)
             else:
-                for trade in last:
-                    say(trade_line(trade))
+                say("\n".join([trade_line(trade) for trade in last]) or f"no trades in {market} yet")
             return
         sequence, _ = client.events(market, None)
         while not ended.is_set():
@@ -143,9 +142,12 @@ def orders(
     """List an account's open orders, oldest first."""
     with connect(node_name, data_dir, timeout) as client:
         found = client.orders(market, account=account, limit=limit)
+        whose = client.name if account is None else account
     if as_json_text:
         print_json(found)
         return
+    if not found:
+        say(f"no open orders of {whose} in {market}")
     for order in found:
         sizes = f"{order['open_quantity']} of {order['quantity']}"
         say(f"{order['order_id']:>8}  {order['side']:<4}  {sizes} at {order['price']}")
@@ -202,6 +204,8 @@ def status_lines(found: dict[str, Any]) -> list[str]:
             replicas.append((name, names.get(at, at), member, *counts))
     if markets:
         lines += ["", *table(rows), "", *table(replicas)]
+    else:
+        lines.append("no markets: this node has joined none")
     return [*lines, *troubles]
 
 

@@ -71,7 +71,12 @@ def submit_command(
     else:
         tif = _member(TimeInForce, time_in_force, "time_in_force")
     if price is None and kind is not OrderType.MARKET:
-        raise InvalidRequest("only a market order goes without a price", code="invalid_price")
+        raise InvalidRequest(
+            f"a {kind.name.lower()} order needs a price; only a market order goes without", code="invalid_price"
+        )
+    expires = checked_expiry(expire_ns)
+    if tif is TimeInForce.GTD and not expires:
+        raise InvalidRequest(f"a gtd order says when it lapses, by expire_ns: {_EXPIRY_RECIPE}", code="invalid_expiry")
     return (
         SUBMIT,
         account,
@@ -81,7 +86,7 @@ def submit_command(
         rules.price_to_ticks(price) if price is not None else None,
         rules.quantity_to_lots(quantity),
         int(tif),
-        checked_expiry(expire_ns),
+        expires,
         int(_member(SelfTradePrevention, self_trade_prevention, "self_trade_prevention")),
     )
 

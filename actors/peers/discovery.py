@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+JOINS_ALL: Final = "joins_all"
+"""Key of a node's announcement: ``yes`` if it joins every market."""
 NODE_SERVICE: Final = "openoutcry.node"
 """The service under which every node announces its inbox."""
 
@@ -131,7 +133,9 @@ class DiscoveryActor(NodeActor):
                 self._tell_node(PeerLost(entry.node))
         for entry in changes.added:
             if entry.node != self._entry.node:
-                self._tell_node(PeerFound(entry.node, dict(entry.metadata).get("name", entry.node), entry.address))
+                said = dict(entry.metadata)
+                name, joins_all = said.get("name", entry.node), said.get(JOINS_ALL) == "yes"
+                self._tell_node(PeerFound(entry.node, name, entry.address, joins_all))
 
 
 def _hand_over(ref: Any) -> None:

@@ -80,6 +80,8 @@ class Links:
         counts how often ``start`` is called.
         """
         self._me = me
+        self._joining_all: set[str] = set()
+        """Those that have announced that they join every market."""
         self._meters = meters
         self._remote = remote
         self._codec = codec
@@ -115,7 +117,12 @@ class Links:
         """Return name and state of each node that is known, by its id, as JSON would carry it."""
         with self._lock:
             return {
-                node: {"name": name, "up": node in self.up, "other_coordinator": node in self._strangers}
+                node: {
+                    "name": name,
+                    "up": node in self.up,
+                    "other_coordinator": node in self._strangers,
+                    "joins_all": node in self._joining_all,
+                }
                 for node, name in sorted(self._names.items())
             }
 
@@ -130,22 +137,24 @@ class Links:
             return set(self.up)
 
     def id_of(self, node: str) -> str:
-        """Return the id of the node, linked to this one, that is called ``node`` or has that id.
+        """Return the id of the node, this one or linked to it, that is called ``node`` or has that id.
 
         Raises:
             InvalidRequest: there is none (code ``unknown_node``), or several have that name (``ambiguous_node``).
         """
         with self._lock:
-            names = {link.node: link.name for link in self.up.values()}
+            names = {self._me.node: self._me.name, **{link.node: link.name for link in self.up.values()}}
         if node in names:
             return node
         found = [at for at, name in names.items() if name == node]
         if len(found) > 1:
             raise InvalidRequest(
-                f"several nodes are called {node!r:.80}: give the id, {' or '.join(found)}", code="ambiguous_node"
+                f"several nodes are called {node!r:.80}: give the id instead, {' or '.join(sorted(found))}; "
+                "`openoutcry status` shows which is which",
+                code="ambiguous_node",
             )
         if not found:
-            listed = ", ".join(sorted(names.values())) or "none"
+            listed = ", ".join(sorted([name for at, name in names.items() if at != self._me.node])) or "none"
             raise InvalidRequest(
                 f"no node {node!r:.80} is linked to this one; there are: {listed}", code="unknown_node"
             )
@@ -279,6 +288,7 @@ class Links:
             logger.error("name_refused", node=self._me.node, peer=found.node, peer_name=found.name)
             return
         self._announced.add(found.node)
+        (self._joining_all.add if found.joins_all else self._joining_all.discard)(found.node)
         self._meet(found, supervisor)
 
     def discovery_begins(self) -> None:

@@ -67,6 +67,8 @@ class PeerFound:
     node: str
     name: str
     address: str
+    joins_all: bool = False
+    """It joins every market, also those created later."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
