@@ -83,6 +83,7 @@ from .book.submission import Request, Submissions
 from .book.wire import Lead
 from .group import CODEC
 from .kit.actor import SYSTEM_CLOCK
+from .kit.backoff import Backoff
 from .kit.node_actor import TICK, ActorFailed, TickingInbox, stop_and_join, tell
 from .kit.supervision import Escalation, RestartPolicy, Supervise, Supervisor
 from .leadership.balance import Move
@@ -126,7 +127,7 @@ from .peers.wire import NO_COORDINATOR, Hello, checked_node_name
 from .remote.actors import RemoteActors
 from .remote.refs import RemoteRef
 from .remote.wire import Parcel
-from .telemetry.condition import condition
+from .telemetry.condition import NOT_OPEN, condition
 from .telemetry.meters import NodeMeters
 
 if TYPE_CHECKING:
@@ -162,6 +163,11 @@ _FIND_S: Final = 0.5
 _KEPT: Final = RestartPolicy(restarts_max=1_000_000, window_s=60.0, backoff_min_s=0.1, backoff_max_s=30.0)
 """How discovery, and what looks after markets, is started again after a failure: never given up."""
 _MARKET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/+-]{0,62}[A-Za-z0-9+]|[A-Za-z0-9]")
+
+OPEN_RETRY_S: Final = 1.0
+"""Seconds before a market that could not be opened is tried again; doubled with each further failure."""
+OPEN_RETRY_S_MAX: Final = 60.0
+"""Most seconds before a market that could not be opened is tried again."""
 
 _T = TypeVar("_T")
 _open_nodes: weakref.WeakSet[ExchangeNode] = weakref.WeakSet()
@@ -209,6 +215,16 @@ class _Supervisor(Supervisor):
         else:
             return super().on_receive(message)
         return None
+
+
+@dataclasses.dataclass(slots=True)
+class _Unopened:
+    """A market that could not be opened."""
+
+    rules: MarketRules | None
+    observer: bool
+    error: OpenOutcryError = dataclasses.field(default_factory=lambda: Unavailable("it was not tried yet"))
+    backoff: Backoff = dataclasses.field(default_factory=lambda: Backoff(OPEN_RETRY_S, OPEN_RETRY_S_MAX))
 
 
 class ExchangeNode:
@@ -320,6 +336,8 @@ class ExchangeNode:
         self._proposed: dict[str, MarketRules] = {}
         self._created: dict[str, MarketRules] = {}
         self._books: dict[str, pykka.ActorRef[BookActor]] = {}
+        self._unopened: dict[str, _Unopened] = {}
+        """Markets of this node that could not be opened, for want of descriptors, room, threads, …"""
         self._submissions: dict[str, Submissions] = {}
         self._rules: dict[str, MarketRules] = {}
         self._subscriptions: list[Subscription] = []
@@ -476,7 +494,10 @@ class ExchangeNode:
         self._proposed = {market: rules for market, rules in markets.items() if rules is not None}
         self._created = _read_created(self.data_dir)
         for market, rules in (dict.fromkeys(listed) | self._created | dict(markets)).items():
-            self._open_market(market, rules, observer=market in observe)
+            self._check_market(market)
+            self._try_to_open(market, rules, observer=market in observe)
+        if self._unopened and not self._books:  # then nothing is kept from the others
+            raise next(iter(self._unopened.values())).error
         undo.callback(self._close_subscriptions)
         undo.callback(self._links.close)
         self._inbox.start()
@@ -526,6 +547,49 @@ class ExchangeNode:
             _open_nodes.discard(self)
 
     def _open_market(self, market: str, rules: MarketRules | None, *, observer: bool) -> None:
+        """Join a market; whatever it cannot be opened for is raised."""
+        self._check_market(market)
+        self._start_book(market, rules, observer=observer)
+        self._unopened.pop(market, None)
+
+    def _try_to_open(self, market: str, rules: MarketRules | None, *, observer: bool) -> None:
+        """Join a market; if what it needs is not to be had, note that, and leave the others alone: it is tried again.
+
+        ``_opening`` is held, unless the node is starting.
+        """
+        unopened = self._unopened.get(market) or _Unopened(rules, observer)
+        try:
+            self._start_book(market, rules, observer=observer)
+        except (StorageError, Unavailable, OSError, MemoryError, RuntimeError) as error:
+            what = f"market {market} cannot be opened"
+            unopened.error = error if isinstance(error, OpenOutcryError) else refusal(error, what)
+            retry_s = unopened.backoff.failed(time.monotonic())
+            self._unopened[market] = unopened
+            logger.error("market_not_opened", node=self.node_id, market=market, retry_s=retry_s, error=unopened.error)
+        else:
+            if self._unopened.pop(market, None) is not None:
+                logger.info("market_opened", node=self.node_id, market=market)
+
+    def _open_again(self) -> None:
+        """Try those markets again that could not be opened, if it is time."""
+        for market, unopened in list(self._unopened.items()):
+            if unopened.backoff.is_due(time.monotonic()):
+                with self._opening:
+                    if not self._closed and market in self._unopened:
+                        self._try_to_open(market, unopened.rules, observer=unopened.observer)
+
+    def _not_open(self, market: str) -> Unavailable | None:
+        """Return the error of a market that could not be opened so far; None if it is open, or none of this node's."""
+        unopened = self._unopened.get(market)
+        if unopened is None:
+            return None
+        return Unavailable(
+            f"market {market} could not be opened at node {self.name} ({unopened.error}); it is tried again by "
+            f"itself, the next time in {max(0.0, unopened.backoff.due_s - time.monotonic()):.1f} s",
+            code="market_not_open",
+        )
+
+    def _check_market(self, market: str) -> None:
         if not isinstance(market, str) or not 1 <= len(market) <= NAME_LENGTH_MAX or market in (".", ".."):
             raise ConfigurationError(f"a market's name has 1 to {NAME_LENGTH_MAX} characters, not {shown(market, 80)}")
         if self._actors_only:
@@ -534,7 +598,6 @@ class ExchangeNode:
                 code="no_coordinator",
             )
         self._check_room()
-        self._start_book(market, rules, observer=observer)
 
     def _start_book(self, market: str, rules: MarketRules | None, *, observer: bool) -> None:
         meters = self.meters.markets.setdefault(market, MarketMeters())
@@ -710,9 +773,11 @@ class ExchangeNode:
         if market in self._books:
             return
         with self._opening:
-            if not self._closed and market not in self._books:
-                self._open_market(market, None, observer=False)
-                logger.info("market_joined", node=self.node_id, market=market)
+            if not self._closed and market not in self._books and market not in self._unopened:
+                self._check_market(market)
+                self._try_to_open(market, None, observer=False)
+                if market in self._books:
+                    logger.info("market_joined", node=self.node_id, market=market)
 
     def _alive(self) -> set[str]:
         return {self.node_id, *self._links.linked()}
@@ -872,7 +937,7 @@ class ExchangeNode:
             StorageError: a market's replica has stopped.
         """
         deadline_s = time.monotonic() + checked_timeout(timeout)
-        for market in list(self._books):
+        for market in self.markets:
             self._wait_market(market, deadline_s, timeout)
 
     def _not_ready(self, status: Mapping[str, Any], kind: type[Unavailable], waited: str = "") -> Unavailable:
@@ -890,6 +955,10 @@ class ExchangeNode:
 
     def _wait_market(self, market: str, deadline_s: float, timeout: float) -> None:
         """Wait until commands of one market can be sent from this node; raises as :meth:`wait_ready` does."""
+        while (closed := self._not_open(market)) is not None:
+            if time.monotonic() > deadline_s:
+                raise RequestTimeout(f"after {timeout:g} s: {closed.message}", code=closed.code)
+            time.sleep(READY_LOOK_S)
         book = self._book(market)
         while not self._take_readiness(market, self._ask(book, queries.readiness, max(timeout, self.timeout))):
             if time.monotonic() > deadline_s:
@@ -1127,7 +1196,7 @@ class ExchangeNode:
     @property
     def markets(self) -> tuple[str, ...]:
         """The markets this node has joined."""
-        return tuple(self._books)
+        return (*self._books, *self._unopened)
 
     def rules(self, market: str) -> MarketRules:
         """Return a market's rules.
@@ -1223,7 +1292,10 @@ class ExchangeNode:
                 asked[market] = book.ask(query, block=False)
             except pykka.ActorDeadError:
                 asked[market] = None
-        found = {}
+        found: dict[str, dict[str, Any]] = {
+            market: {"market": market, "role": NOT_OPEN, "ready": False, "error": str(unopened.error)}
+            for market, unopened in list(self._unopened.items())
+        }
         for market, answer in asked.items():
             role, why = "stopped", str(self._gone(market))
             try:
@@ -1266,7 +1338,7 @@ class ExchangeNode:
         with self._lock:
             submissions, book = self._submissions.get(checked_market(market)), self._books.get(market)
         if submissions is None or book is None:
-            raise self._unknown(market)
+            raise self._not_open(market) or self._unknown(market)
         return {
             "in_flight": (submissions.in_flight, UNANSWERED_MAX),
             "book_mailbox": (cast("TickingInbox", book.actor_inbox).qsize(), 0),
@@ -1546,7 +1618,7 @@ class ExchangeNode:
         if self._closed:
             raise Closed(f"node {self.name} is closed")
         if book is None:
-            raise self._unknown(market)
+            raise self._not_open(market) or self._unknown(market)
         return book
 
     def _unknown(self, market: str) -> InvalidRequest:
@@ -1646,6 +1718,7 @@ class ExchangeNode:
             alive=self._alive,
             join=self._join_listed if self._join_all else None,
             hand_over=self._even_out if self._balance else None,
+            open_again=self._open_again,
             report=self._report,
         )
         return self._markets

@@ -58,6 +58,8 @@ EVENTS: Final[Mapping[str, str]] = {
     "log_put_aside": "The log that leadership was forced past is kept in this folder; the market is joined as new.",
     "leader_lapsed": "The leader's lease or its process has ended: a replica of the in-sync set takes over.",
     "leader_yields": "This node leads and has too few replicas to commit: one that has enough may take over.",
+    "market_not_opened": "A market could not be opened, for want of descriptors, room, threads; that is tried again.",
+    "market_opened": "A market was opened that could not be opened before.",
     "market_joined": "The node has joined a market that it found with the coordinator.",
     "market_not_joined": "A market could not be joined; that is tried again.",
     "market_moved": "The market was handed over to a peer, to even out who leads.",

@@ -204,7 +204,7 @@ class SqliteCoordinator:
         """As the protocol says; a holder that was killed is seen to be gone at once, without waiting for its lease."""
         with self._transaction("BEGIN") as connection:
             row = connection.execute(_HOLDER, (node,)).fetchone()
-        return row is None or not _holds(row[2], row[3])
+            return row is None or not _holds(row[2], row[3])
 
     def mark(self, node: str, marks: Mapping[str, DiskMark]) -> None:
         with self._transaction("BEGIN IMMEDIATE") as connection:
@@ -239,6 +239,13 @@ class SqliteCoordinator:
             except sqlite3.Error as error:
                 self._disconnect()
                 raise self._translated(error) from error
+            except OSError as error:  # no descriptor, to look at a process or the file
+                self._disconnect()
+                if isinstance(error, OpenOutcryError):
+                    raise
+                raise Unavailable(
+                    f"the coordinator file {self._path} cannot be used now: {error}; retry", code=UNAVAILABLE_CODE
+                ) from error
             except BaseException:
                 self._disconnect()
                 raise

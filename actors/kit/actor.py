@@ -30,6 +30,7 @@ from pykka._envelope import Envelope
 from pykka.messages import _ActorStop
 
 from ...transport.errors import InvalidRequest, Overloaded, shown
+from ...transport.files import refusal
 from ...transport.forks import guard
 from ...transport.log import get_logger
 from ...transport.numerals import written
@@ -357,7 +358,15 @@ class Actor(pykka.ThreadingActor):
     def _start_actor_loop(self) -> None:
         thread = threading.Thread(target=self._run_loop, name=str(self), daemon=self.use_daemon_thread)
         _threads[self.actor_urn] = thread
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no thread for it
+            _threads.pop(self.actor_urn, None)
+            pykka.ActorRegistry.unregister(self.actor_ref)
+            self.actor_stopped.set()
+            self.on_not_started()
+            self.mailbox.end(error, self.on_unhandled)
+            raise refusal(error, f"{type(self).__name__} cannot be started") from error
 
     def _run_loop(self) -> None:
         self.mailbox.begin()
@@ -379,6 +388,9 @@ class Actor(pykka.ThreadingActor):
 
     def _actor_loop_teardown(self) -> None:
         """Leave the rest to :meth:`Mailbox.end`."""
+
+    def on_not_started(self) -> None:
+        """Give up what ``__init__`` has opened: the system has no thread for this actor. Does nothing by default."""
 
     def on_unhandled(self, message: Any) -> None:
         """Give up a message that came too late, at the actor's end or after it, then on its sender's thread.

@@ -106,6 +106,10 @@ class NodeActor(Actor):
             logger.exception("actor_failed_ending", actor=self)
         self._report(ActorFailed(str(self), error))
 
+    def on_not_started(self) -> None:
+        """Give up what the actor owns."""
+        self.on_stop()
+
     @property
     def idle(self) -> bool:
         """Whether no message waits: the moment to send what was held back to travel with something else."""

@@ -48,9 +48,12 @@ class MarketsActor(NodeActor):
         alive: Callable[[], Collection[str]],
         join: Callable[[str], None] | None,
         hand_over: Callable[[Move], None] | None,
+        open_again: Callable[[], None],
         report: Callable[[ActorFailed], None],
     ) -> None:
         """Begin to look; all functions may raise OpenOutcryError, which is logged and tried again.
+
+        ``open_again``: try to open the markets that could not be opened, those whose time has come.
 
         ``read_all``: the coordinator's records; ``alive``: ids of the nodes that this one has links to, and its own;
         ``join``: join a market unless it is joined; None: join none. ``hand_over``: make a move of which this node is
@@ -62,6 +65,7 @@ class MarketsActor(NodeActor):
         self._alive = alive
         self._join = join
         self._hand_over = hand_over
+        self._open_again = open_again
         self._looked_s = time.monotonic()
         self._look_at_s = self._looked_s + PERIOD_S / 2
         self._records: dict[str, MarketRecord] = {}
@@ -73,6 +77,7 @@ class MarketsActor(NodeActor):
             self._look_at_s = min(self._look_at_s, self._looked_s + SOON_S)
         else:
             ensure(message is TICK, f"MarketsActor does not understand {type(message).__name__}")
+        self._open_again()
         if time.monotonic() >= self._look_at_s:
             self._looked_s = time.monotonic()
             moved = self._look()

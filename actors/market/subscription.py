@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from ...transport.errors import OpenOutcryError, Overloaded, Unavailable, text_of
+from ...transport.files import refusal
 from ...transport.forks import guard
 from ...transport.log import get_logger
 from ..book.feed import Applied, Watcher
@@ -72,7 +73,12 @@ class Subscription:
         """Start to deliver; the subscription watches from ``sequence`` on."""
         self.last_sequence = max(self.last_sequence, sequence)
         if self._thread is not None:
-            self._thread.start()
+            try:
+                self._thread.start()
+            except RuntimeError as error:  # the system has none
+                self._thread = None
+                self.close()
+                raise refusal(error, f"market {self.market}: the subscription has no thread") from error
 
     @property
     def ended(self) -> bool:

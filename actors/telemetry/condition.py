@@ -8,6 +8,8 @@ from typing import Any, Final
 from ..book.record import COMMANDS_MAX
 
 READY: Final = "ready"
+NOT_OPEN: Final = "cannot_open"
+"""The role and the state of a market that could not be opened so far."""
 Condition = tuple[str, str]
 """A state, and a sentence that explains it."""
 
@@ -17,6 +19,7 @@ def condition(market: Mapping[str, Any], node: str) -> Condition:
 
     ==================  =============================================================================
     failed              it has stopped for good: the node has to be restarted, and may need repair
+    cannot_open         it could not be opened, for want of descriptors, room, …: that is tried again
     unresponsive        it does not answer
     repairing           its disk is being made good from a peer
     no_leader           nobody leads, or the leader cannot be reached from here
@@ -27,6 +30,8 @@ def condition(market: Mapping[str, Any], node: str) -> Condition:
     ready               it can be traded, and read up to date, here
     ==================  =============================================================================
     """
+    if market["role"] == NOT_OPEN:
+        return NOT_OPEN, market["error"]
     if market.get("error"):
         return ("unresponsive" if market["role"] == "unresponsive" else "failed"), market["error"]
     if market["repairing"]:

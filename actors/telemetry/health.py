@@ -21,6 +21,7 @@ import socket
 import socketserver
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -39,6 +40,7 @@ REQUESTS_MAX: Final = 32
 """Connections at once; one more is closed."""
 ANSWER_S_MAX: Final = 5.0
 """How long an actor may take to say how it is before it counts as stuck, in seconds."""
+_LOOK_S: Final = 0.1
 _CLIENT_S: Final = 2.0
 """How long a client may be silent, in seconds."""
 
@@ -121,9 +123,20 @@ class _Server(socketserver.ThreadingTCPServer):
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, handler)
 
+    def get_request(self) -> Any:
+        try:
+            return super().get_request()
+        except OSError:  # no descriptor is free, and the connection waits: not at full speed
+            time.sleep(_LOOK_S)
+            raise
+
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._room.acquire(blocking=False):
-            super().process_request(request, client_address)
+            try:
+                super().process_request(request, client_address)
+            except BaseException:  # no thread for it
+                self._room.release()
+                raise
         else:
             self.shutdown_request(request)
 

@@ -23,7 +23,7 @@ from ..book.meters import MarketMeters
 from ..book.requests import WAITING_MAX
 from ..kit.meters import Histogram
 from ..peers.meters import LinkMeters
-from .condition import READY, condition
+from .condition import NOT_OPEN, READY, condition
 from .logs import LINES_MAX, LogWriter
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SCRAPE_S_MAX: Final = 1.0
 """How long a scrape waits for the actors, in seconds; what has not answered is left out of it."""
-ROLES: Final = ("leading", "following", "claiming", "observing", "stopped", "unresponsive")
+ROLES: Final = ("leading", "following", "claiming", "observing", "stopped", "unresponsive", NOT_OPEN)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -209,7 +209,7 @@ class _Samples:
         role = "observing" if status.get("observer") else status["role"]
         for each in ROLES:
             self._add("openoutcry_market_role", each == role, market, each)
-        for queue, (depth, limit) in node.queues(market).items():
+        for queue, (depth, limit) in node.queues(market).items() if role != NOT_OPEN else ():
             self._add("openoutcry_queue_depth", depth, market, queue)
             if limit:
                 self._add("openoutcry_queue_limit", limit, market, queue)
