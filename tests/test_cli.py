@@ -849,8 +849,8 @@ def test_every_command_keeps_its_timeout_and_heeds_ctrl_c_beside_a_stopped_node(
         for process in waiting.values():
             process.send_signal(signal.SIGINT)
         for name, process in waiting.items():
-            assert process.wait(5) == (0 if "--watch" in name else 1), name
-        assert time.monotonic() - began_s < 5
+            assert process.wait(WITHIN_S) == (0 if "--watch" in name else 1), name
+        assert time.monotonic() - began_s < WITHIN_S, "long before the timeout of 60 s"
     finally:
         lone.send_signal(signal.SIGCONT)
     said = [file.read_text() for file in sorted(home.glob("*.log"))]

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import secrets
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -120,6 +122,7 @@ logger = get_logger(__name__)
 
 LOGGED: Final = "=logged"
 """Behind the name of a market's folder: a file whose existence says that there was a log, so that it can be missed."""
+_DIR: Final = re.compile(r"\bDIR\b(\.\.\.)?")
 REPAIRING: Final = "repairing"
 """Name of the file that marks a replica whose damaged journal was put aside; it says what was wrong."""
 RESIGNED_S: Final = 2.0
@@ -565,7 +568,9 @@ class BookActor(NodeActor):
         replica = self.replica
         if replica.role is Role.STOPPED:
             return self.failure or Unavailable(f"market {self._market} has stopped")
-        return replica.trouble if replica.role is not Role.LEADING and not replica.joined else None
+        if replica.trouble is None or replica.role is Role.LEADING or replica.joined:
+            return None
+        return self._placed(replica.trouble)
 
     @property
     def _leads(self) -> bool:
@@ -844,7 +849,7 @@ class BookActor(NodeActor):
         if error is None:
             self._log.info("trouble_over")
         else:
-            self._log.critical("trouble", error=error, code=error.code, folder=self._folder)
+            self._log.critical("trouble", error=self._placed(error), code=error.code, folder=self._folder)
 
     def _opening(self) -> tuple[Command, ...]:
         """Return the commands with which this replica begins to lead: what it has inherited commits with them."""
@@ -858,7 +863,13 @@ class BookActor(NodeActor):
     def _ask_coordinator(self, what: Effect | LeaseLapsed, run: Callable[[Any], Any]) -> None:
         tell(self._coordinator, CoordinatorCall(self.actor_ref, run, what))
 
-    def _stop_replica(self, error: OpenOutcryError) -> None:
+    def _placed(self, error: OpenOutcryError) -> OpenOutcryError:
+        """Return ``error`` with this node's data directory in the commands it names, where the pure core wrote DIR."""
+        folder = shlex.quote(str(self._folder.parent.parent.absolute()))
+        return anew(error, _DIR.sub(lambda found: f"{folder} OTHERS..." if found[1] else folder, error.message))
+
+    def _stop_replica(self, stopped: OpenOutcryError) -> None:
+        error = self._placed(stopped)
         self._log.critical("replica_stopped", error=error, sequence=self.book.sequence, epoch=self.replica.epoch)
         self.failure = error
         self._end_forcing(error)
@@ -1108,7 +1119,7 @@ class BookActor(NodeActor):
             "observer": self._observer,
             "repairing": self.damage,
             "put_aside": self.aside,
-            "trouble": str(replica.trouble) if replica.trouble else None,
+            "trouble": str(self._placed(replica.trouble)) if replica.trouble else None,
             "error": str(hindrance) if hindrance else None,
             "snapshot_error": self.snapshot_error,
             "counters": dict(self.counters),
