@@ -348,6 +348,8 @@ class ExchangeNode:
         self._discovery: pykka.ActorRef[DiscoveryActor] | None = None
         self._services: dict[str, ServiceEntry] = {}
         self._undo = contextlib.ExitStack()
+        self._ending = threading.Event()
+        """Set once nothing is handed over any more: a coordinator that does not answer is waited for no longer."""
         self.phase = "starting"
         """``starting``, ``running``, ``closing`` or ``closed``."""
         self.meters = NodeMeters()
@@ -374,6 +376,7 @@ class ExchangeNode:
             )
         except BaseException as error:
             self._closed = True
+            self._ending.set()
             uninterrupted(self._undo.close)
             if (refused := _not_started(error, name)) is not None:
                 raise refused from error
@@ -431,6 +434,7 @@ class ExchangeNode:
             lease_ms=lease_ms,
             report=self._report,
             meters=self.meters.store,
+            ending=self._ending,
         )
         undo.callback(stop_and_join, keeper, timeout_s=10)
         self._keeper = keeper
@@ -537,7 +541,9 @@ class ExchangeNode:
             if self.phase == "closed":
                 return
             self.phase = "closing"
-            self._hand_over()
+            if self.meters.store.error is None:  # else nobody can take over what this node leads
+                self._hand_over()
+            self._ending.set()
             with self._opening:
                 self._closed = True
             for book in list(self._books.values()):

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from urllib.parse import quote
 
 import pykka
 
-from ...transport.coordinator import NODE_ID_IN_USE, Coordinator, DiskMark
+from ...transport.coordinator import NODE_ID_IN_USE, UNAVAILABLE_CODE, Coordinator, DiskMark
 from ...transport.errors import ConfigurationError, OpenOutcryError, Unavailable, ensure
 from ...transport.etcd import is_etcd, open_etcd
 from ...transport.log import get_logger
@@ -113,7 +114,9 @@ class CoordinatorActor(NodeActor):
         lease_ms: int,
         report: Callable[[ActorFailed], None],
         meters: StoreMeters | None = None,
+        ending: threading.Event | None = None,
     ) -> None:
+        """Once ``ending`` is set, a store that fails once is asked nothing more: what waits here is refused at once."""
         super().__init__(report=report)
         self._coordinator = coordinator
         self._node = node
@@ -129,6 +132,9 @@ class CoordinatorActor(NodeActor):
         self._taken: OpenOutcryError | None = None
         """Another process has the lease of this node: nothing is asked of the store any more."""
         self._meters = meters or StoreMeters()
+        self._ending = ending or threading.Event()
+        self._away = False
+        """Whether the store failed when it was asked last."""
         self._renew_at_s = 0.0
         self._error: Exception | None = None
 
@@ -143,7 +149,8 @@ class CoordinatorActor(NodeActor):
         elif isinstance(message, StoreStatus):
             return None if self._error is None else str(self._error)
         elif isinstance(message, StoreQuery):
-            return message.run(self._coordinator)
+            with self._measured():
+                return message.run(self._coordinator)
         else:
             ensure(message is TICK, f"CoordinatorActor does not understand {type(message).__name__}")
         if self._asked and (self.idle or time.monotonic() - self._asked_since_s >= MARKS_LATE_S):
@@ -211,20 +218,27 @@ class CoordinatorActor(NodeActor):
 
     @contextlib.contextmanager
     def _measured(self) -> Iterator[None]:
+        if self._away and self._ending.is_set():
+            raise Unavailable("the node is closing, and its coordinator does not answer", code=UNAVAILABLE_CODE)
         began_s = time.perf_counter()
         try:
             yield
         except Exception:
+            self._away = True
             self._meters.failures += 1
             raise
+        else:
+            self._away = False
         finally:
             self._meters.seconds.observe(time.perf_counter() - began_s)
 
     def on_stop(self) -> None:
         try:
             if self._marks and self._taken is None:
-                self._coordinator.mark(self._node, self._marks)
-            self._coordinator.release(self._node)
+                with self._measured():
+                    self._coordinator.mark(self._node, self._marks)
+            with self._measured():
+                self._coordinator.release(self._node)
         except OpenOutcryError as error:
             self._log.warning("lease_not_released", error=error)
         self._coordinator.close()
