@@ -55,6 +55,7 @@ from ..transport.identity_file import open_identity
 from ..transport.interrupts import uninterrupted
 from ..transport.log import get_logger
 from ..transport.numerals import written
+from ..transport.plain import fault_of
 from ..transport.rendezvous import Rendezvous
 from ..transport.sockets import Inbox, checked_address, is_wildcard
 from ..transport.survey import Lookup, ServiceEntry
@@ -598,6 +599,8 @@ class ExchangeNode:
     def _check_market(self, market: str) -> None:
         if not isinstance(market, str) or not 1 <= len(market) <= NAME_LENGTH_MAX or market in (".", ".."):
             raise ConfigurationError(f"a market's name has 1 to {NAME_LENGTH_MAX} characters, not {shown(market, 80)}")
+        if fault := fault_of(market):
+            raise ConfigurationError(f"{shown(market, 80)} cannot be a market's name: {fault}")
         if self._actors_only:
             raise ConfigurationError(
                 f"node {self.name} was started for actors only; to have markets, give it a coordinator or markets",

@@ -34,6 +34,7 @@ from .errors import ConfigurationError, InvalidRequest, ProtocolError, anew, sho
 from .files import checked_path, read_file, refusal, told
 from .identity import AUTHORITY_DAYS, CERTIFICATE_REFUSED, CLOCK_BEHIND, DAYS, MEMBER, NAME, Member, date_of
 from .log import get_logger
+from .plain import fault_of
 
 DAYS_MAX: Final = 36_500
 ACCOUNTS_MAX: Final = 100
@@ -155,6 +156,9 @@ class Identity:
             raise _refused(f"it is malformed: {error}") from error
         if not NAME.fullmatch(member.name) or member.name == MEMBER:
             raise _refused(f"{member.name!r:.80} cannot be a node's name")
+        for pattern in member.accounts:
+            if fault := _fault_of(pattern):
+                raise _refused(f"that of {member.name} is for {shown(pattern)}: {fault}")
         if not {member.name, MEMBER}.issubset(names):  # an authority may issue for other ends too
             raise _refused(f"that of {member.name} is of no node: its DNS names are not {member.name} and {MEMBER}")
         if found.subject.rdns[-1].get_attributes_for_oid(x509.NameOID.COMMON_NAME) != list(found.subject.rdns[-1]):
@@ -237,6 +241,11 @@ class Authority:
         """
         folder = checked_path(folder, "the authority's folder")
         _check_days(days)
+        if type(name) is not str or not 1 <= len(name) <= 64 or fault_of(name):
+            raise InvalidRequest(
+                f"an authority has a name of 1 to 64 characters that can be seen, not {shown(name)}",
+                code="invalid_name",
+            )
         with told(f"{folder} cannot be the folder of an authority"):
             if (folder / "authority.key").exists():
                 raise ConfigurationError(f"{folder} holds an authority already", code="authority")
@@ -278,9 +287,10 @@ class Authority:
             raise InvalidRequest(f"a certificate names at most {ACCOUNTS_MAX} accounts", code="invalid_account")
         for pattern in patterns:
             sound = type(pattern) is str and 1 <= len(pattern) <= _PATTERN_LENGTH_MAX and "*" not in pattern[:-1]
-            if not sound or pattern.encode(errors="ignore").decode() != pattern:  # a lone surrogate
+            if not sound or _fault_of(pattern):
                 raise InvalidRequest(
-                    f"an account is given by its name, or by the beginning of names and *, not {shown(pattern)}",
+                    f"an account is given by its name, or by the beginning of names and *, not {shown(pattern)}"
+                    f"{f': {_fault_of(pattern)}' if sound else ''}",
                     code="invalid_account",
                 )
         key = ec.generate_private_key(ec.SECP256R1())
@@ -440,6 +450,11 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
+
+
+def _fault_of(pattern: str) -> str | None:
+    """Return why accounts of that pattern may be taken for others; its last blank may be followed by more."""
+    return fault_of(pattern.removesuffix("*") + "x" if pattern.endswith("*") else pattern)
 
 
 def _check_days(days: int) -> None:

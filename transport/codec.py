@@ -16,6 +16,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgpack
 
 from .errors import ProtocolError
+from .plain import fault_of
 
 VERSION: Final = 1
 """The protocol's version: the first byte of every frame."""
@@ -65,6 +66,17 @@ class Str:
 
 ADDRESS: Final = Str(255, 1)
 """An address of nng."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Name(Str):
+    """As :class:`Str`, of what cannot be taken for another name; see :func:`.plain.fault_of`."""
+
+    def __call__(self, value: Any, name: str) -> str:
+        found = Str.__call__(self, value, name)
+        if fault := fault_of(found):
+            raise ProtocolError(f"{name}: {_shown(value)} is no name: {fault}")
+        return found
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

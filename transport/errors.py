@@ -28,6 +28,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar, TypeVar
 
+from .plain import plain
+
 _E = TypeVar("_E", bound=BaseException)
 
 
@@ -47,8 +49,9 @@ class OpenOutcryError(Copied):
     default_code: ClassVar[str] = "error"
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = plain(message)
+        """One line, of what a terminal shows as it is: it may quote what a peer has sent."""
+        super().__init__(self.message)
         self.code = code or self.default_code
 
     def __str__(self) -> str:
@@ -230,6 +233,6 @@ def anew(error: _Own, message: str | None = None, *, code: str | None = None) ->
 def shown(value: object, length: int = 40) -> str:
     """Return at most ``length`` characters of ``value`` as Python writes it, for a message; whatever it is."""
     try:
-        return f"{value!r:.{length}}"
+        return plain(f"{value!r:.{length}}")
     except Exception:  # Python writes no int of more than 4,300 digits; and a class may have a `__repr__` of its own
         return f"a value of type {type(value).__name__} that cannot be written"

@@ -17,6 +17,7 @@ import structlog
 
 from .errors import OpenOutcryError
 from .numerals import in_json, times_in_json, written
+from .plain import plain
 
 PROGRESS_S: Final = 5.0
 """Seconds between two reports of how far long work is: lines of the log, or of a command without a terminal."""
@@ -170,8 +171,8 @@ def _plain(value: object) -> object:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_plain(each) for each in value]
     if isinstance(value, BaseException) and not isinstance(value, OpenOutcryError):
-        return without_secrets(repr(value))
-    return without_secrets(str(value))
+        return plain(without_secrets(repr(value)))
+    return plain(without_secrets(str(value)))
 
 
 def _quoted(value: object) -> str:

@@ -14,6 +14,8 @@ _INVISIBLE: Final = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 """What is invisible though Unicode's category says otherwise: fillers, joiners of graphemes, variation selectors."""
+_USUAL: Final = re.compile(r"[!-~]+(?: [!-~]+)*")
+"""What nearly all names are."""
 _SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _ALIKE: Final = frozenset({"ARMENIAN", "CHEROKEE", "COPTIC", "CYRILLIC", "GREEK", "LATIN", "LISU"})
 """Scripts of which many letters look like those of another: the first word of a letter's name in Unicode."""
@@ -40,14 +42,13 @@ def fault_of(name: str) -> str | None:
 
     Whole words in another script that look like a Latin one are not found: no rule of characters can.
     """
-    if name.isascii():
-        if not name.isprintable():
-            return "it has control characters"
-    elif plain(name) != name:
+    if _USUAL.fullmatch(name):
+        return None
+    if plain(name) != name:
         return "it has control characters, or invisible ones"
-    elif not unicodedata.is_normalized("NFKC", name):
+    if not unicodedata.is_normalized("NFKC", name):
         return "it is not in Unicode's normal form NFKC: other characters would look the same"
-    elif len(scripts := _scripts(name)) > 1:
+    if len(scripts := _scripts(name)) > 1:
         return f"it mixes letters that look alike, {' and '.join(sorted(scripts))}"
     if name != name.strip() or "  " in name:
         return "it has blanks at an end, or several in a row"

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import pynng
 
 from . import sockets
-from .codec import ADDRESS, Array, Bool, Codec, Int, Record, Str, pack
+from .codec import ADDRESS, Array, Bool, Codec, Int, Name, Record, Str, pack
 from .errors import Closed, ConfigurationError, InvalidRequest, Overloaded, ProtocolError, TransportError, Unavailable
 from .forks import guard
 from .identity import MEMBER, check_addresses
@@ -60,7 +60,7 @@ _RECONNECT_MS = (10, 200)
 Row = tuple[str, str, str, tuple[tuple[str, str], ...]]
 """A :class:`ServiceEntry` on the wire."""
 
-_NAME = Str(128, 1)
+_NAME = Name(128, 1)
 _ROW = Record((_NAME, _NAME, ADDRESS, Array(Record((Str(64, 1), Str(255))), 16)))
 _ROWS = Array(_ROW, 32_768)
 _ADDRESSES = Array(ADDRESS, RENDEZVOUS_MAX + 1)

@@ -110,7 +110,7 @@ def list_markets(*, node_name: str | None, data_dir: Path | None, timeout: float
         if not each["opened"]:
             joined = "waiting: no node has opened it"
         rows.append((each["market"], joined, rules["tick_size"], rules["lot_size"]))
-    say("\n".join(table(rows)))
+    say(*table(rows))
 
 
 @click.command("force-leader")
@@ -139,7 +139,7 @@ def force_leader(
     """
     with connect(node_name, data_dir, timeout) as client:
         plan = client.force_plan(market)
-        say("\n".join(_plan_lines(plan)), err=as_json_text)
+        say(*_plan_lines(plan), err=as_json_text)
         if not yes:
             click.confirm("Force this node to lead?", abort=True, err=True)
         sequence = client.force_leader(market, reason=reason, plan=plan)

@@ -18,6 +18,7 @@ import click
 
 from ...transport.errors import Closed, Copied, InvalidRequest, OpenOutcryError, Unavailable, text_of
 from ...transport.files import checked_path, refusal
+from ...transport.plain import plain
 from ..control.server import ControlClient, read_control_file, running_nodes
 from ..market.views import as_json
 from ..tools.config import ENV_PREFIX, home_folder
@@ -91,10 +92,16 @@ class Group(click.Group):
             failed.show()
             sys.exit(failed.exit_code)
 
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the arguments."""
+        with _plain_usage():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
         try:
-            return super().invoke(ctx)
+            with _plain_usage():
+                return super().invoke(ctx)
         except OpenOutcryError as error:
             kind = BadSettings if error.code == "bad_path" else Failure
             raise kind(error.message, error.code) from error
@@ -115,12 +122,25 @@ class Group(click.Group):
             ) from error
 
 
-def say(text: str, *, err: bool = False, done: bool = False) -> None:
-    """Print ``text``; ``done``: it says what came of a change that was asked for. A stderr that is full is passed over.
+@contextlib.contextmanager
+def _plain_usage() -> Iterator[None]:
+    """Make plain what an error of usage quotes: a script may have put there what a peer has sent."""
+    try:
+        yield
+    except click.UsageError as error:
+        vars(error)["message"] = plain(error.message)
+        raise
+
+
+def say(*lines: str, err: bool = False, done: bool = False) -> None:
+    """Print ``lines``, each made plain: they may hold what a peer has sent. A stderr that is full is passed over.
+
+    ``done``: they say what came of a change that was asked for.
 
     Raises:
         OutputFailed: standard output cannot be written, or is closed.
     """
+    text = "\n".join([plain(line) for line in lines])
     try:
         if not err and sys.stdout is None:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))

@@ -38,7 +38,7 @@ def rebuild_store(*, folders: tuple[Path, ...], address: str, yes: bool, as_json
             stack.enter_context(inspection.held(folder))
         plans = rebuild.plan(folders, lambda market: say(f"reading {market}", err=True))
         if not as_json_text:
-            say("\n".join(_plan_lines(plans)))
+            say(*_plan_lines(plans))
         if not yes:
             click.confirm(f"Write these records to {address}?", abort=True, err=True)
         store = open_coordinator(address)

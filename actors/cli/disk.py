@@ -38,7 +38,7 @@ def verify(folder: Path, as_json_text: bool) -> None:
         print_json({"sound": not damaged, "markets": reports, "put_aside": [str(path) for path in aside]})
     else:
         for report in reports:
-            say("\n".join(_report_lines(report)))
+            say(*_report_lines(report))
         for path in aside:
             say(f"{path}: was put aside, and is not checked")
     if damaged:

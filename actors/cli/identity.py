@@ -75,7 +75,7 @@ def list_issued(*, folder: Path, as_json_text: bool) -> None:
         rows.append(
             (member.name, ", ".join(member.accounts), member.ends, f"{member.serial:x}", "revoked" if revoked else "")
         )
-    say("\n".join(table(rows)))
+    say(*table(rows))
 
 
 @identity.command()

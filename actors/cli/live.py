@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 
 from ...transport.log import PROGRESS_S
+from ...transport.plain import plain
 from .common import say
 
 WATCH_S: Final = 0.5
@@ -42,7 +43,7 @@ class _Lines:
         return
 
     def show(self, lines: list[str]) -> None:
-        say("\n".join(lines))
+        say(*lines)
 
 
 class _Cleared(_Lines):
@@ -66,7 +67,7 @@ class _InPlace(_Lines):
         self._live.stop()
 
     def show(self, lines: list[str]) -> None:
-        text = self._text("\n".join(lines), no_wrap=True, overflow="ellipsis")
+        text = self._text("\n".join([plain(line) for line in lines]), no_wrap=True, overflow="ellipsis")
         text.highlight_regex(r"\b(yes|up|ready|leading|equal)\b", "green")
         text.highlight_regex(r"\b(no|down|stopped|failed|DIFFER|error|failure)\b", "bold red")
         text.highlight_regex(r"(?m)^[A-Z][A-Z /]+$|^(NODE|MARKET) .*$", "bold")
@@ -90,7 +91,7 @@ def progress(label: str) -> Iterator[Callable[[int, int], None]]:
     """
     if sys.stderr.isatty() and (bar := _bar()) is not None:
         with bar as shown:
-            task = shown.add_task(label)
+            task = shown.add_task(plain(label).replace("[", "\\["))  # rich takes it for its markup
             yield lambda more, of: shown.update(task, advance=more, total=of)
         return
     done, said_s = 0, time.monotonic()

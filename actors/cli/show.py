@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from ...transport.errors import Unavailable
+from ...transport.plain import plain
 from ..control.server import ITEMS_MAX
 from ..telemetry.condition import READY, condition
 from . import live
@@ -62,7 +63,7 @@ def book(
         if watch:
             live.watch(view, ended, in_place=not as_json_text)
         else:
-            say("\n".join(view() or []))
+            say(*(view() or ()))
 
 
 def book_lines(found: dict[str, Any]) -> list[str]:
@@ -167,7 +168,7 @@ def status(*, watch: bool, node_name: str | None, data_dir: Path | None, timeout
         if watch:
             live.watch(view, ended, in_place=not as_json_text)
         else:
-            say("\n".join(view()))
+            say(*view())
 
 
 def status_lines(found: dict[str, Any]) -> list[str]:
@@ -226,7 +227,7 @@ def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Return the lines of a table: columns as wide as they have to be, whole numbers to the right."""
     columns = [
         [cell.rjust(width) if numeric else cell.ljust(width) for cell in column]
-        for column in zip(*rows, strict=True)
+        for column in zip(*[[plain(cell) for cell in row] for row in rows], strict=True)
         for width in (max([len(cell) for cell in column]),)
         for numeric in (all([cell.isdecimal() or cell == "-" for cell in column[1:]]),)
     ]

@@ -53,7 +53,7 @@ def _command(
         if event.order_id != result.order_id or event.open_quantity:
             left = f", {event.open_quantity} left open" if event.open_quantity else ""
             lines.append(f"  order {event.order_id}: {event.quantity} cancelled, self-trade prevented{left}")
-    say("\n".join(lines), done=True)
+    say(*lines, done=True)
 
 
 def _cancelled(result: OrderResult, reason: str) -> list[Cancelled]:

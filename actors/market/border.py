@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar, cast
 from ...transport.codec import INT64_MAX, NAME_LENGTH_MAX
 from ...transport.errors import InvalidRequest, ProtocolError, shown
 from ...transport.numerals import written
+from ...transport.plain import fault_of
 from ..book.commands import (
     AMEND,
     CANCEL,
@@ -167,9 +168,15 @@ def checked(commands: Iterable[Command]) -> tuple[Command, ...]:
     except TypeError:
         raise InvalidRequest(f"a batch is a list of commands, not {shown(commands)}", code="invalid_command") from None
     try:
-        return checked_commands(tuple(each))
+        made = checked_commands(tuple(each))
     except ProtocolError as error:
         raise InvalidRequest(error.message, code="invalid_command") from error
+    for account in {command[1] for command in made}:
+        checked_account(account)
+    for command in made:
+        if command[2]:
+            checked_client_order_id(command[2])
+    return made
 
 
 def checked_market(value: str) -> str:
@@ -189,7 +196,9 @@ def checked_service(service: str, address: str = "", metadata: Mapping[str, str]
         raise InvalidRequest(f"a service's metadata are a mapping of strings, not {shown(metadata)}")
     for each in itertools.chain.from_iterable((metadata or {}).items()):
         _text(each, "a key or value of a service's metadata", "invalid_request")
-    return _text(service, "a service's name", "invalid_request")
+    if fault := fault_of(_text(service, "a service's name", "invalid_request")):
+        raise InvalidRequest(f"{shown(service, 80)} cannot be a service's name: {fault}")
+    return service
 
 
 def checked_rules(value: MarketRules) -> MarketRules:
@@ -250,6 +259,8 @@ def _member(kind: type[_Choice], value: str | _Choice, what: str) -> _Choice:
 def _name(value: str, what: str, code: str) -> str:
     if type(value) is not str or not 1 <= len(value) <= NAME_LENGTH_MAX or not (value.isascii() or is_utf8(value)):
         raise InvalidRequest(f"the {what} is a string of 1 to {NAME_LENGTH_MAX} characters", code=code)
+    if fault := fault_of(value):
+        raise InvalidRequest(f"{shown(value, 80)} cannot be the {what}: {fault}", code=code)
     return value
 
 

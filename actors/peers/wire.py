@@ -11,8 +11,9 @@ from typing import Annotated, Any, Final
 
 from ...transport import codec
 from ...transport.codec import NAME_LENGTH_MAX
-from ...transport.errors import ConfigurationError, ProtocolError
+from ...transport.errors import ConfigurationError, ProtocolError, shown
 from ...transport.identity import CERTIFICATE_SIZE_MAX
+from ...transport.plain import fault_of
 from ...transport.sockets import checked_address
 
 
@@ -20,18 +21,18 @@ def checked_node_name(name: str) -> str:
     """Return ``name`` if a node may have it: it names a folder, and stands in lines of logs.
 
     Raises:
-        ConfigurationError: it is too long, not printable, or no part of a path.
+        ConfigurationError: it is too long, may be taken for another name, or is no part of a path.
     """
-    sound = isinstance(name, str) and 1 <= len(name) <= NAME_LENGTH_MAX and name.isprintable()
-    if not sound or "/" in name or name in (".", ".."):
+    sound = isinstance(name, str) and 1 <= len(name) <= NAME_LENGTH_MAX
+    if not sound or "/" in name or name in (".", "..") or fault_of(name):
         raise ConfigurationError(
-            f"a node's name has 1 to {NAME_LENGTH_MAX} printable characters, none of them '/', and is not . or ..; "
-            f"not {name!r:.80}"
+            f"a node's name has 1 to {NAME_LENGTH_MAX} characters that can be seen, none of them '/', and is not . or "
+            f"..; not {shown(name, 80)}{f': {fault_of(name)}' if sound else ''}"
         )
     return name
 
 
-NodeId = Annotated[str, codec.Str(80, 1)]
+NodeId = Annotated[str, codec.Name(80, 1)]
 
 
 def _address(value: Any, name: str) -> str:
@@ -61,7 +62,7 @@ class Hello:
     """
 
     node: NodeId
-    name: Annotated[str, codec.Str(NAME_LENGTH_MAX, 1)]
+    name: Annotated[str, codec.Name(NAME_LENGTH_MAX, 1)]
     address: Annotated[str, _address]
     coordinator: Annotated[str, codec.Str(80, 1)]
     session: Annotated[int, codec.Int(1)]

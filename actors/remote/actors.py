@@ -55,6 +55,7 @@ from ...transport.errors import (
 )
 from ...transport.forks import guard
 from ...transport.log import get_logger
+from ...transport.plain import fault_of
 from ..kit.actor import Mailbox, tell_always
 from ..kit.node_actor import TICK, ActorFailed, NodeActor, stop_and_join
 from ..peers.messages import PeerUp
@@ -486,8 +487,10 @@ def _checked_ref(ref: object, what: str) -> None:
 
 
 def _checked_name(name: str) -> None:
-    if type(name) is not str or not 1 <= len(name) <= NAME_LENGTH_MAX or "@" in name or not name.isprintable():
+    sound = type(name) is str and 1 <= len(name) <= NAME_LENGTH_MAX and "@" not in name
+    if not sound or fault_of(name):
         raise InvalidRequest(
-            f"an actor's name has 1 to {NAME_LENGTH_MAX} printable characters, none of them '@', not {shown(name, 80)}",
+            f"an actor's name has 1 to {NAME_LENGTH_MAX} characters that can be seen, none of them '@', not "
+            f"{shown(name, 80)}{f': {fault_of(name)}' if sound else ''}",
             code="invalid_actor_name",
         )

@@ -6,6 +6,7 @@ An embedded node never configures logging; the command line does, with a :class:
 from __future__ import annotations
 
 import datetime
+import io
 import logging
 import os
 import queue
@@ -21,6 +22,7 @@ from ...transport.errors import OpenOutcryError
 from ...transport.files import checked_path, told
 from ...transport.forks import guard
 from ...transport.log import without_secrets
+from ...transport.plain import plain, plain_lines
 
 FORMATS: Final = ("console", "json")
 LEVELS: Final = ("debug", "info", "warning", "error")
@@ -194,8 +196,18 @@ def _renderer(form: str, *, colors: bool) -> Callable[[dict[str, Any]], str | by
     if form == "json":
         to_json = structlog.processors.JSONRenderer(default=str)
         return lambda values: to_json(None, "", structlog.processors.format_exc_info(None, "", values))
-    console = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
-    return lambda values: console(None, "", values)
+    console = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=_traceback)
+    # What other libraries log is as they write it: ours is plain already.
+    return lambda values: console(
+        None, "", {key: plain(value) if isinstance(value, str) else value for key, value in values.items()}
+    )
+
+
+def _traceback(stream: TextIO, exc_info: Any) -> None:
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, exc_info)
+    # Set in, so that no line of an exception's text looks like one of the log.
+    stream.write("\n".join([f"  {line}".rstrip() for line in plain_lines(text.getvalue()).split("\n")]))
 
 
 def _said_here(level: int, event: str, **fields: object) -> logging.LogRecord:

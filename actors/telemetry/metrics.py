@@ -19,6 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from ...transport.numerals import written
+from ...transport.plain import plain
 from ..book.meters import MarketMeters
 from ..book.requests import WAITING_MAX
 from ..kit.meters import Histogram
@@ -160,13 +161,14 @@ class _Samples:
         return family
 
     def _add(self, name: str, value: float, *labels: str) -> None:
-        self._family(name).add_metric((self._node, *labels), value)
+        self._family(name).add_metric([plain(label) for label in (self._node, *labels)], value)
 
     def _add_histogram(self, name: str, found: Histogram, *labels: str) -> None:
         cumulated = list(itertools.accumulate(found.counts))
         buckets = [(written(bound), float(count)) for bound, count in zip(found.bounds, cumulated, strict=False)]
         buckets.append(("+Inf", float(cumulated[-1])))
-        self._family(name).add_metric((self._node, *labels), buckets=buckets, sum_value=found.total)
+        names = [plain(label) for label in (self._node, *labels)]
+        self._family(name).add_metric(names, buckets=buckets, sum_value=found.total)
 
     def _add_process(self) -> None:
         self._add("openoutcry_build_info", 1, metadata.version("openoutcry"), platform.python_version())

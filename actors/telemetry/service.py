@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from ...transport.numerals import whole_of
+from ...transport.plain import plain
 
 EXTEND_S: Final = 60
 """By how much a start that goes on is extended, in seconds; said anew every quarter of that."""
@@ -43,10 +44,10 @@ class ServiceManager:
             return False
         # A name that begins with @ is in the kernel's namespace of its own.
         address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
-        text = "\n".join([f"{key}={str(value).replace(chr(10), ' ')}" for key, value in states.items()])
+        lines = [f"{key}={plain(' '.join(str(value).splitlines()))}" for key, value in states.items()]
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as to:
             to.settimeout(1.0)
-            to.sendto(text.encode(), address)
+            to.sendto("\n".join(lines).encode(), address)
             return True
         return False
 

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 from ...transport.errors import ConfigurationError, ProtocolError, StorageError
 from ...transport.numerals import time_text
+from ...transport.plain import plain
 from ..book.actor import REPAIRING
 from ..book.commands import (
     AMEND,
@@ -379,7 +380,7 @@ def events_of(logged: LoggedCommand) -> list[MarketEvent]:
 def command_words(logged: LoggedCommand) -> str:
     """Return a command as a sentence of one line."""
     fields = command_fields(logged)
-    who = _plain(fields.get("account", ""))
+    who = plain(fields.get("account", ""))
     kind = logged.command[0]
     if kind == SUBMIT:
         words = f"{who} {fields['side']}s {_amount(fields, 'quantity', 'lot')}{_order_words(fields)}"
@@ -396,20 +397,20 @@ def command_words(logged: LoggedCommand) -> str:
     elif kind == CONFIGURE:
         return f"the rules are set: {_rules_words(fields['rules'])}"
     elif kind == NOTE:
-        return f"note: {_plain(fields['text'])}"
+        return f"note: {plain(fields['text'])}"
     else:
-        return _plain(repr(logged.command))
+        return plain(repr(logged.command))
     named = fields["client_order_id"]
-    return f"{words}, id {_plain(named)}" if named else words
+    return f"{words}, id {plain(named)}" if named else words
 
 
 def event_words(event: MarketEvent) -> str:
     """Return what a command caused as a sentence of one line."""
     if isinstance(event, Trade):
         verb, preposition = ("bought", "from") if event.side == "buy" else ("sold", "to")
-        made = f"{_plain(event.maker_account)}, order {event.maker_order_id}"
+        made = f"{plain(event.maker_account)}, order {event.maker_order_id}"
         done = f"{verb} {event.quantity} at {event.price} {preposition} {made}"
-        return f"trade {event.trade_id}: {_plain(event.taker_account)} {done}"
+        return f"trade {event.trade_id}: {plain(event.taker_account)} {done}"
     if isinstance(event, Accepted):
         return f"accepted as order {event.order_id}"
     if isinstance(event, Rejected):
@@ -485,8 +486,3 @@ def _rules_words(rules: MarketRules) -> str:
 
 
 _ALWAYS_SHOWN: Final = ("tick_size", "lot_size")
-
-
-def _plain(name: str) -> str:
-    """Return a name or text that people chose as it is, or escaped where it would break the line or the terminal."""
-    return name if name.isprintable() else repr(name)
