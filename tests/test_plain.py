@@ -125,7 +125,7 @@ def test_a_name_that_looks_like_another_is_refused_wherever_it_comes_in(name: st
     assert hidden(str(unfit.value)) == []
     with pytest.raises(ProtocolError):
         codec.Name(64)(name, "name")
-    good = Hello("ann.12345678", "ann", "tcp://127.0.0.1:7400", "c", 1, 0)
+    good = Hello("ann.12345678", "ann", "tcp://127.0.0.1:7400", "c", 1, 0, "bob.12345678")
     assert LINK_CODEC.decode(LINK_CODEC.encode(good)) == good
     for wrong in ({"node": f"{name}.12345678"} if name.strip() == name else {"node": name}, {"name": name}):
         values = {**{key: getattr(good, key) for key in Hello.__slots__}, **wrong}

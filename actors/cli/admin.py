@@ -85,7 +85,7 @@ def create(
     held = f"{holders[0]} alone" if len(holders) == 1 else ", ".join(holders) or "nobody that is known"
     by_itself = f"{', '.join(joining)} will join it, as every market; " if joining else ""
     say(
-        f"{name} takes orders, in ticks of {rules.tick_size} and lots of {rules.lot_size}\n"
+        f"{name} takes orders, in ticks of {rules.tick_size} and lots of {rules.lot_size}",
         f"held by {held} so far; {by_itself}other nodes join it with --join {name}, or all markets with --join-all",
         done=True,
     )

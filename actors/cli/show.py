@@ -107,7 +107,7 @@ def trades(
             if as_json_text:
                 print_json(last)
             else:
-                say("\n".join([trade_line(trade) for trade in last]) or f"no trades in {market} yet")
+                say(*([trade_line(trade) for trade in last] or [f"no trades in {market} yet"]))
             return
         sequence, _ = client.events(market, None)
         while not ended.is_set():
