@@ -117,7 +117,7 @@ class AsyncNode:
         for market in node.markets:
             while (closed := node._not_open(market)) is not None:
                 if time.monotonic() > deadline_s:
-                    raise RequestTimeout(f"after {timeout:g} s: {closed.message}", code=closed.code)
+                    raise RequestTimeout(f"after {written(timeout)} s: {closed.message}", code=closed.code)
                 await asyncio.sleep(READY_LOOK_S)
             while not node._take_readiness(
                 market, await self._ask(market, Query(queries.readiness), max(timeout, node.timeout))

@@ -966,7 +966,7 @@ class ExchangeNode:
         """Wait until commands of one market can be sent from this node; raises as :meth:`wait_ready` does."""
         while (closed := self._not_open(market)) is not None:
             if time.monotonic() > deadline_s:
-                raise RequestTimeout(f"after {timeout:g} s: {closed.message}", code=closed.code)
+                raise RequestTimeout(f"after {written(timeout)} s: {closed.message}", code=closed.code)
             time.sleep(READY_LOOK_S)
         book = self._book(market)
         while not self._take_readiness(market, self._ask(book, queries.readiness, max(timeout, self.timeout))):
