@@ -190,7 +190,7 @@ def status_lines(found: dict[str, Any]) -> list[str]:
         if state != READY:
             troubles.append(f"{name}: {state.replace('_', ' ')}: {why}")
         if "applied" not in market:
-            rows.append((name, "stopped", "no", *["-"] * 7))
+            rows.append((name, market["role"].replace("_", " "), "no", *["-"] * 7))
             continue
         leader = names.get(market["leader"], market["leader"]) or "-"
         in_sync = ",".join([names.get(at, at) for at in market["in_sync"]]) or "-"
