@@ -676,5 +676,5 @@ def test_the_results_of_a_batch_are_a_sequence_and_go_into_json(exchange: Any) -
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "a\nb", "x" * 65])
 def test_name_that_is_no_part_of_a_path_and_no_text_of_a_line_is_refused(name: str) -> None:
-    with pytest.raises(ConfigurationError, match="a node's name has 1 to 64 printable characters"):
+    with pytest.raises(ConfigurationError, match="a node's name has 1 to 64 characters that can be seen"):
         ExchangeNode(name)
