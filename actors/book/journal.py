@@ -125,7 +125,7 @@ def _holder(held: list[str], here: list[FolderLock]) -> str:
         return (
             f"this process itself, {os.getpid()}: a node that was started here before is still open (a cell of a "
             "notebook that was run again?). Call close() of that node first; openoutcry.actors.open_nodes() returns "
-            "it where no variable holds it any more"
+            "it where no variable holds it any more. Two nodes at once: give each a data directory of its own"
         )
     who = f"process {held[0]} on {held[1]}" if len(held) == 2 else "a process that reads it, or is starting"
     return f"{who}: stop it, or give each node a data directory of its own"
