@@ -316,6 +316,10 @@ class ExchangeNode:
             )
         self.name = checked_node_name(name)
         self._identity = open_identity(identity) if isinstance(identity, (str, os.PathLike)) else identity
+        if not (self._identity is None or hasattr(self._identity, "member")):
+            raise ConfigurationError(f"identity is a path or an Identity, not {shown(identity)}", code="identity")
+        if not (coordinator is None or isinstance(coordinator, (str, os.PathLike)) or hasattr(coordinator, "read_all")):
+            raise ConfigurationError(f"coordinator is a path, an address or a Coordinator, not {shown(coordinator)}")
         if self._identity is not None and self._identity.name != name:
             raise ConfigurationError(
                 f"the identity is that of {self._identity.name}, but the node is to be called {name!r:.80}",

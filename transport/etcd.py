@@ -34,6 +34,7 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import socket
 import ssl
 import time
@@ -56,6 +57,7 @@ from .errors import (
     ensure,
     present,
 )
+from .files import read_file
 from .forks import guard
 from .identity import CLOCK_BEHIND, date_of
 from .numerals import port_of, whole_of
@@ -63,6 +65,8 @@ from .numerals import port_of, whole_of
 SCHEMES: Final = ("etcd://", "etcds://")
 """How an address that :func:`open_etcd` understands begins."""
 
+_NO_HOST: Final = re.compile(r"[\s\[\]/?#@\\\x00-\x1f\x7f]")
+"""What is in no name or number of a host."""
 PORT_DEFAULT: Final = 2379
 PREFIX_DEFAULT: Final = "openoutcry"
 
@@ -579,8 +583,8 @@ def open_etcd(address: str) -> EtcdCoordinator:
     file = given.pop("password_file", None)
     if file is not None:
         try:
-            given["password"] = Path(file).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
+            given["password"] = read_file(Path(file)).decode().strip()
+        except (OSError, ValueError) as error:
             raise ConfigurationError(f"the password file cannot be read: {error}") from error
     return EtcdCoordinator(
         hosts.split(","), prefix=urllib.parse.unquote(prefix) or PREFIX_DEFAULT, tls=scheme == "etcds", **given
@@ -614,9 +618,10 @@ def _endpoint(text: str) -> tuple[str, int]:
     if not colon or port.endswith("]"):
         host, port = text.strip(), str(PORT_DEFAULT)
     number = port_of(port)
-    if not host or not number or (":" in host and host[0] + host[-1] != "[]"):
+    bare = host[1:-1] if host[:1] + host[-1:] == "[]" else host
+    if not bare or not number or _NO_HOST.search(bare) or (":" in bare and bare == host):
         raise ConfigurationError(f"an etcd endpoint is HOST:PORT, not {text!r:.80}")
-    return host.strip("[]"), number
+    return bare, number
 
 
 def _check_certificates(ca: str | Path | None, cert: str | Path | None, key: str | Path | None) -> None:
