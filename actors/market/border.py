@@ -173,9 +173,11 @@ def checked(commands: Iterable[Command]) -> tuple[Command, ...]:
         raise InvalidRequest(error.message, code="invalid_command") from error
     for account in {command[1] for command in made}:
         checked_account(account)
-    for command in made:
-        if command[2]:
-            checked_client_order_id(command[2])
+    ids = "".join([command[2] for command in made])
+    if " " in ids or not (ids.isascii() and ids.isprintable()):  # else none of them can be taken for another
+        for command in made:
+            if command[2]:
+                checked_client_order_id(command[2])
     return made
 
 
