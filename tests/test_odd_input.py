@@ -39,7 +39,10 @@ def take(what: str, call: Callable[[], object], others: list[str]) -> None:
         others.append(f"{what} raises {type(error).__name__}: {error}")
 
 
-def test_no_public_call_raises_anything_else_whatever_it_is_given(tmp_path: Path) -> None:
+def test_no_public_call_raises_anything_else_whatever_it_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where a data_dir "x" is made
     others: list[str] = []
     with ExchangeNode("a", markets={"M": MarketRules()}, data_dir=tmp_path / "a", timeout=1) as node:
         node.wait_ready()
