@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import pickle
 import signal
@@ -164,6 +165,8 @@ def test_in_a_child_every_public_call_is_refused_at_once_and_close_does_nothing(
         assert isinstance(found, dict), found
         assert {what: code for what, code in found.items() if code != "forked"} == {}
         assert len(found) > 100
+        assert in_child(gc.isenabled)
+        assert gc.isenabled()
         assert len(later()) == 1
         assert node.submit_order(MARKET, "buy", "1", "1").status == "resting", "the parent goes on"
         for holder in (client, server, rendezvous, subscription, *holders[-2:]):
