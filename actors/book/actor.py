@@ -568,7 +568,7 @@ class BookActor(NodeActor):
         replica = self.replica
         if replica.role is Role.STOPPED:
             return self.failure or Unavailable(f"market {self._market} has stopped")
-        if replica.trouble is None or replica.role is Role.LEADING or replica.joined:
+        if replica.trouble is None or replica.role is Role.LEADING or replica.matched:
             return None
         return self._placed(replica.trouble)
 

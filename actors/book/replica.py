@@ -334,6 +334,8 @@ class Replica:
         """Whether this disk may be what the coordinator believes it to be, or is being repaired: it may take part."""
         self._marks: dict[str, DiskMark] | None = None
         self._must_report = False
+        self._claimed: Claim | None = None
+        """Follower: the newest record that a peer has seen, as long as the coordinator's is older."""
         self.trouble: OpenOutcryError | None = None
         """What a person has to see to, though the replica has not stopped."""
         self.role = Role.FOLLOWING
@@ -406,8 +408,10 @@ class Replica:
         version, epoch = (record.version, record.epoch) if record is not None else (0, 0)
         if version < self.disk.version or epoch < self.epoch:
             return self._on_record_behind(version, epoch)
+        claim = claim or self._claimed
         if claim is not None and (version < claim.version or epoch < claim.epoch):
             return self._on_claim_right(claim, version, epoch)
+        self._claimed = None
         if record is None:
             return [CreateRecord()]
         effects = self._take(record)
@@ -508,13 +512,16 @@ class Replica:
     def _on_claim_right(self, claim: Claim, version: int, epoch: int) -> list[Effect]:
         """A peer has seen a newer record than the coordinator holds now: to go on would lose what was committed by it.
 
-        What this replica has seen is older too, so it cannot know what it lacks: it stops, whatever it was about to do.
+        What this replica has seen is older too, so it cannot know what it lacks: if it leads, it stops; else it goes on
+        with its leader, and takes over from nobody while the record is as old as this.
         """
-        return self._stop(
-            self._coordinator_behind(
-                f"node {claim.node} has seen version {claim.version}, epoch {claim.epoch}", version, epoch
-            )
-        )
+        seen = f"node {claim.node} has seen version {claim.version}, epoch {claim.epoch}"
+        error = self._coordinator_behind(seen, version, epoch)
+        if self.role is not Role.FOLLOWING:
+            return self._stop(error)
+        self._claimed = claim
+        self._must_read = True
+        return self._set_trouble(error)
 
     def _object(self, nodes: tuple[str, ...]) -> list[Effect]:
         """Tell ``nodes`` what is known and committed here, because what they do does not go together with it."""

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 from openoutcry.actors.book.orderbook import OrderBook
-from openoutcry.actors.book.replica import PersistRecords, RepairBegun, RepairEnded, Replica, Role
-from openoutcry.transport.coordinator import MarketRecord
+from openoutcry.actors.book.replica import PersistRecords, RepairBegun, RepairEnded, Replica, ReportMark, Role
+from openoutcry.transport.coordinator import DiskMark, MarketRecord
 
 sys.path.insert(0, str(Path(__file__).parent))
 from world import Node, World
@@ -322,6 +322,57 @@ class WaitsForASnapshotThatWasNotKept(Replica):
         return []
 
 
+class TakesAnyLife(Replica):
+    """A replica does not look whether its disk is of the last life that was reported."""
+
+    def _why_old(self, record: MarketRecord, marks: Any) -> str | None:
+        own = marks.get(self.node)
+        if own is not None:
+            marks = {**marks, self.node: dataclasses.replace(own, life=self.disk.begun[-1])}
+        return super()._why_old(record, marks)
+
+
+class TakesAnyEnd(Replica):
+    """A replica does not look whether its log reaches as far as was reported."""
+
+    def _why_old(self, record: MarketRecord, marks: Any) -> str | None:
+        marks = {node: dataclasses.replace(mark, epoch=0, sequence=0) for node, mark in marks.items()}
+        disk, self.disk = self.disk, dataclasses.replace(self.disk, committed_epoch=0, committed=0)
+        try:
+            return super()._why_old(record, marks)
+        finally:
+            self.disk = disk
+
+
+class TakesPartBeforeItsLifeIsReported(Replica):
+    """A replica leads, follows and acknowledges before the coordinator has the report of its life."""
+
+    def _check_disk(self, record: MarketRecord) -> list[Any]:
+        effects = super()._check_disk(record)
+        self._checked = self._checked or self._marks is not None
+        return [effect for effect in effects if not isinstance(effect, ReportMark)] if self._checked else effects
+
+
+class ReportsWhatIsNotCommitted(Replica):
+    """A replica reports how far its disk is, and not how far that is committed: it may have to cut some of it."""
+
+    @property
+    def mark(self) -> DiskMark | None:
+        mark = super().mark
+        return mark and dataclasses.replace(mark, epoch=self.tail.epoch, sequence=self.durable)
+
+
+class ReportsItsLifeWhileItIsRepaired(Replica):
+    """An old disk is reported as the newest before it is whole."""
+
+    def _check_disk(self, record: MarketRecord) -> list[Any]:
+        effects = super()._check_disk(record)
+        if self._checked and self.repairing:
+            self.repairing = False
+            return [*effects, RepairEnded(), ReportMark(self._mark_of_this_life())]
+        return effects
+
+
 class ForgetfulNode(Node):
     """The dedupe state is lost by a restart."""
 
@@ -397,6 +448,11 @@ REPLICAS: list[tuple[type[Replica], int, str | None]] = [
     (ForgetsThatItLostItsLog, 100, None),
     (AddsAnObserver, 40, None),
     (SaysDurableBeforeTheSnapshotIs, 100, None),
+    (TakesAnyLife, 400, "copy+restore"),
+    (TakesAnyEnd, 400, "copy+restore"),
+    (TakesPartBeforeItsLifeIsReported, 200, "copy+restore"),
+    (ReportsItsLifeWhileItIsRepaired, 100, "copy+restore"),
+    (ReportsWhatIsNotCommitted, 400, "copy+restore"),
     (WaitsForASnapshotThatWasNotKept, 100, None),
 ]
 NODES: list[tuple[type[Node], int, str | None]] = [

@@ -217,6 +217,8 @@ class Node:
             world.late.append(self.calls[0])
         self.alive = False
         world.hang_up(self.name)
+        if chance.random() < world.rates["copy"]:
+            self.copy()
 
     @property
     def now_ns(self) -> int:
@@ -454,6 +456,7 @@ class World:
         self.snapshot_behind = chance.choice((3, 20, 10**9, 10**9))
         self.in_flight_max = chance.choice((8, 65_536))
         self.batch_max = chance.choice((3, 3, 40))
+        self.report_rate = chance.choice((0, 0.02, 0.2))
         self.rates = {fault: rate * chance.choice((0, 0.3, 1, 1, 4)) for fault, rate in _FAULTS.items()}
         for fault in more.split("+") if more else ():
             self.rates[fault] = 5 * _FAULTS[fault]
@@ -758,7 +761,7 @@ class World:
             if node.alive and self.chance.random() < node.pace:
                 node.run(node.replica.on_tick(node.now_ns))
                 mark = node.replica.mark
-                if mark is not None and mark != self.marks.get(node.name) and self.chance.random() < 0.1:
+                if mark is not None and mark != self.marks.get(node.name) and self.chance.random() < self.report_rate:
                     node.calls.append(ReportMark(mark))
 
     def trade(self, node: Node) -> None:
