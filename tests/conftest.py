@@ -1,11 +1,35 @@
-"""What tests of several modules share: one etcd."""
+"""What tests of several modules share: one etcd, and the guard of the quick ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 from etcd_cluster import FAST, EtcdCluster, etcd_cluster, missing
+from quick import Guard, is_slow
+
+GUARD = Guard()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if is_slow(item):
+        item.add_marker("slow")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
+    return (yield from GUARD.watch(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    return (yield from GUARD.watch(item))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, Any, Any]:
+    return (yield from GUARD.watch(item))
 
 
 @pytest.fixture(scope="session")

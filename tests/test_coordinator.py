@@ -135,7 +135,7 @@ def result_of(child: subprocess.Popen[str]) -> Any:
     return json.loads(out.splitlines()[-1])
 
 
-@pytest.fixture(params=OPENERS)
+@pytest.fixture(params=["sqlite", pytest.param("etcd", marks=pytest.mark.slow)])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     if request.param == "sqlite":
         store = Store("sqlite", str(tmp_path / "coordinator"))
@@ -296,6 +296,7 @@ def test_coordinator_works_in_another_thread_than_the_one_that_made_it(
     assert found == [record]
 
 
+@pytest.mark.slow
 def test_concurrent_swaps_of_four_processes_lose_no_update(
     store: Store, coordinator: Coordinator, record: MarketRecord
 ) -> None:
@@ -315,6 +316,7 @@ def test_concurrent_swaps_of_four_processes_lose_no_update(
     assert final.epoch == final.version
 
 
+@pytest.mark.slow
 def test_create_is_a_race_with_one_winner_even_on_a_new_store(store: Store) -> None:
     count = 15
     names = ["n1", "n2", "n3", "n4"]
@@ -346,6 +348,7 @@ def found_and_swapped(coordinator: Coordinator, *, tries: int) -> MarketRecord:
     raise AssertionError(f"not swapped in {tries} tries")
 
 
+@pytest.mark.slow
 def test_kill_in_the_middle_of_swaps_leaves_a_usable_store_with_all_acknowledged_swaps(
     store: Store, coordinator: Coordinator, record: MarketRecord
 ) -> None:
@@ -365,6 +368,7 @@ def test_kill_in_the_middle_of_swaps_leaves_a_usable_store_with_all_acknowledged
         assert time.monotonic() - began_s < 2 * OPERATION_S_MAX
 
 
+@pytest.mark.slow
 def test_unreachable_store_is_reported_in_bounded_time_and_used_again_afterwards(
     store: Store, coordinator: Coordinator, record: MarketRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -459,6 +463,7 @@ def test_creator_that_comes_second_uses_the_store_of_the_first(path: Path, monke
         assert second.read(MARKET) == record
 
 
+@pytest.mark.slow
 def test_locked_file_cannot_be_opened_in_bounded_time(path: Path, impatient: None) -> None:
     SqliteCoordinator(path).close()
     with Store("sqlite", str(path)).unreachable(), pytest.raises(Unavailable) as caught:
@@ -466,6 +471,7 @@ def test_locked_file_cannot_be_opened_in_bounded_time(path: Path, impatient: Non
     assert caught.value.code == "coordinator_unavailable"
 
 
+@pytest.mark.slow
 def test_reader_that_blocks_a_commit_blocks_no_later_read(path: Path, impatient: None) -> None:
     with contextlib.closing(SqliteCoordinator(path)) as coordinator:
         record = coordinator.create(MARKET, "n1", NODES)
@@ -478,6 +484,7 @@ def test_reader_that_blocks_a_commit_blocks_no_later_read(path: Path, impatient:
         assert coordinator.swap(record, epoch=2, leader="n1", in_sync=NODES) is not None
 
 
+@pytest.mark.slow
 def test_use_by_two_threads_at_once_is_refused(path: Path, impatient: None) -> None:
     with contextlib.closing(SqliteCoordinator(path)) as coordinator:
         outcomes: list[BaseException] = []
@@ -570,6 +577,7 @@ def lapses(coordinator: Coordinator, node: str, *, within_s: float) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_lease_is_held_while_renewed_and_lapses_when_it_is_not(coordinator: Coordinator) -> None:
     assert coordinator.lapsed("n1"), "a node that never had one"
     for _ in range(5):
@@ -588,6 +596,7 @@ def test_lease_that_is_given_up_has_lapsed_at_once(coordinator: Coordinator) -> 
     assert not coordinator.lapsed("n2")
 
 
+@pytest.mark.slow
 def test_lease_belongs_to_one_data_directory_until_it_lapses(
     coordinator: Coordinator, opened: Callable[[], Coordinator]
 ) -> None:
@@ -637,6 +646,7 @@ def test_marks_of_disks_are_kept_per_market_and_only_the_lease_holder_writes_the
     assert other.marks(MARKET) == {"n1": again}
 
 
+@pytest.mark.slow
 def test_lease_of_a_killed_process_lapses_and_that_of_a_stopped_one_does_not_before_its_time(
     store: Store, coordinator: Coordinator
 ) -> None:

@@ -340,6 +340,7 @@ class TestAnnounceAndLookup:
         assert client.refresh() == 0
         assert rendezvous.frames_refused == 0
 
+    @pytest.mark.slow
     def test_constructors_refuse_settings_that_cannot_work(self) -> None:
         for bad in ([], [f"tcp://127.0.0.1:{port}" for port in range(1, 9)], ["nonsense"]):
             with pytest.raises(ConfigurationError):
@@ -578,6 +579,7 @@ class TestWatch:
 
 
 class TestLifetimes:
+    @pytest.mark.slow
     def test_pipe_whose_removal_is_reported_before_its_connection_is_not_counted(self) -> None:
         unused = pynng.Surveyor0()
         events = _PipeEvents(unused, None)
@@ -588,6 +590,7 @@ class TestLifetimes:
         events.close()
         unused.close()
 
+    @pytest.mark.slow
     def test_closing_leaves_no_thread_and_no_file_descriptor_behind(self) -> None:
         def use() -> None:
             with Rendezvous(ANY_PORT) as rendezvous, ExitStack() as stack:

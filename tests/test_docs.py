@@ -35,6 +35,7 @@ def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
+@pytest.mark.slow
 @pytest.mark.wheel
 @pytest.mark.parametrize("page", [page for page in PAGES if any(block.page == page for block in BLOCKS)], ids=name_of)
 def test_blocks_of_a_page_run_in_order(page: Path, tmp_path: Path) -> None:

@@ -202,6 +202,7 @@ OUTSIDERS: dict[str, Callable[[Path, Path], str | None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("who", OUTSIDERS)
 def test_only_who_has_a_certificate_of_the_exchange_in_force_gets_a_connection(
     alice: ExchangeNode, authority: Authority, tmp_path: Path, who: str
@@ -215,6 +216,7 @@ def test_only_who_has_a_certificate_of_the_exchange_in_force_gets_a_connection(
         assert not send(hello(alice, "bob", "bob.1")), "without TLS nobody does"
 
 
+@pytest.mark.slow
 def test_a_certificate_that_was_revoked_is_refused_where_the_list_is_known(
     authority: Authority, tmp_path: Path
 ) -> None:
@@ -237,6 +239,7 @@ def test_a_certificate_that_was_revoked_is_refused_where_the_list_is_known(
     ]
 
 
+@pytest.mark.slow
 def test_members_of_two_authorities_link_where_both_are_trusted(tmp_path: Path) -> None:
     """As while one authority takes the place of another."""
     old, new = Authority.create(tmp_path / "old"), Authority.create(tmp_path / "new")
@@ -252,6 +255,7 @@ def test_members_of_two_authorities_link_where_both_are_trusted(tmp_path: Path) 
     assert both.count("BEGIN CERTIFICATE") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("revoking", ["the old", "the new"])
 def test_what_one_of_two_authorities_has_revoked_shuts_out_nobody_of_the_other(tmp_path: Path, revoking: str) -> None:
     """TLS takes a list for that of every authority of its issuer's name."""
@@ -273,6 +277,7 @@ def pem_of(authority: Authority) -> str:
 # -- nobody is taken for another ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("credentials", "name", "node_id", "refused"),
     [
@@ -299,6 +304,7 @@ def test_a_member_that_says_it_is_another_loses_the_link(
     assert (node_id in alice._links.peers) != refused
 
 
+@pytest.mark.slow
 def test_a_node_that_is_announced_under_the_name_of_another_is_not_known(
     alice: ExchangeNode, authority: Authority
 ) -> None:
@@ -315,6 +321,7 @@ def test_a_node_that_is_announced_under_the_name_of_another_is_not_known(
         assert "mallory.1" not in alice._links.known()
 
 
+@pytest.mark.slow
 def test_nothing_is_kept_of_a_member_for_which_there_is_no_room(
     alice: ExchangeNode, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -331,6 +338,7 @@ def test_nothing_is_kept_of_a_member_for_which_there_is_no_room(
     assert set(alice._links.members) <= {"mallory.0", "mallory.1"}
 
 
+@pytest.mark.slow
 def test_a_second_certificate_over_one_connection_ends_it(alice: ExchangeNode, authority: Authority) -> None:
     mallory = authority.issue("mallory")
     with connected(alice.address, tls(mallory, "alice", pem_of(authority))) as send:
@@ -339,6 +347,7 @@ def test_a_second_certificate_over_one_connection_ends_it(alice: ExchangeNode, a
         eventually(lambda: alice.status()["frames_refused"] == 1, "it is refused")
 
 
+@pytest.mark.slow
 def test_an_inbox_closes_a_connection_that_has_fallen_silent(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,6 +380,7 @@ def test_an_inbox_closes_a_connection_that_has_fallen_silent(
         inbox.close()
 
 
+@pytest.mark.slow
 def test_a_rendezvous_closes_a_connection_that_has_fallen_silent(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -409,6 +419,7 @@ def test_an_odd_certificate_is_refused_whatever_is_wrong_with_it(authority: Auth
     assert refused.value.code == CERTIFICATE_REFUSED
 
 
+@pytest.mark.slow
 def test_a_member_cannot_announce_a_node_of_another_nor_take_it_back(alice: ExchangeNode, authority: Authority) -> None:
     entries = {name: ServiceEntry("prices", f"{name}.1", f"tls+tcp://127.0.0.1:{port}") for name, port in PORTS.items()}
     address = str(alice.directory_address)
@@ -431,6 +442,7 @@ def test_a_member_cannot_announce_a_node_of_another_nor_take_it_back(alice: Exch
         assert found() == ["bob.1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [[], [(x509.NameOID.ORGANIZATION_NAME, "x" * 64)] * 20])
 def test_who_has_a_certificate_without_a_name_is_refused_and_no_thread_ends(
     alice: ExchangeNode, authority: Authority, parts: list[tuple[x509.ObjectIdentifier, str]]
@@ -457,6 +469,7 @@ def test_who_has_a_certificate_without_a_name_is_refused_and_no_thread_ends(
 PORTS = {"bob": 1, "mallory": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("said_to_be", "is_told"), [("mallory", True), ("bob", False), ("Mallory", False), ("OpenOutcry", False)]
 )
@@ -479,6 +492,7 @@ def test_a_node_says_nothing_to_who_is_not_the_one_that_it_was_told_of(
         inbox.close()
 
 
+@pytest.mark.slow
 def test_an_address_without_tls_is_never_dialled_whoever_names_it(alice: ExchangeNode, authority: Authority) -> None:
     bob = authority.issue("bob")
     listener = sockets.open_socket(pynng.Pull0, recv_timeout_ms=SHORT_MS)
@@ -494,6 +508,7 @@ def test_an_address_without_tls_is_never_dialled_whoever_names_it(alice: Exchang
         listener.close()
 
 
+@pytest.mark.slow
 def test_a_rendezvous_without_tls_is_not_taken_from_another_that_names_it(authority: Authority) -> None:
     plain, secure = "tcp://127.0.0.1:9", "tls+tcp://127.0.0.1:9"
     identity = Identity(authority.issue("place"))
@@ -780,6 +795,7 @@ def test_an_authority_issues_no_certificate_whose_name_cannot_stand_in_one(autho
 # -- from the command line ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_processes_started_by_hand_with_identities_trade_and_one_without_stays_outside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

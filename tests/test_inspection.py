@@ -104,6 +104,7 @@ def place_of(folder: Path, number: int) -> tuple[Path, int]:
 # -- verify ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_verify_of_a_healthy_directory_agrees_with_the_node_that_wrote_it(tmp_path: Path, run: Run) -> None:
     data_dir = tmp_path / "desk"
     with ExchangeNode("desk", markets={MARKET: RULES, "A/B": RULES}, data_dir=data_dir, snapshot_every=7) as node:
@@ -240,6 +241,7 @@ def test_nothing_on_the_disk_changes(tmp_path: Path, run: Run, harm: str) -> Non
     assert contents(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_the_folder_of_a_running_node_is_refused_and_one_that_is_read_keeps_nodes_out(tmp_path: Path, run: Run) -> None:
     with ExchangeNode("desk", markets={MARKET: RULES}, data_dir=tmp_path) as node:
         node.wait_ready()

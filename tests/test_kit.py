@@ -75,6 +75,7 @@ def mailbox_of(ref: pykka.ActorRef[Any]) -> Mailbox:
     return ref.actor_inbox
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [kit, supervision, testing])
 def test_examples_in_the_documentation_of_the_kit_run(module: Any) -> None:
     failed, tried = doctest.testmod(module)

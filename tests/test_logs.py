@@ -71,6 +71,7 @@ def test_every_event_is_in_the_list_and_every_listed_event_is_logged() -> None:
     assert all(meaning.endswith(".") for meaning in EVENTS.values())
 
 
+@pytest.mark.slow
 def test_embedded_node_logs_to_the_applications_loggers_and_configures_none(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,6 +211,7 @@ def test_an_orderly_hand_over_is_no_warning(exchange: Any, caplog: pytest.LogCap
     assert told.levelno == logging.INFO
 
 
+@pytest.mark.slow
 def test_error_that_an_actor_answers_with_is_no_traceback_in_the_log(tmp_path: Path) -> None:
     file = tmp_path / "node.log"
     with LogWriter(file=file), ExchangeNode("a", markets={MARKET: MarketRules()}) as node:

@@ -257,6 +257,7 @@ def test_a_plain_decimal_is_formatted_as_a_decimal() -> None:
     assert small == Decimal("1E-8")
 
 
+@pytest.mark.slow
 def test_the_views_of_a_market_with_small_ticks_show_no_exponent() -> None:
     with ExchangeNode("alice", markets={"S": SMALL, "B": MarketRules(tick_size="1E+2", lot_size="1000")}) as node:
         node.wait_ready()
@@ -291,6 +292,7 @@ def test_json_has_times_as_strings_and_in_iso_8601() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_numbers_are_read_and_written_in_one_module_that_opens_no_socket() -> None:
     code = "import sys; sys.modules['pynng'] = None; import openoutcry.transport.numerals, openoutcry.transport.plain"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env=dict(os.environ))

@@ -239,6 +239,7 @@ def test_time_factor_stretches_waits_but_not_expect_none(
     monkeypatch.delenv(TIME_FACTOR_VARIABLE)
 
 
+@pytest.mark.slow
 def test_fixture_stops_its_probes_after_each_test_and_leaves_other_actors_alone(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
@@ -262,6 +263,7 @@ def test_fixture_stops_its_probes_after_each_test_and_leaves_other_actors_alone(
     pytester.runpytest_subprocess("-W", "error").assert_outcomes(passed=2)
 
 
+@pytest.mark.slow
 def test_failure_in_a_pytest_run_shows_the_conversation_and_not_the_insides_of_the_kit(
     pytester: pytest.Pytester,
 ) -> None:
@@ -285,11 +287,13 @@ def test_failure_in_a_pytest_run_shows_the_conversation_and_not_the_insides_of_t
     result.stdout.no_fnmatch_line("*raise self._failure*")
 
 
+@pytest.mark.slow
 def test_plugin_is_found_and_documents_its_fixtures(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess("--fixtures", "-q")
     result.stdout.fnmatch_lines(["actor_probe -- *", "*A started :class:`ActorProbe`*", "exchange -- *"])
 
 
+@pytest.mark.slow
 def test_plugin_imports_nothing_heavy_before_a_test_asks_for_it() -> None:
     package = Path(testing.__file__).parent
     program = f"""

@@ -54,6 +54,7 @@ def test_every_gate_case_gives_its_reports_and_depth_after_each_message(programs
         book.check()
 
 
+@pytest.mark.slow
 def test_two_million_messages_give_the_hash_that_160_engines_agree_on(programs: Programs, data: Path) -> None:
     challenge = programs.challenge
     messages = challenge.read_messages(data / "challenge" / "orders_normal_s23_n1000000.bin.xz")

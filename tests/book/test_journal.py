@@ -388,6 +388,7 @@ def test_a_failed_sync_is_final_and_never_retried(tmp_path: Path, monkeypatch: p
     journal.close()
 
 
+@pytest.mark.slow
 def test_a_data_directory_belongs_to_one_process_until_that_dies(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib; from openoutcry.actors.book.journal import FolderLock;"
