@@ -12,24 +12,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openoutcry.actors.book.disk import DiskState
 from openoutcry.actors.book.messages import LogRead
-from openoutcry.actors.book.record import EMPTY, Record
+from openoutcry.actors.book.record import EMPTY, Record, Tail
 from openoutcry.actors.book.replica import (
     ApplyRecords,
+    CreateRecord,
     CutJournal,
+    LeadershipLost,
     OfferSnapshot,
     PersistRecords,
     ReadJournal,
+    ReadMarks,
     ReadRecord,
     RepairBegun,
     RepairEnded,
     Replica,
+    ReportMark,
     Role,
     Send,
+    Stop,
     SwapRecord,
+    Troubled,
 )
-from openoutcry.actors.book.wire import Ack, Append, Join, Lead, Resign, Rewind
-from openoutcry.transport.coordinator import MarketRecord
+from openoutcry.actors.book.wire import Ack, Append, Join, Lead, Objection, Resign, Rewind
+from openoutcry.transport.coordinator import DiskMark, MarketRecord
 from openoutcry.transport.errors import ProtocolError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -325,3 +332,77 @@ def test_records_of_another_epoch_or_of_another_than_its_leader_are_refused(epoc
         append = Append("M", epoch, 3, replica.tail.chain, (record.body,), 4, 0, "", join_number)
         assert replica.on_append(sender, append) == []
     assert (replica.tail.sequence, replica.committed, replica.matched) == (3, 0, False)
+
+
+def test_a_leader_steps_back_for_a_follower_that_holds_a_committed_entry_which_it_lacks() -> None:
+    replica = leader()
+    replica.in_sync = ("a", "b")
+    held = Tail(1, 5, bytes(32))
+    effects = replica.on_objection("b", Objection("M", 2, 2, 2, *held))
+    assert [type(effect) for effect in effects] == [RepairBegun, LeadershipLost, Send]
+    assert (effects[-1].nodes, effects[-1].message) == (("b",), Resign("M", 2))
+    assert (replica.role, replica.repairing) == (Role.FOLLOWING, True)
+    assert replica.on_leader_lapsed("b") == [], "it leads no more until it is whole"
+
+
+def test_an_objection_from_before_a_leadership_by_force_does_not_count() -> None:
+    replica = leader()
+    replica.record = MarketRecord("M", 2, 2, "a", ("a",), forced=2)
+    assert replica.on_objection("b", Objection("M", 2, 2, 2, 1, 5, bytes(32))) == []
+    assert replica.role is Role.LEADING
+
+
+def test_a_member_that_holds_less_than_its_leader_has_committed_is_repaired_before_it_may_lead() -> None:
+    replica = follower(epoch=2, records=3)
+    assert not [e for e in replica.on_lead("a", Lead("M", 2, ("a", "b"), 3)) if isinstance(e, RepairBegun)]
+    assert not [e for e in replica.on_lead("a", Lead("M", 2, ("a",), 9)) if isinstance(e, RepairBegun)], "not in sync"
+    assert [e for e in replica.on_lead("a", Lead("M", 2, ("a", "b"), 4)) if isinstance(e, RepairBegun)]
+    assert replica.on_leader_lapsed("a") == []
+
+
+def with_disk(*, leads: bool, marks: dict[str, DiskMark] | None = None) -> tuple[Replica, list[Any]]:
+    """Return replica "a", whose disk is compared, and what followed when it had learned who leads."""
+    replica = Replica(market="M", node="a", applied=EMPTY, incarnation=1, disk=DiskState().begin())
+    assert replica.start() == [ReadMarks()]
+    assert replica.on_marks(marks or {}) == [ReadRecord()]
+    record = MarketRecord("M", 1, 1, "a" if leads else "b", ("a",) if leads else ("a", "b"))
+    report = replica.on_record(record, 0)[-1]
+    assert isinstance(report, ReportMark)
+    assert replica.role is Role.FOLLOWING, "nothing is done before this life is reported"
+    assert ReadRecord() in replica.on_marked(report.mark)
+    return replica, replica.on_record(record, 0)
+
+
+def test_a_leader_that_hears_of_a_newer_record_than_the_store_holds_stops_and_a_follower_takes_nothing_over() -> None:
+    for leads in (True, False):
+        replica, effects = with_disk(leads=leads)
+        current = MarketRecord("M", 1, 1, "b", ("a", "b"))
+        if leads:
+            (claim,) = [effect for effect in effects if isinstance(effect, SwapRecord)]
+            current = MarketRecord("M", 2, 2, "a", ("a",))
+            replica.on_swapped(claim, current, 0)
+        (read,) = replica.on_objection("c", Objection("M", 1, 9, 5, 0, 0, bytes(32)))
+        assert isinstance(read, ReadRecord)
+        told = replica.on_record(current, 0, read.claim)[-1]
+        assert isinstance(told, Stop if leads else Troubled)
+        assert told.error is not None
+        assert told.error.code == "coordinator_behind"
+        if not leads:
+            replica.on_leader_lapsed("b")
+            assert not [e for e in replica.on_record(current, 0) if isinstance(e, SwapRecord)]
+            replica.on_record(MarketRecord("M", 9, 5, "b", ("a", "b")), 0)
+            assert replica.trouble is None, "the newer store is back"
+
+
+def test_a_record_older_than_one_that_was_seen_is_found_out_though_the_log_does_not_show_it() -> None:
+    disk = DiskState(version=7, epoch=3).begin()
+    replica = Replica(market="M", node="a", applied=EMPTY, incarnation=1, disk=disk)
+    replica.on_peer_up("b")
+    replica.on_marks({})
+    for older in (None, MarketRecord("M", 6, 3, "a", ("a",)), MarketRecord("M", 8, 2, "a", ("a",))):
+        effects = replica.on_record(older, 0)
+        assert replica.trouble is not None
+        assert replica.trouble.code == "coordinator_behind"
+        (objection,) = sent(effects, Objection)
+        assert (objection.seen_version, objection.seen_epoch) == (7, 3)
+        assert not [effect for effect in effects if isinstance(effect, CreateRecord | SwapRecord)]
