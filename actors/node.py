@@ -74,7 +74,7 @@ from .book.commands import (
 )
 from .book.feed import Unwatch, Watch
 from .book.journal import FolderLock
-from .book.messages import ForceLeader, HandOver, Heard, ProposeRules, Query, Retire
+from .book.messages import ForceLeader, HandOver, Heard, ProposeRules, Query, Retire, SetTime, TimeSet
 from .book.meters import MarketMeters
 from .book.record import COMMANDS_MAX, Tail
 from .book.rules import DecimalLike, MarketRules, difference
@@ -121,6 +121,7 @@ from .market.views import (
     Trade,
     result_of,
 )
+from .peers.clocks import BOUND_MS, Clocks
 from .peers.discovery import JOINS_ALL, NODE_SERVICE, Announce, DiscoveryActor, Find, Unannounce
 from .peers.links import LINK_OF, Links
 from .peers.messages import HelloHeard, PeerDown, PeerFound, PeerLost
@@ -137,6 +138,8 @@ if TYPE_CHECKING:
 
 logger = get_logger(__name__)
 
+CLOCK_BOUND_MS_MIN: Final = 50
+"""Least bound of clocks, in milliseconds: below, the round trip of a busy network would count as a wrong clock."""
 HAND_OVER_S: Final = 3.0
 """How long a node that closes waits for others to take over what it leads, in seconds."""
 UNANSWERED_MAX: Final = 65_536
@@ -251,6 +254,7 @@ class ExchangeNode:
         serve_directory: str | None = None,
         ttl_ms: int = 2000,
         min_in_sync: int = 1,
+        clock_bound_ms: int = BOUND_MS,
         lease_ms: int = 2000,
         snapshot_every: int = 250_000,
         observe: Sequence[str] = (),
@@ -276,6 +280,8 @@ class ExchangeNode:
             advertise: the address to announce where it differs from ``listen`` (behind NAT, or 0.0.0.0).
             serve_directory: also be a rendezvous, at this address.
             ttl_ms: how long the directory remembers this node when it falls silent.
+            clock_bound_ms: how far a clock may be from most others' until it counts as off, and a market's time from
+                what is expected of it until the clocks vote, in milliseconds.
             min_in_sync: how many replicas have to hold a command durably before it is answered.
             lease_ms: how long the others wait, when this node falls silent, before one takes over what it leads.
             snapshot_every: after how many commands a market's book is written to disk whole and its log pruned.
@@ -305,6 +311,11 @@ class ExchangeNode:
         for what, number in (("ttl_ms", ttl_ms), ("min_in_sync", min_in_sync), ("lease_ms", lease_ms)):
             _check_whole(what, number)
         _check_whole("snapshot_every", snapshot_every)
+        if type(clock_bound_ms) is not int or clock_bound_ms < CLOCK_BOUND_MS_MIN:
+            raise ConfigurationError(
+                f"clock_bound_ms is at least {CLOCK_BOUND_MS_MIN} whole milliseconds, not {shown(clock_bound_ms)}"
+            )
+        self._clock_bound_ms = clock_bound_ms
         for what, address in (("listen", listen), ("advertise", advertise), ("metrics", metrics)):
             _check_text(what, address)
         _check_text("serve_directory", serve_directory)
@@ -482,6 +493,8 @@ class ExchangeNode:
             report=self._report,
             identity=self._identity,
             certified=self._inbox.certified,
+            clock_bound_ms=self._clock_bound_ms,
+            store_clock=self.meters.store.clock,
         )
         if self._identity is not None and self._identity.seconds_left < ENDS_SOON_S:
             logger.warning("certificate_ends_soon", node=self.node_id, ends=self._identity.member.ends)
@@ -625,6 +638,8 @@ class ExchangeNode:
             store=self._coordinator_id,
             take_snapshot=lambda message: tell(self._snapshotter, message),
             min_in_sync=self._min_in_sync,
+            clock_bound_ms=self._clock_bound_ms,
+            clocks=self._links.clocks,
             snapshot_every=self._snapshot_every,
             observer=observer,
             report=self._report,
@@ -793,7 +808,10 @@ class ExchangeNode:
                     logger.info("market_joined", node=self.node_id, market=market)
 
     def _alive(self) -> set[str]:
-        return {self.node_id, *self._links.linked()}
+        """Return the nodes that are there and may be handed markets: none whose clock is off, while any is right."""
+        clocks, linked = self._links.clocks(), self._links.linked()
+        right = {node for node in linked if node in clocks.right or node not in clocks.offsets}
+        return right if clocks.off and right else {self.node_id, *(right or linked)}
 
     def _even_out(self, move: Move) -> None:
         """Hand one market over, if it is well and the node that is to lead it keeps up: then it pauses for ms."""
@@ -907,10 +925,7 @@ class ExchangeNode:
         Raises:
             Unavailable: as :meth:`force_plan`, or the outcome is unknown (codes ``outcome_unknown``, ``timeout``).
         """
-        if type(reason) is not str or not 1 <= len(reason) <= REASON_LENGTH_MAX or not is_utf8(reason):
-            raise InvalidRequest(
-                f"the reason is a string of 1 to {REASON_LENGTH_MAX} characters", code="invalid_reason"
-            )
+        checked_reason(reason)
         deadline_s = self._deadline_s(timeout)
         found, record, alive = self._force_plan(market)
         if plan is not None and plan != found:
@@ -925,6 +940,29 @@ class ExchangeNode:
             return future.result(max(0.0, deadline_s - time.monotonic()))
         except FutureTimeoutError:
             raise RequestTimeout(f"market {market}: the outcome is unknown; see the status of this node") from None
+
+    def set_time(self, market: str, *, reason: str, timeout: float | None = None) -> TimeSet:
+        """Set the time of a market that this node leads to that of this machine's clock; return what it was and is.
+
+        For a log whose time a wrong clock has put into the future, or left in the past. It is a command in the log:
+        every replica does the same. No order is changed by it: one that is good till a date stays good till that date,
+        by the time that holds from now on; one that is due by it lapses at once.
+
+        Args:
+            market: the market's name.
+            reason: who does it and why, for the log; 1 to 500 characters.
+            timeout: seconds to wait; default the node's.
+
+        Raises:
+            Unavailable: this node does not lead the market (code ``not_leader``), its clock differs from most of its
+                peers' (``clock_off``), or the market's time is right (``not_needed``).
+        """
+        reason = checked_reason(reason)
+        deadline_s = self._deadline_s(timeout)
+        timeout = self.timeout if timeout is None else timeout
+        found = cast("TimeSet", self._ask_message(self._book(market), SetTime(reason), timeout))
+        self.wait_sequence(market, found.sequence, timeout=max(0.0, deadline_s - time.monotonic()))
+        return found
 
     def _hand_over(self) -> None:
         """Hand over what this node leads, one market after the other: each pauses only for its own hand-over."""
@@ -1275,6 +1313,7 @@ class ExchangeNode:
             "directory": list(self._rendezvous),
             "coordinator": self._coordinator_id,
             "coordinator_error": self._store_error(),
+            "clock": self._links.clocks().as_json(),
             "peers": self._links.known(),
             "frames_refused": self._inbox.frames_refused,
             "failures": list(self._failures),
@@ -1282,6 +1321,11 @@ class ExchangeNode:
             "messages_refused": self._remote.refused,
             "markets": self.market_statuses(min(self.timeout, STATUS_S_MAX)),
         }
+
+    @property
+    def clocks(self) -> Clocks:
+        """This machine's clock among those of the nodes that this one is linked to."""
+        return self._links.clocks()
 
     def _store_error(self) -> str | None:
         try:
@@ -1765,6 +1809,13 @@ class ExchangeNode:
     def _close_subscriptions(self) -> None:
         for subscription in self._subscriptions:
             subscription.close()
+
+
+def checked_reason(value: str) -> str:
+    """Return ``value`` if it can say in a log why an operator did something."""
+    if type(value) is not str or not 1 <= len(value) <= REASON_LENGTH_MAX or not is_utf8(value):
+        raise InvalidRequest(f"the reason is a string of 1 to {REASON_LENGTH_MAX} characters", code="invalid_reason")
+    return value
 
 
 def _strings(value: object, what: str) -> list[str]:

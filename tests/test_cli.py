@@ -802,6 +802,8 @@ def asking() -> dict[str, tuple[str, ...]]:
         "orders": ("orders", MARKET),
         "status": ("status",),
         "transfer": ("transfer", MARKET),
+        "clock show": ("clock", "show"),
+        "clock reset": ("clock", "reset", MARKET, "--reason", "a test"),
         "market create": ("market", "create", "X", "--tick", "1"),
         "market list": ("market", "list"),
         "force-leader": ("force-leader", MARKET, "--reason", "a test", "--yes"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Iterable, Mapping
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from .errors import Unavailable, ensure
 
@@ -79,6 +79,15 @@ class DiskMark:
         ensure(0 < len(self.life) <= KEY_LENGTH_MAX, f"a life has 1 to {KEY_LENGTH_MAX} characters")
         ensure(self.epoch >= 0, f"epoch {self.epoch} is below 0")
         ensure(self.sequence >= 0, f"sequence {self.sequence} is below 0")
+
+
+class ToldTime(NamedTuple):
+    """What the clock of a store's host said: whole seconds since the Unix epoch, in nanoseconds."""
+
+    theirs_ns: int
+    round_trip_ns: int
+    at_ns: int
+    """When the answer came, on the monotonic clock."""
 
 
 class Coordinator(Protocol):
@@ -157,6 +166,10 @@ class Coordinator(Protocol):
 
         It may have been renewed before the caller acts; whoever acts on it has to do so by a swap.
         """
+
+    @property
+    def told_time(self) -> ToldTime | None:
+        """What the clock of the store's host said last; None where it is this machine's, or is not told."""
 
     def close(self) -> None:
         """Give up the connection; the store stays. Idempotent."""

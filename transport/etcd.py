@@ -42,10 +42,21 @@ import urllib.parse
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, Final
 
-from .coordinator import MARKS_MAX, UNAVAILABLE_CODE, DiskMark, MarketRecord, OneThread, first_record, in_use, successor
+from .coordinator import (
+    MARKS_MAX,
+    UNAVAILABLE_CODE,
+    DiskMark,
+    MarketRecord,
+    OneThread,
+    ToldTime,
+    first_record,
+    in_use,
+    successor,
+)
 from .errors import (
     Closed,
     ConfigurationError,
@@ -202,6 +213,8 @@ class EtcdCoordinator:
         """Which object a lease belongs to, and what a person who looks at it wants to know."""
         self._unsettled: dict[str, _Unsettled] = {}
         self._session: Any = self._requests.Session()
+        self._session.hooks["response"].append(self._note_time)
+        self._told_time: ToldTime | None = None
         self._session.trust_env = False  # no proxy and no password out of the environment or ~/.netrc
         self._session.verify = str(ca) if ca else True
         self._session.cert = (str(cert), str(key)) if cert else None
@@ -334,6 +347,18 @@ class EtcdCoordinator:
     def lapsed(self, node: str) -> bool:
         with self._operation() as until_s:
             return not self._read(until_s, _range(self._key("leases/", node)))
+
+    @property
+    def told_time(self) -> ToldTime | None:
+        """What the ``Date`` of etcd's last answer said: of the member that gave it."""
+        return self._told_time
+
+    def _note_time(self, answer: Any, *_: object, **__: object) -> None:
+        """Take in the ``Date`` of an answer."""
+        with contextlib.suppress(TypeError, ValueError, OverflowError):
+            told = parsedate_to_datetime(answer.headers.get("Date"))
+            round_trip_ns = int(answer.elapsed.total_seconds() * 1e9)
+            self._told_time = ToldTime(int(told.timestamp()) * 10**9, round_trip_ns, time.monotonic_ns())
 
     def close(self) -> None:
         with self._owned:

@@ -95,6 +95,13 @@ EVENTS: Final[Mapping[str, str]] = {
     "rendezvous_failed": "The rendezvous goes on after an unexpected error.",
     "rendezvous_refused": "A request to the rendezvous broke the protocol; its connection is ended.",
     "rendezvous_unread": "A client of the rendezvous takes no answers; its connection is ended.",
+    # Clocks.
+    "clock_off": "This machine's clock differs from most of its peers': set it. Another node leads where one can.",
+    "clock_right": "This machine's clock agrees with most of its peers' again.",
+    "clock_jump_refused": "The wall clock has jumped; the market's time goes on without it.",
+    "log_time_off": "The market's time is off by more than the bound: see `openoutcry clock reset`.",
+    "log_time_right": "The market's time is right again.",
+    "log_time_set": "An operator has set the market's time to that of this machine's clock.",
     # The coordinator.
     "coordinator_unusable": "The coordinator cannot be used; markets go on as they are.",
     "coordinator_usable": "The coordinator can be used again.",

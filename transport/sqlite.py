@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from .coordinator import UNAVAILABLE_CODE, DiskMark, MarketRecord, OneThread, first_record, in_use, successor
+from .coordinator import UNAVAILABLE_CODE, DiskMark, MarketRecord, OneThread, ToldTime, first_record, in_use, successor
 from .errors import Closed, ConfigurationError, InvariantBroken, OpenOutcryError, StorageError, Unavailable, present
 from .files import checked_path, told
 from .forks import guard
@@ -220,6 +220,11 @@ class SqliteCoordinator:
                 "SELECT node, number, life, epoch, sequence FROM disk WHERE market = ?", (market,)
             ).fetchall()
         return {node: DiskMark(*values) for node, *values in rows}
+
+    @property
+    def told_time(self) -> ToldTime | None:
+        """None: the file is on this machine."""
+        return None
 
     def close(self) -> None:
         with self._owned:

@@ -44,13 +44,16 @@ from ...transport.identity import Member
 from ...transport.log import PROGRESS_S, get_logger
 from ..kit.backoff import Backoff
 from ..kit.node_actor import QUIET, TICK, ActorFailed, NodeActor, stop_and_join, tell
+from ..kit.uptime import uptime_ns
 from ..leadership.messages import CoordinatorAnswer, CoordinatorCall, DiskMarked, NodeIdTaken
+from ..peers.clocks import ALONE, BOUND_MS, Clocks
 from ..peers.messages import PeerDown, PeerGone, PeerUp
-from .commands import CLOCK, CONFIGURE, DUPLICATE, REJECTED, Command, Event
+from .commands import CLOCK, CONFIGURE, DUPLICATE, REJECTED, SET_TIME, Command, Event, checked_commands
 from .core import Core, CoreEffect, sends_first
 from .disk import DiskState, keep_disk, read_disk
 from .feed import Applied, Unwatch, Watch, Watcher
 from .journal import Journal, put_aside
+from .logtime import LogTime
 from .messages import (
     SUBMITTED,
     BeginLogAt,
@@ -71,12 +74,14 @@ from .messages import (
     Query,
     ReadLog,
     Retire,
+    SetTime,
     SnapshotFailed,
     SnapshotKept,
     SnapshotNotKept,
     SnapshotStored,
     SnapshotTaken,
     TakeSnapshot,
+    TimeSet,
 )
 from .meters import MarketMeters
 from .orderbook import BROKEN, OrderBook
@@ -114,6 +119,7 @@ from .submission import Outcome, Request, Submissions
 from .transfer import TakeImage
 from .wire import (
     MARKET_CODEC,
+    Append,
     Chunk,
 )
 from .writer import JournalActor, LogWriter
@@ -166,6 +172,8 @@ class BookActor(NodeActor):
         report: Callable[[ActorFailed], None],
         meters: MarketMeters | None = None,
         clock_ns: Callable[[], int] = time.time_ns,
+        clock_bound_ms: int = BOUND_MS,
+        clocks: Callable[[], Clocks] = lambda: ALONE,
         member_of: Callable[[str], Member | None] | None = None,
     ) -> None:
         """Open the journal in ``folder`` and recover the book as far as it is known to be committed.
@@ -179,6 +187,8 @@ class BookActor(NodeActor):
 
         ``observer``: read only, outside the in-sync set. A damaged journal is put aside, and the replica repaired from
         a peer; until it is, it does not lead.
+
+        ``clocks``: this machine's clock among those of others; ``clock_bound_ms``: how far the log's time may be off.
 
         ``member_of`` tells what the certificate of a node says, by the node's id: for which accounts it may bring
         commands here to be ordered. None: nodes have none, and may bring anybody's.
@@ -195,6 +205,10 @@ class BookActor(NodeActor):
         self._submissions = submissions
         self._coordinator = coordinator
         self._clock_ns = clock_ns
+        self._clock_bound_ns = clock_bound_ms * 1_000_000
+        self._clocks = clocks
+        self._log_time = LogTime(self._clock_bound_ns)
+        self._time_off = self._jump_refused = False
         self._member_of = member_of
         self.book = OrderBook()
         self.recovered = 0
@@ -462,6 +476,8 @@ class BookActor(NodeActor):
                 replica.retired = True
             case ProposeRules():
                 self._own_rules = self._own_rules or message.rules
+            case SetTime():
+                return self._set_time(message.reason)
             case Watch():
                 return self._watch(message)
             case Unwatch():
@@ -493,13 +509,16 @@ class BookActor(NodeActor):
         if self.replica.resigned and time.monotonic() > self._resigned_until_s:
             self.replica.resigned = False  # whoever asked for it asks no more: a node that leads takes orders
         self._warn_of_late_requests(now_ns)
+        clocks = self._clocks()
+        self.replica.on_clocks(off=clocks.off, right=clocks.right)
         self._run(self.core.on_tick(now_ns))
         self._report_disk()
         self._watch_leader()
         self._say_progress(now_ns)
+        self._say_time()
         self._try_again()
         expiry_ns = self.book.next_expiry_ns()
-        if expiry_ns is not None and expiry_ns <= self._clock_ns() and self._leads and not self._requests.waiting:
+        if expiry_ns is not None and self._leads and not self._requests.waiting and expiry_ns <= self._next_ns():
             self._requests.add_own((CLOCK, "", ""))
 
     def _say_progress(self, now_ns: int) -> None:
@@ -512,6 +531,71 @@ class BookActor(NodeActor):
             self._said_ns = now_ns
             state = {"fetched": len(fetched.data), "bytes": fetched.size} if fetched is not None else {}
             self._log.info("catching_up", sequence=replica.applied, of=replica.known_committed, **state)
+
+    @property
+    def _last_ns(self) -> int:
+        """The time of the log's last record."""
+        return self.replica.pending[-1].timestamp_ns if self.replica.pending else self.book.timestamp_ns
+
+    def _next_ns(self) -> int:
+        """The time of a record that would be made now."""
+        return self._log_time.next_ns(self._last_ns, self._clock_ns(), uptime_ns(), self._clocks())
+
+    @property
+    def _time_off_ns(self) -> int:
+        """How far the log's time is ahead of what most clocks say, if that is beyond the bound; else 0."""
+        if not self._last_ns:
+            return 0
+        off_ns = self._log_time.offset_ns(self._last_ns, self._clock_ns(), uptime_ns(), self._clocks())
+        return off_ns if abs(off_ns) > self._clock_bound_ns else 0
+
+    def _say_time(self) -> None:
+        """Tell once when the log's time goes wrong, or right again, and when the wall clock has jumped away from it."""
+        off_ns = self._time_off_ns
+        if bool(off_ns) != self._time_off:
+            self._time_off = bool(off_ns)
+            log = self._log.error if off_ns else self._log.info
+            log("log_time_off" if off_ns else "log_time_right", ahead_s=round(off_ns / 1e9, 3))
+        jumped_ns = self._log_time.jumped_ns if self._leads else 0
+        if jumped_ns and not self._jump_refused:
+            self._log.error("clock_jump_refused", jumped_s=round(jumped_ns / 1e9, 3), sequence=self.book.sequence)
+        self._jump_refused = bool(jumped_ns)
+
+    def _note_time(self, leader: str, effects: Sequence[object]) -> None:
+        """Follower: what its leader sends to all has come in as it was made."""
+        if effects and isinstance(effects[0], PersistRecords):
+            stamp_ns = effects[0].records[-1].timestamp_ns
+            self._log_time.seen(leader, stamp_ns, self._clock_ns(), uptime_ns(), self._clocks())
+
+    def _set_time(self, reason: str) -> TimeSet:
+        """Leader: an operator says that this machine's clock is right, and the log's time wrong."""
+        if not self._leads:
+            leader = self.replica.leader
+            raise Unavailable(
+                f"market {self._market} is led by {leader or 'nobody'}, or too few replicas are in sync: set its time "
+                "at the node that leads it",
+                code="not_leader",
+            )
+        clocks = self._clocks()
+        if clocks.off:
+            raise Unavailable(
+                f"market {self._market}: this machine's clock differs from most of its peers' by "
+                f"{clocks.agreed_ns / 1e9:+.3f} s: set the clock first",
+                code="clock_off",
+            )
+        before_ns, after_ns = self._last_ns, self._clock_ns()
+        if not self._time_off_ns:
+            raise Unavailable(
+                f"market {self._market}: its time agrees with this machine's clock within the bound, "
+                f"{self._clock_bound_ns // 10**6} ms",
+                code="not_needed",
+            )
+        self._log_time.forget()
+        ((*_, text),) = checked_commands(((SET_TIME, "", "", reason),), internal=True)
+        self._propose(((SET_TIME, "", "", text),), (), at_ns=after_ns)
+        sequence = self.replica.tail.sequence
+        self._log.critical("log_time_set", sequence=sequence, moved_s=round((after_ns - before_ns) / 1e9, 3), note=text)
+        return TimeSet(sequence, before_ns, after_ns)
 
     def _warn_of_late_requests(self, now_ns: int) -> None:
         if late := self._requests.expired(now_ns):
@@ -595,9 +679,10 @@ class BookActor(NodeActor):
         if (record := self._requests.next_record()) is not None:
             self._propose(*record)
 
-    def _propose(self, commands: tuple[Command, ...], origins: tuple[Origin, ...]) -> None:
-        last_ns = self.replica.pending[-1].timestamp_ns if self.replica.pending else self.book.timestamp_ns
-        timestamp_ns = max(self._clock_ns(), last_ns)
+    def _propose(self, commands: tuple[Command, ...], origins: tuple[Origin, ...], *, at_ns: int | None = None) -> None:
+        timestamp_ns = at_ns
+        if timestamp_ns is None:
+            timestamp_ns = self._log_time.stamp(self._last_ns, self._clock_ns(), uptime_ns(), self._clocks())
         self.meters.batch.observe(len(commands))
         self._writing = True
         self._untold = self._told_soon = False
@@ -612,7 +697,10 @@ class BookActor(NodeActor):
 
     def _hear(self, heard: Heard) -> None:
         try:
-            self._run(self.core.on_message(heard.sender, heard.message, time.monotonic_ns()))
+            effects = self.core.on_message(heard.sender, heard.message, time.monotonic_ns())
+            if isinstance(heard.message, Append) and not heard.message.join:
+                self._note_time(heard.sender, effects)
+            self._run(effects)
         except MemoryError as error:
             if self.core.transfer.fetched is not None or not isinstance(heard.message, Chunk):
                 raise
@@ -914,6 +1002,8 @@ class BookActor(NodeActor):
                 else:
                     rejected.append(event)
             self.counters["commands"] += len(record.commands)
+            if record.commands[0][0] == SET_TIME:
+                self._log_time.forget()
             if expected is not None and expected[0] == record.last_sequence:
                 state_hash = book.state_hash()
                 if state_hash != expected[1]:
@@ -1081,6 +1171,7 @@ class BookActor(NodeActor):
     def _put_in(self, book: OrderBook) -> None:
         """Go on from ``book``; who watches has to take it anew."""
         self.book = book
+        self._log_time.forget()
         self._book_number += 1
         self._snapshot_at = book.sequence
         self._end_watches(None)
@@ -1101,6 +1192,7 @@ class BookActor(NodeActor):
             "present": replica.present,
             "resigned": replica.resigned,
             "yields": self._yields,
+            "time_off_s": round(self._time_off_ns / 1e9, 3),
             "linked": replica.leader in self._links,
             "matched": replica.matched,
             "known": replica.known_committed,

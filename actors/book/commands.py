@@ -12,6 +12,7 @@ Commands (``account`` is who asks, ``client_order_id`` names the request for exa
     (AMEND, account, client_order_id, order_id, price | None, open_quantity | None)
     (CLOCK, "", "")                         lets good-till-date orders lapse when nothing else happens
     (CONFIGURE, "", "", rules)              the market's rules, :meth:`MarketRules.to_tuple`; the log's first command
+    (SET_TIME, "", "", text)                the log goes on from its record's time, earlier or not; alone in a record
     (NOTE, "", "", text)                    changes nothing; tells readers of the log what an operator did to the market
 
 Events, each with the sequence number of the command that caused it::
@@ -45,6 +46,7 @@ AMEND: Final = 4
 CLOCK: Final = 5
 CONFIGURE: Final = 6
 NOTE: Final = 7
+SET_TIME: Final = 8
 
 ACCEPTED: Final = 1
 REJECTED: Final = 2
@@ -155,7 +157,7 @@ def checked_commands(commands: Any, *, internal: bool = False) -> tuple[Command,
     """Return ``commands`` if every one is well formed: kinds, types, ranges and lengths; the border check.
 
     Whether the market allows a well-formed command is the book's question, not this one's. ``internal``
-    commands (CLOCK, CONFIGURE, NOTE) come from a leader's log only, never from a participant.
+    commands (CLOCK, CONFIGURE, NOTE, SET_TIME) come from a leader's log only, never from a participant.
 
     Raises:
         ProtocolError: something is not as the module's layouts say; nothing may be used.
@@ -177,7 +179,7 @@ def checked_commands(commands: Any, *, internal: bool = False) -> tuple[Command,
             raise ProtocolError(
                 f"command: account and client order id are strings of at most {NAME_LENGTH_MAX} characters"
             )
-        if not account and not (internal and kind in (CLOCK, CONFIGURE, NOTE)):
+        if not account and not (internal and kind in (CLOCK, CONFIGURE, NOTE, SET_TIME)):
             raise ProtocolError("command: the account is empty")
         well_formed = False
         if kind == SUBMIT and len(command) == 10:
@@ -215,11 +217,11 @@ def checked_commands(commands: Any, *, internal: bool = False) -> tuple[Command,
         elif internal and kind == CONFIGURE and len(command) == 4:
             MarketRules.from_tuple(command[3])
             well_formed = True
-        elif internal and kind == NOTE and len(command) == 4:
+        elif internal and kind in (NOTE, SET_TIME) and len(command) == 4:
             text = command[3]
             well_formed = type(text) is str and is_utf8(text) and 1 <= len(text.encode()) <= NOTE_SIZE_MAX
         if not well_formed or type(kind) is not int:
-            shown = kind if type(kind) is int and SUBMIT <= kind <= NOTE else "that"
+            shown = kind if type(kind) is int and SUBMIT <= kind <= SET_TIME else "that"
             raise ProtocolError(f"command: not a well-formed command of kind {shown}")
     return commands
 

@@ -244,3 +244,22 @@ class Query:
     """The API to a BookActor (ask): run ``read(actor)`` on its thread and answer the result; it must change nothing."""
 
     read: Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SetTime:
+    """The API to a BookActor (ask): set the log's time to that of this machine's clock, because of ``reason``.
+
+    Answers the sequence number of the command that does, and the log's time before and after; raises Unavailable.
+    """
+
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TimeSet:
+    """Answers :class:`SetTime`; times in nanoseconds since the Unix epoch."""
+
+    sequence: int
+    before_ns: int
+    after_ns: int

@@ -47,6 +47,7 @@ from .commands import (
     NOTE,
     NOTED,
     REJECTED,
+    SET_TIME,
     SUBMIT,
     TRADE,
     Code,
@@ -307,14 +308,15 @@ class OrderBook:
     def apply(self, first_sequence: int, timestamp_ns: int, commands: Sequence[Command]) -> list[Event]:
         """Execute ``commands`` as sequences ``first_sequence``, ``first_sequence + 1``, … and return their events.
 
-        ``timestamp_ns`` is the leader's time of the whole batch; it never runs backwards in a log. How a log is cut
+        ``timestamp_ns`` is the leader's time of the whole batch; it never runs backwards in a log, but by a SET_TIME,
+        which is alone in its batch: orders stay good till the dates that they were given. Else how a log is cut
         into batches does not change the result. A submitted order's id is its sequence number.
         """
         if not commands:
             raise InvariantBroken("an empty batch: time would pass, and orders lapse, at no sequence number")
         if first_sequence != self.sequence + 1:
             raise InvariantBroken(f"gap: {first_sequence} after {self.sequence}")
-        if timestamp_ns < self.timestamp_ns:
+        if timestamp_ns < self.timestamp_ns and (commands[0][0] != SET_TIME or len(commands) > 1):
             raise InvariantBroken(f"time ran backwards at {first_sequence}")
         self.timestamp_ns = timestamp_ns
         events: list[Event] = []
@@ -458,7 +460,7 @@ class OrderBook:
             elif kind == CONFIGURE:
                 self._configure(sequence, command, events)
                 window, more_rules, quantity_min, quantity_max, price_min, price_max = self._limits_now
-            elif kind == NOTE:
+            elif kind in (NOTE, SET_TIME):
                 events.append((NOTED, sequence, command[3]))
             elif kind != CLOCK:
                 raise InvariantBroken(f"unknown command {command!r} passed the border")

@@ -15,7 +15,7 @@ import msgpack
 
 from ...transport import codec
 from ...transport.errors import ProtocolError, ensure
-from .commands import Command, checked_commands
+from .commands import SET_TIME, Command, checked_commands
 
 CHAIN_START: Final = bytes(32)
 """The chain before the first record."""
@@ -100,6 +100,8 @@ class Record(NamedTuple):
         _ORIGINS(origins, "record: origins")
         if not 1 <= len(commands) <= COMMANDS_MAX or sum([count for _, _, count in origins]) > len(commands):
             raise ProtocolError("record: the number of commands is out of range")
+        if len(commands) > 1 and any([command[0] == SET_TIME for command in commands]):
+            raise ProtocolError("record: the log's time is set among other commands")
         if first_sequence != after.sequence + 1 or epoch < after.epoch:
             raise ProtocolError(
                 f"record {first_sequence} of epoch {epoch} cannot follow {after.sequence} of epoch {after.epoch}",

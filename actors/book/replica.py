@@ -55,6 +55,12 @@ STALL_MS_MAX: Final = 2000
 
 Longer than a link takes to come back after a short break, so that leadership stays where it is.
 """
+CLOCK_TRY_NS: Final = 2_000_000_000
+"""How long a leader whose clock is off takes in nothing, in nanoseconds, for another to take over."""
+CLOCK_AGAIN_NS: Final = 20_000_000_000
+"""How often it tries, in nanoseconds."""
+CLOCK_PATIENCE_NS: Final = 2_000_000_000
+"""How long a member whose clock is off leaves it to others to replace a lost leader, in nanoseconds."""
 SEEN_MAX: Final = 256
 """Most names of former members that are remembered; beyond, those that are linked."""
 COORDINATOR_BEHIND: Final = "coordinator_behind"
@@ -350,6 +356,16 @@ class Replica:
         """Follower: the leader's log is being received, from our tail on."""
         self.retired = False
         """Its node ends, and its links before it: who is in sync stays as it is, for whoever takes over."""
+        self.clock_off = False
+        """This machine's clock is off: another leads if it can."""
+        self._clock_right: frozenset[str] = frozenset()
+        """The other nodes whose clocks are right."""
+        self._clock_tried_ns = -CLOCK_AGAIN_NS
+        """Leader: since when it has tried to hand over because of its clock."""
+        self._clock_resigned = False
+        self._deferred: tuple[str, int] | None = None
+        """Follower: which leader is gone, and since when others have had the time to replace it."""
+        self._now_ns = 0
         self.gone: set[str] = set()
         """Members whose process has ended, as far as is known: nobody waits for them."""
         self._base = applied
@@ -523,9 +539,12 @@ class Replica:
         self._must_read = True
         return self._set_trouble(error)
 
-    def _object(self, nodes: tuple[str, ...]) -> list[Effect]:
-        """Tell ``nodes`` what is known and committed here, because what they do does not go together with it."""
-        base = self._base
+    def _object(self, nodes: tuple[str, ...], base: Tail = EMPTY) -> list[Effect]:
+        """Tell ``nodes`` what is known here, because what they do does not go together with it.
+
+        And what is committed, up to ``base``, where their log lacks that: else one that has begun to lead since would
+        take an objection to its former epoch for one to its log.
+        """
         known = Objection(
             self.market, self.epoch, self.disk.version, self.disk.epoch, base.epoch, base.sequence, base.chain
         )
@@ -540,6 +559,8 @@ class Replica:
         forced = self.record.forced if self.record is not None else 0
         if self.role is not Role.LEADING or message.epoch != self.epoch or message.tail_epoch < forced:
             return []  # what was forced past is put aside
+        if message.tail_sequence == 0:
+            return []  # nothing is said of our log
         others = tuple([member for member in self.in_sync if member != self.node])
         why = (
             f"its disk is an older copy: {sender} holds entry {message.tail_sequence} of epoch {message.tail_epoch}, "
@@ -636,8 +657,41 @@ class Replica:
         """
         if self.role is not Role.FOLLOWING or self._loading or self.repairing or self.observer or not self._checked:
             return []
+        if self._leaves_it_to_others(leader):
+            return []
         self._lapsed = leader
         return [ReadRecord()]
+
+    def on_clocks(self, *, off: bool, right: frozenset[str]) -> None:
+        """Whether this machine's clock is off, and which of the other nodes have clocks that are right."""
+        self.clock_off, self._clock_right = off, right
+
+    def _leaves_it_to_others(self, leader: str) -> bool:
+        """Follower: whether its clock is off, and a member with a right one has the first try to replace ``leader``."""
+        others = self._clock_right.intersection(self.in_sync, self._links) - {leader}
+        if not self.clock_off or not others:
+            self._deferred = None
+            return False
+        if self._deferred is None or self._deferred[0] != leader:
+            self._deferred = leader, self._now_ns
+        return self._now_ns - self._deferred[1] < CLOCK_PATIENCE_NS
+
+    def _hand_over_for_clock(self, now_ns: int) -> list[Effect]:
+        """Leader: its clock is off, and a member has a right one: for a moment nothing is taken in, for it to lead."""
+        right = [name for name in self.successors() if name in self._clock_right]
+        if not self.clock_off or not right or self.retired:
+            return self._end_clock_try()
+        if now_ns - self._clock_tried_ns >= CLOCK_AGAIN_NS:
+            self._clock_tried_ns = now_ns
+        if now_ns - self._clock_tried_ns >= CLOCK_TRY_NS:
+            return self._end_clock_try()
+        self._clock_resigned = True
+        return self.resign(right[0])
+
+    def _end_clock_try(self) -> list[Effect]:
+        if self._clock_resigned:
+            self._clock_resigned = self.resigned = False
+        return []
 
     def _may_succeed(self, record: MarketRecord) -> bool:
         """Follower: whether the leader lets another lead, and this replica is one that could commit in its place.
@@ -647,6 +701,8 @@ class Replica:
         """
         linked = self._members_seen & self._links
         fit = self.role is Role.FOLLOWING and not self.repairing and record.leader not in linked
+        if record.yielding and fit and self._leaves_it_to_others(record.leader):
+            return False
         return (
             record.yielding and fit and len(linked) + 1 >= self.min_in_sync and not linked.issubset(self._stalled_with)
         )
@@ -774,7 +830,7 @@ class Replica:
         if self.role is Role.CLAIMING:
             effects += self._end_repair() if swap.force else []
             self.role = Role.LEADING
-            self.resigned = False
+            self.resigned = self._clock_resigned = False
             self.epoch = record.epoch
             self.leader = self.node
             self.joined = False
@@ -871,10 +927,11 @@ class Replica:
         return self._on_tick(now_ns)
 
     def _on_tick(self, now_ns: int) -> list[Effect]:
+        self._now_ns = now_ns
         if self.role is Role.LEADING:
             if self._swap_lost:
                 return [ReadRecord()]
-            return [*self._audit(now_ns), *self._reconsider(now_ns)]
+            return [*self._audit(now_ns), *self._reconsider(now_ns), *self._hand_over_for_clock(now_ns)]
         if self.role is not Role.FOLLOWING:
             return []
         if self.joined and not self._must_read:
@@ -1256,7 +1313,7 @@ class Replica:
             return self._put_aside(f"the leader's log is another after {keep}")
         if keep < self.committed:
             self.joined = False
-            return [*self._set_trouble(self._diverged(sender, keep)), *self._object((sender,))]
+            return [*self._set_trouble(self._diverged(sender, keep)), *self._object((sender,), self._base)]
         while self.pending and self.pending[-1].last_sequence > keep:
             self.pending.pop()
         self.tail = self.pending[-1].tail if self.pending else self._base

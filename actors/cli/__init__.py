@@ -35,6 +35,7 @@ _COMMANDS: Final[tuple[click.Command, ...]] = (
     show.status,
     admin.transfer,
     admin.market,
+    admin.clock,
     admin.force_leader,
     coordinator.coordinator,
     identity.identity,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ...transport.errors import OpenOutcryError, Unavailable
+from ...transport.identity import date_of
 from ..node import REASON_LENGTH_MAX
 from ..tools.config import parse_rules
 from .common import at_node, connect, print_json, say
@@ -111,6 +113,53 @@ def list_markets(*, node_name: str | None, data_dir: Path | None, timeout: float
             joined = "waiting: no node has opened it"
         rows.append((each["market"], joined, rules["tick_size"], rules["lot_size"]))
     say(*table(rows))
+
+
+@click.group()
+def clock() -> None:
+    """Compare a node's clock with others', or set a market's time to it."""
+
+
+@clock.command("show")
+@at_node
+def show_clock(*, node_name: str | None, data_dir: Path | None, timeout: float, as_json_text: bool) -> None:
+    """Show how far other clocks are ahead of the asked node's, and how far the time of its markets is."""
+    with connect(node_name, data_dir, timeout) as client:
+        found = client.status()
+    names, clocks = names_of(found), found["clock"]
+    markets = {name: each["time_off_s"] for name, each in found["markets"].items() if "time_off_s" in each}
+    if as_json_text:
+        print_json({**clocks, "markets_ahead_s": markets})
+        return
+    say(f"this machine's clock is {'off' if clocks['off'] else 'not known to be off'}")
+    rows = [("CLOCK", "AHEAD BY")]
+    rows += [(names.get(at, at), f"{each:+.3f} s") for at, each in clocks["offsets_s"].items()]
+    rows += [(f"market {name}", f"{each:+.3f} s" if each else "within the bound") for name, each in markets.items()]
+    say("\n".join(table(rows)))
+
+
+@clock.command("reset")
+@click.argument("market")
+@click.option(
+    "--reason", required=True, help=f"Who does it and why, for the log; up to {REASON_LENGTH_MAX} characters."
+)
+@at_node
+def reset_clock(
+    *, market: str, reason: str, node_name: str | None, data_dir: Path | None, timeout: float, as_json_text: bool
+) -> None:
+    """Set the time of MARKET to that of this machine's clock, at the node that leads it.
+
+    For a market whose time a wrong clock has put into the future, or left in the past; see `openoutcry clock show`. It
+    is a command in the log, the same for every replica. No order is changed: one that is good till a date stays good
+    till that date, by the time that holds from then on, and one that is due by it lapses at once.
+    """
+    with connect(node_name, data_dir, timeout) as client:
+        found = client.set_time(market, reason=reason)
+    if as_json_text:
+        print_json({"market": market, **found}, done=True)
+        return
+    before, after = (date_of(datetime.fromtimestamp(int(found[key]) / 1e9, UTC)) for key in ("before_ns", "after_ns"))
+    say(f"the time of {market} was {before} and is {after}, since sequence {found['sequence']}", done=True)
 
 
 @click.command("force-leader")

@@ -65,6 +65,7 @@ node_settings = options(
     click.option(
         "--min-in-sync", type=Whole(), help="Replicas that hold a command before it is answered.  [default: 1]"
     ),
+    click.option("--clock-bound-ms", type=Whole(), help="How far clocks may differ until one is off.  [default: 1000]"),
     click.option("--timeout", type=Number(), help="The default bound of a request, in seconds.  [default: 5]"),
     click.option("--snapshot-every", type=Whole(), help="Commands between snapshots.  [default: 250000]"),
     click.option("--metrics", metavar="HOST:PORT", help="Serve /metrics, /healthz, /readyz there.  [default: no]"),
@@ -226,6 +227,7 @@ def _run(config: NodeConfig, ended: threading.Event) -> None:
             serve_directory=config.serve_directory,
             ttl_ms=config.ttl_ms,
             min_in_sync=config.min_in_sync,
+            clock_bound_ms=config.clock_bound_ms,
             timeout=config.timeout,
             join_all=config.join_all,
             balance=config.balance,

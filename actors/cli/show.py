@@ -179,6 +179,9 @@ def status_lines(found: dict[str, Any]) -> list[str]:
     if identity := found["identity"]:
         lines.append(f"acts for {', '.join(identity['accounts'])}; its certificate ends {identity['ends']}")
     lines += [f"peer {peer['name']} ({at}): {_link_words(peer)}" for at, peer in peers.items()]
+    if found["clock"]["off"]:
+        ahead = ", ".join([f"{names.get(at, at)} {each:+.3f} s" for at, each in found["clock"]["offsets_s"].items()])
+        lines.append(f"clock: off: others are ahead by {ahead}; set this machine's clock")
     if found["coordinator_error"]:
         lines.append(f"coordinator: {found['coordinator_error']}")
     lines += [f"failure: {failure}" for failure in found["failures"]]
@@ -189,6 +192,8 @@ def status_lines(found: dict[str, Any]) -> list[str]:
         state, why = condition(market, own)
         if state != READY:
             troubles.append(f"{name}: {state.replace('_', ' ')}: {why}")
+        if market.get("time_off_s"):
+            troubles.append(f"{name}: its time is off by {market['time_off_s']:+.3f} s: see `openoutcry clock show`")
         if "applied" not in market:
             rows.append((name, market["role"].replace("_", " "), "no", *["-"] * 7))
             continue

@@ -187,6 +187,16 @@ class Transfer:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class SetClock:
+    """:meth:`ExchangeNode.set_time`; answers its result."""
+
+    token: Token
+    timeout_ms: Timeout
+    market: Name
+    reason: Annotated[str, Str(REASON_LENGTH_MAX)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class CreateMarket:
     """:meth:`ExchangeNode.create_market`; answers null."""
 
@@ -281,6 +291,7 @@ REQUESTS: Final[Codec[Any]] = Codec(
         12: ListMarkets,
         13: GetForcePlan,
         14: ForceLeader,
+        15: SetClock,
     }
 )
 ANSWERS: Final[Codec[Any]] = Codec({17: Result, 18: Value, 19: Failure})
@@ -445,6 +456,8 @@ class ControlServer:
             return node.open_orders(request.market, request.account)[: request.limit]
         if isinstance(request, GetEvents):
             return self._events(request)
+        if isinstance(request, SetClock):
+            return node.set_time(request.market, reason=request.reason, timeout=request.timeout_ms / 1000)
         if isinstance(request, Transfer):
             node.transfer(request.market, request.to, timeout=request.timeout_ms / 1000)
             return node.status()["markets"][request.market]["leader"]
@@ -653,6 +666,10 @@ class ControlClient:
         ``rules`` as far as known.
         """
         return cast("list[dict[str, Any]]", self._query(ListMarkets(self._token)))
+
+    def set_time(self, market: str, *, reason: str) -> dict[str, Any]:
+        """As :meth:`ExchangeNode.set_time`."""
+        return cast("dict[str, Any]", self._query(SetClock(self._token, self._timeout_ms, market, reason)))
 
     def transfer(self, market: str, to: str | None = None) -> str | None:
         """As :meth:`ExchangeNode.transfer`; return the id of the node that leads now, None if that is not known yet."""

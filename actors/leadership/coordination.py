@@ -31,6 +31,8 @@ from ...transport.log import get_logger
 from ...transport.sqlite import SqliteCoordinator
 from ..kit.meters import SECONDS, Histogram
 from ..kit.node_actor import TICK, ActorFailed, NodeActor, tell
+from ..kit.uptime import uptime_ns
+from ..peers.clocks import ClockMeter
 from .messages import CoordinatorAnswer, CoordinatorCall, DiskMarked, NodeIdTaken, StoreQuery, StoreStatus
 
 logger = get_logger(__name__)
@@ -98,6 +100,8 @@ class StoreMeters:
     """Questions to the coordinator that failed."""
     error: str | None = None
     """Why the lease could not be renewed last time; None: it was."""
+    clock: ClockMeter = dataclasses.field(default_factory=ClockMeter)
+    """How far the wall clock of the store's host is from ours, where it tells."""
 
 
 class CoordinatorActor(NodeActor):
@@ -194,11 +198,21 @@ class CoordinatorActor(NodeActor):
         else:
             tell(call.reply_to, CoordinatorAnswer(call.what, answer, None))
 
+    def _compare_clocks(self) -> None:
+        """Take in what the store's host said of its clock, where it does."""
+        told = self._coordinator.told_time
+        if told is not None:
+            now_ns = uptime_ns() - (time.monotonic_ns() - told.at_ns)
+            self._meters.clock.measured(
+                told.theirs_ns, round_trip_ns=told.round_trip_ns, now_ns=now_ns, coarse_ns=1_000_000_000
+            )
+
     def _renew(self) -> None:
         self._renew_at_s = time.monotonic() + self._lease_ms / 3000
         try:
             with self._measured():
                 self._coordinator.renew(self._node, holder=self._holder, ttl_ms=self._lease_ms)
+            self._compare_clocks()
         except Exception as error:
             if self._error is None:
                 self._log.error("coordinator_unusable", error=error)

@@ -19,6 +19,8 @@ from ...transport.identity import CERTIFICATE_REFUSED, Member, name_of
 from ...transport.log import get_logger
 from ..kit.node_actor import ActorFailed, stop_and_join, tell
 from ..kit.supervision import RestartPolicy, Supervisor
+from ..kit.uptime import uptime_ns
+from .clocks import ALONE, BOUND_MS, STORE, ClockMeter, Clocks, Offset, judge
 from .messages import HelloHeard, PeerDown, PeerFound, PeerGone, PeerUp, PipeRemoved
 from .meters import LinkMeters
 from .peer import PeerActor
@@ -33,6 +35,8 @@ PEERS_MAX: Final = 256
 """Most other nodes that a node keeps links to; the hello of one more costs its sender the link."""
 ABSENT_S_MAX: Final = 60.0
 """How long a node that is in no directory may be without a link before it is forgotten, in seconds."""
+JUDGE_NS: Final = 200_000_000
+"""How often clocks are compared, in nanoseconds: as often as hellos come."""
 LINK_OF: Final = "link to "
 """Before a node's id, the name of its PeerActor among those that are supervised."""
 _POLICY: Final = RestartPolicy(restarts_max=5, window_s=60.0, backoff_min_s=0.1, backoff_max_s=5.0)
@@ -69,6 +73,8 @@ class Links:
         report: Callable[[ActorFailed], None],
         identity: Identity | None = None,
         certified: Callable[[int], str] = lambda _pipe_id: "",
+        clock_bound_ms: int = BOUND_MS,
+        store_clock: ClockMeter | None = None,
     ) -> None:
         """Know nobody yet.
 
@@ -77,7 +83,8 @@ class Links:
 
         ``remote`` is told of links besides those that :meth:`listen`. ``hand_on(node, message)`` takes what ``node``
         has sent that is no hello, on the reader's thread; ``codec`` knows all that may come. ``again(kind, start)``
-        counts how often ``start`` is called.
+        counts how often ``start`` is called. ``clock_bound_ms``: how far clocks may differ until one counts as off;
+        ``store_clock``: what was measured of the coordinator's host.
         """
         self._me = me
         self._joining_all: set[str] = set()
@@ -90,6 +97,10 @@ class Links:
         self._report = report
         self._identity = identity
         self._certified = certified
+        self._clock_bound_ns = clock_bound_ms * 1_000_000
+        self._store_clock = store_clock or ClockMeter()
+        self._clocks = ALONE
+        self._judged_ns = 0
         self._credentials: dict[int, Member] = {}
         """What the certificate says that has come over a connection to the inbox, by nng's number. The reader's."""
         self._lock = threading.RLock()
@@ -165,6 +176,29 @@ class Links:
         with self._lock:
             return [node for node, peer in self.peers.items() if not peer.is_alive()]
 
+    def clocks(self) -> Clocks:
+        """Return this machine's clock among those of the nodes that are linked, as of a moment ago."""
+        now_ns = uptime_ns()
+        with self._lock:
+            if now_ns - self._judged_ns < JUDGE_NS:
+                return self._clocks
+            self._judged_ns = now_ns
+            meters = {node: found.clock for node in self.up if (found := self._meters.get(node)) is not None}
+            meters[STORE] = self._store_clock
+            ours_ns = time.time_ns() - now_ns
+            ahead = {node: each for node, meter in meters.items() if (each := meter.ahead(now_ns)) is not None}
+            offsets = {node: Offset(each.offset_ns - ours_ns, each.error_ns) for node, each in ahead.items()}
+            before = self._clocks
+            # It has to come well within the bound to count as right again: no flapping at the bound.
+            bound_ns = self._clock_bound_ns * 3 // 4 if before.off else self._clock_bound_ns
+            self._clocks = judge(offsets, bound_ns, ours_ns)
+            names = dict(self._names)
+        if self._clocks.off != before.off:
+            apart = {names.get(node, node): round(each.offset_ns / 1e9, 3) for node, each in offsets.items()}
+            log = logger.error if self._clocks.off else logger.info
+            log("clock_off" if self._clocks.off else "clock_right", node=self._me.node, peers_ahead_s=apart)
+        return self._clocks
+
     # -- telling ------------------------------------------------------------------------------------------------
 
     def listen(self, ref: pykka.ActorRef[Any]) -> None:
@@ -208,6 +242,7 @@ class Links:
             self._at[message.node] = message.address
             if (meters := self._meters.get(message.node)) is not None:
                 meters.heard_s = time.monotonic()
+                _compare_clocks(message, meters)
             peer = self.peers.get(message.node)
             tell(peer if peer is not None and peer.is_alive() else supervisor, HelloHeard(message, pipe_id))
             return
@@ -318,6 +353,7 @@ class Links:
         And at once, announced or not, who has no link and was where another node is linked now: it has been replaced,
         as a node that came back at its address with an empty disk. It is known again when it says hello.
         """
+        self.clocks()  # it tells of a clock that is off, also where nobody else asks
         now_s = time.monotonic()
         with self._lock:
             taken = {self._at.get(node) for node in self.up}
@@ -393,3 +429,11 @@ class Links:
             peers = list(self.peers.values())
         for peer in peers:
             stop_and_join(peer, timeout_s=5)
+
+
+def _compare_clocks(hello: Hello, meters: LinkMeters) -> None:
+    """Take in what a hello says of its sender's clock."""
+    now_ns = uptime_ns()
+    if hello.pong_ns:
+        meters.clock.measured(hello.wall_ns, round_trip_ns=now_ns - hello.pong_ns - hello.held_ns, now_ns=now_ns)
+    meters.ping = hello.ping_ns, now_ns

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from .clocks import ClockMeter
+
 
 @dataclasses.dataclass(slots=True)
 class LinkMeters:
@@ -19,3 +21,7 @@ class LinkMeters:
     """Under the lock of the link, as ``frames_out``."""
     ups: int = 0
     """How often the link came up. The PeerActor's."""
+    clock: ClockMeter = dataclasses.field(default_factory=ClockMeter)
+    """How far the other node's wall clock is from ours. The inbox' reader's."""
+    ping: tuple[int, int] = (0, 0)
+    """The other node's last ping, and when it came, on our monotonic clock in nanoseconds. The inbox' reader's."""

@@ -19,6 +19,7 @@ from ...transport.identity import check_addresses
 from ...transport.log import get_logger
 from ...transport.sockets import Outlet, refuses
 from ..kit.node_actor import TICK, ActorFailed, NodeActor, tell
+from ..kit.uptime import uptime_ns
 from .life import SILENCE_MS_MAX, Effect, Life, State
 from .link import Link, ResetLink, SendFrame, SendNext
 from .messages import HelloHeard, OutletBroken, OutletConnected, PeerDown, PeerGone, PeerUp, PipeRemoved
@@ -156,9 +157,7 @@ class PeerActor(NodeActor):
             elif effect is Effect.OPEN:
                 self._open()
             elif effect is Effect.HELLO:
-                echo = self._life.their_session
-                hello = dataclasses.replace(self._me, session=session, echo=echo, to=self._node)
-                self._send(LINK_CODEC.encode(hello))
+                self._send(LINK_CODEC.encode(self._hello()))
             elif effect is Effect.UP:
                 self._come_up()
             else:
@@ -168,6 +167,20 @@ class PeerActor(NodeActor):
                 self._look_for_it()
             if self._life.session != session:
                 return  # the connection broke meanwhile, and what follows from that is done
+
+    def _hello(self) -> Hello:
+        pong_ns, came_ns = self._meters.ping
+        now_ns = uptime_ns()
+        return dataclasses.replace(
+            self._me,
+            session=self._life.session,
+            echo=self._life.their_session,
+            to=self._node,
+            wall_ns=max(0, time.time_ns()),
+            ping_ns=now_ns,
+            pong_ns=pong_ns,
+            held_ns=max(0, now_ns - came_ns) if pong_ns else 0,
+        )
 
     def _come_up(self) -> None:
         self._missed = False

@@ -59,6 +59,9 @@ class Hello:
     before. ``to`` is the id of the node that the sender takes the receiver for: another may listen where that was.
     ``coordinator`` is the id of the sender's coordinator: nodes that do not share it must not share a market.
     It is :data:`NO_COORDINATOR` for a node that has no markets and is there for its actors only.
+
+    Clocks are compared by hellos: ``wall_ns`` is the sender's wall clock, ``ping_ns`` its monotonic one; ``pong_ns`` is
+    the last ping that it has received, ``held_ns`` ago.
     """
 
     node: NodeId
@@ -68,6 +71,10 @@ class Hello:
     session: Annotated[int, codec.Int(1)]
     echo: Annotated[int, codec.Int(0)]
     to: NodeId
+    wall_ns: Annotated[int, codec.Int(0)] = 0
+    ping_ns: Annotated[int, codec.Int(0)] = 0
+    pong_ns: Annotated[int, codec.Int(0)] = 0
+    held_ns: Annotated[int, codec.Int(0)] = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

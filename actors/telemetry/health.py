@@ -64,8 +64,11 @@ def readyz(node: ExchangeNode) -> tuple[bool, dict[str, Any]]:
         for market, status in node.market_statuses(ANSWER_S_MAX).items():
             state, why = condition(status, node.node_id)
             markets[market] = {"state": state, "why": why, "sequence": status.get("applied")}
+            if "time_off_s" in status:
+                markets[market]["time_off_s"] = status["time_off_s"]
     ready = node.phase == "running" and all([market["state"] == READY for market in markets.values()])
-    return ready, {"ready": ready, "state": node.phase, "node": node.name, "markets": markets}
+    found = {"ready": ready, "state": node.phase, "node": node.name, "markets": markets}
+    return ready, found | ({"clock": node.clocks.as_json()} if node.phase == "running" else {})
 
 
 def endpoint(address: str) -> tuple[str, int]:

@@ -107,6 +107,13 @@ METRICS: Final[Mapping[str, Metric]] = {
     "openoutcry_certificate_end_timestamp_seconds": Metric(
         "gauge", "When the node's certificate ends, in seconds since the Unix epoch."
     ),
+    "openoutcry_clock_off": Metric("gauge", "1 if this machine's clock differs from most of its peers'."),
+    "openoutcry_clock_offset_seconds": Metric(
+        "gauge", "How far a peer's clock, or that of the coordinator's host, is ahead of this machine's.", ("peer",)
+    ),
+    "openoutcry_market_time_offset_seconds": Metric(
+        "gauge", "How far the market's time is ahead of the time that most clocks agree on, if beyond the bound.", _M
+    ),
     "openoutcry_coordinator_up": Metric("gauge", "1 if the coordinator has answered last time."),
     "openoutcry_coordinator_seconds": Metric("histogram", "Questions to the coordinator, answered or not."),
     "openoutcry_coordinator_failures_total": Metric("counter", "Questions to the coordinator that failed."),
@@ -193,6 +200,10 @@ class _Samples:
         for peer, meters in list(node.meters.links.items()):
             self._add("openoutcry_peer_up", peer in up, peer)
             self._add_link(peer, meters)
+        clocks = node.clocks
+        self._add("openoutcry_clock_off", clocks.off)
+        for peer, offset in clocks.offsets.items():
+            self._add("openoutcry_clock_offset_seconds", offset.offset_ns / 1e9, peer)
         self._add("openoutcry_coordinator_up", node.coordinator_answers())
         self._add_histogram("openoutcry_coordinator_seconds", node.meters.store.seconds)
         self._add("openoutcry_coordinator_failures_total", node.meters.store.failures)
@@ -217,6 +228,7 @@ class _Samples:
                 self._add("openoutcry_queue_limit", limit, market, queue)
         if "applied" not in status:
             return
+        self._add("openoutcry_market_time_offset_seconds", status["time_off_s"], market)
         self._add("openoutcry_market_epoch", status["epoch"], market)
         self._add("openoutcry_in_sync_replicas", len(status["in_sync"]), market)
         self._add("openoutcry_min_in_sync_replicas", status["min_in_sync"], market)

@@ -33,6 +33,7 @@ from ...transport.log import without_secrets
 from ...transport.numerals import decimal_of, float_of, whole_of
 from ...transport.sockets import checked_address
 from ..book.rules import MarketRules
+from ..peers.clocks import BOUND_MS
 from ..peers.wire import checked_node_name
 from ..telemetry.health import endpoint
 from ..telemetry.logs import FORMATS, LEVELS
@@ -75,6 +76,8 @@ class NodeConfig:
     serve_directory: str | None = None
     ttl_ms: int = 2000
     min_in_sync: int = 1
+    clock_bound_ms: int = BOUND_MS
+    """How far a clock may be from most others'."""
     timeout: float = 5.0
     """Seconds."""
     snapshot_every: int = 250_000
@@ -418,6 +421,7 @@ _CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
     "identity": _path,
     "ttl_ms": _whole,
     "min_in_sync": _whole,
+    "clock_bound_ms": _whole,
     "timeout": _seconds,
     "snapshot_every": _whole,
     "metrics": _endpoint,
@@ -431,6 +435,7 @@ _RULES: Final = {field.name: type(field.default) for field in dataclasses.fields
 _KINDS: Final[dict[str, Callable[[str], Any]]] = {
     "ttl_ms": int,
     "min_in_sync": int,
+    "clock_bound_ms": int,
     "snapshot_every": int,
     "timeout": float,
     "join": bool,

@@ -25,6 +25,7 @@ from ..book.commands import (
     CLOCK,
     CONFIGURE,
     NOTE,
+    SET_TIME,
     SUBMIT,
     Command,
     Event,
@@ -348,7 +349,7 @@ def command_fields(logged: LoggedCommand) -> dict[str, Any]:
     kind, account, client_order_id, *rest = logged.command
     fields: dict[str, Any] = {"sequence": logged.sequence, "epoch": logged.epoch, "timestamp_ns": logged.timestamp_ns}
     fields["command"] = _NAMES.get(kind, str(kind))
-    if kind not in (CLOCK, CONFIGURE, NOTE):
+    if kind not in (CLOCK, CONFIGURE, NOTE, SET_TIME):
         fields |= {"account": account, "client_order_id": client_order_id}
     if kind == SUBMIT:
         side, order_type, price, quantity, time_in_force, expire_ns, stp = rest
@@ -362,7 +363,7 @@ def command_fields(logged: LoggedCommand) -> dict[str, Any]:
         fields |= {"order_id": order_id, **_sizes(price, quantity, logged.rules)}
     elif kind == CONFIGURE:
         fields["rules"] = MarketRules.from_tuple(rest[0])
-    elif kind == NOTE:
+    elif kind in (NOTE, SET_TIME):
         fields["text"] = rest[0]
     elif rest:
         fields["values"] = rest
@@ -396,8 +397,8 @@ def command_words(logged: LoggedCommand) -> str:
         return "time passes"
     elif kind == CONFIGURE:
         return f"the rules are set: {_rules_words(fields['rules'])}"
-    elif kind == NOTE:
-        return f"note: {plain(fields['text'])}"
+    elif kind in (NOTE, SET_TIME):
+        return f"{_NAMES[kind].replace('_', ' ')}: {plain(fields['text'])}"
     else:
         return plain(repr(logged.command))
     named = fields["client_order_id"]
@@ -437,6 +438,7 @@ _NAMES: Final = {
     CLOCK: "clock",
     CONFIGURE: "configure",
     NOTE: "note",
+    SET_TIME: "set_time",
 }
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openoutcry.actors.book.logtime import LogTime
 from openoutcry.actors.book.orderbook import OrderBook
 from openoutcry.actors.book.replica import PersistRecords, RepairBegun, RepairEnded, Replica, ReportMark, Role
+from openoutcry.actors.peers.clocks import ALONE, Clocks
 from openoutcry.transport.coordinator import DiskMark, MarketRecord
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -280,6 +282,14 @@ class TakesOverWithoutTheMeans(Replica):
             self._links = links
 
 
+class LeadsOnWithAWrongClock(Replica):
+    """A leader whose clock is off leads on, though another could whose clock is right."""
+
+    def _hand_over_for_clock(self, now_ns: int) -> list[Any]:
+        del now_ns
+        return []
+
+
 class EndsItsRepairTooEarly(Replica):
     """A replica counts as repaired before it has what former leaders had acknowledged."""
 
@@ -313,6 +323,29 @@ class SaysDurableBeforeTheSnapshotIs(Replica):
 
     def on_snapshot_kept(self, _tail: Any) -> list[Any]:
         return []
+
+
+class FollowsTheWallClock(LogTime):
+    """A leader stamps its records with its own clock, wherever that jumps."""
+
+    def _target(self, wall_ns: int, now_ns: int, clocks: Clocks) -> tuple[int, int]:
+        del now_ns, clocks
+        return wall_ns, 0
+
+
+class AsksNoOtherClock(LogTime):
+    """A leader compares its clock with the log alone."""
+
+    def _target(self, wall_ns: int, now_ns: int, clocks: Clocks) -> tuple[int, int]:
+        del clocks
+        return super()._target(wall_ns, now_ns, ALONE)
+
+
+class StandsStill(LogTime):
+    """A log that is ahead of the time waits for it."""
+
+    def next_ns(self, last_ns: int, wall_ns: int, now_ns: int, clocks: Clocks = ALONE) -> int:
+        return max(last_ns, self._target(wall_ns, now_ns, clocks)[0])
 
 
 class WaitsForASnapshotThatWasNotKept(Replica):
@@ -443,6 +476,7 @@ REPLICAS: list[tuple[type[Replica], int, str | None]] = [
     (AddsWhoIsBehind, 40, None),
     (ShrinksBelowTheMinimum, 100, None),
     (NeverYields, 40, None),
+    (LeadsOnWithAWrongClock, 40, None),
     (TakesOverWithoutTheMeans, 40, None),
     (EndsItsRepairTooEarly, 200, None),
     (ForgetsThatItLostItsLog, 100, None),
@@ -454,6 +488,11 @@ REPLICAS: list[tuple[type[Replica], int, str | None]] = [
     (ReportsItsLifeWhileItIsRepaired, 100, "copy+restore"),
     (ReportsWhatIsNotCommitted, 400, "copy+restore"),
     (WaitsForASnapshotThatWasNotKept, 100, None),
+]
+LOG_TIMES: list[tuple[type[LogTime], int, str | None]] = [
+    (FollowsTheWallClock, 40, None),
+    (AsksNoOtherClock, 100, "jump"),
+    (StandsStill, 100, "jump"),
 ]
 NODES: list[tuple[type[Node], int, str | None]] = [
     (ForgetfulNode, 40, None),
@@ -483,4 +522,10 @@ def test_simulation_sees_a_broken_rule_of_the_protocol(mutation: type[Replica], 
 @pytest.mark.parametrize(("mutation", "limit", "more"), NODES, ids=lambda value: getattr(value, "__name__", "-"))
 def test_simulation_sees_a_broken_node(mutation: type[Node], limit: int, more: str | None) -> None:
     found = seeds_to_catch(limit, node_class=mutation, more=more)
+    assert found, f"in {limit} seeds nothing showed that {mutation.__doc__}"
+
+
+@pytest.mark.parametrize(("mutation", "limit", "more"), LOG_TIMES, ids=lambda value: getattr(value, "__name__", "-"))
+def test_simulation_sees_a_log_whose_time_is_wrong(mutation: type[LogTime], limit: int, more: str | None) -> None:
+    found = seeds_to_catch(limit, log_time_class=mutation, more=more)
     assert found, f"in {limit} seeds nothing showed that {mutation.__doc__}"

@@ -10,12 +10,14 @@ what            how it can go wrong here
 link            cut at any moment; each side notices in its own time; what was under way is lost or, up to any point,
                 delivered late, even after the link is up again (a socket's buffers outlive it); what came last comes
                 once more; one direction stalls; a node has none for a while, and still reaches the coordinator
-node            killed, stopped or slow for a while; closed in order (it resigns first); its clocks are off
+node            killed, stopped or slow for a while; closed in order (it resigns first)
+clock           of one node at a time: wrong by days, either way, since its start or by a jump
 disk            slow; loses what was not synced, keeps any prefix of it; stops halfway from the log to a snapshot;
                 wiped: the node returns under a new id; damaged or emptied: it returns as it was, without its log;
                 replaced by a copy of itself from any time before, of this life or an earlier one
 coordinator     slow, unreachable for one node or all; a call that failed was carried out, was not, or will be later
-operator        forces a node to lead while no member of the in-sync set lives; some come back after all
+operator        sets the log's time when a leader without any other clock has put it wrong;
+                forces a node to lead while no member of the in-sync set lives; some come back after all
 lease           lapses at any moment, also of a leader that is well
 client          sends any command again, to whoever leads then
 ==============  =====================================================================================================
@@ -32,8 +34,9 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from openoutcry.actors.book import replica as protocol
-from openoutcry.actors.book.commands import CANCEL_ALL, CLOCK, CONFIGURE, DUPLICATE, SUBMIT
+from openoutcry.actors.book.commands import CANCEL_ALL, CLOCK, CONFIGURE, DUPLICATE, SET_TIME, SUBMIT
 from openoutcry.actors.book.disk import DiskState
+from openoutcry.actors.book.logtime import LogTime
 from openoutcry.actors.book.messages import LogRead
 from openoutcry.actors.book.orderbook import OrderBook
 from openoutcry.actors.book.record import EMPTY, Record, Tail
@@ -62,11 +65,17 @@ from openoutcry.actors.book.replica import (
 )
 from openoutcry.actors.book.rules import MarketRules
 from openoutcry.actors.book.wire import Ack, Append, Join, Lead, Objection, Resign, Rewind
+from openoutcry.actors.peers.clocks import Clocks, Offset, judge
 from openoutcry.transport.coordinator import DiskMark, MarketRecord, successor
 
 MARKET = "SIM"
 WINDOW = 256
 STALL_MS = 1000
+SECOND_NS = 1_000_000_000
+BOUND_NS = SECOND_NS
+DAY_NS = 86_400 * SECOND_NS
+EPOCH_NS = 20_000 * DAY_NS
+"""The time when a world begins."""
 RULES = MarketRules(dedupe_window=WINDOW)
 
 _FAULTS = {
@@ -84,6 +93,7 @@ _FAULTS = {
     "force": 0.02,
     "copy": 0.05,
     "restore": 0.03,
+    "jump": 0.01,
 }
 """How likely each fault is in a step, for each node (or link) it can strike; a seed multiplies each by 0 to 4."""
 _UNAVAILABLE = object()
@@ -142,6 +152,7 @@ class Node:
         self.lost = False
         """Its log was lost, and it has not heard of the coordinator since whether it is a member."""
         self.fetched: tuple[Tail, bytes] | None = None
+        self.wall_off_ns = world.chance.randrange(-SECOND_NS // 4, SECOND_NS // 4)
         self.committed_on_disk = 0
         self.state = DiskState()
         """On the disk: what it says of itself."""
@@ -191,7 +202,9 @@ class Node:
         self.pace = 1.0
         self.reaches_store = True
         self.clock_off_ns = self.world.chance.randrange(10**9)
-        self.wall_off_ns = self.world.chance.choice((0, 0, -(10**9), 10**9))
+        self.log_time = self.world.log_time_class(BOUND_NS)
+        self.steady = False
+        """Since it was started it has stamped a record, by a clock that was right."""
         self.run(self.replica.start())
 
     def crash(self) -> None:
@@ -260,6 +273,8 @@ class Node:
     def apply(self, records: tuple[Record, ...]) -> None:
         for record in records:
             events = self.book.apply(record.first_sequence, record.timestamp_ns, record.commands)
+            if record.commands[0][0] == SET_TIME:
+                self.log_time.forget()
             self.world.note_applied(self, record, events)
             expected = self.replica.expected_hash
             if expected is not None and expected[0] == record.last_sequence:
@@ -267,14 +282,41 @@ class Node:
         self.run(self.replica.on_applied(self.book.sequence, self.book.state_hash()))
 
     def propose(self, commands: tuple[Any, ...]) -> None:
+        world = self.world
         last = self.replica.pending[-1].timestamp_ns if self.replica.pending else self.book.timestamp_ns
-        stamp = max(self.world.now_ns + self.wall_off_ns, last)
+        stamp = self.log_time.stamp(last, self.wall_ns, world.now_ns, self.clocks())
+        world.note_stamp(self, last, stamp)
         self.run(self.replica.propose(commands, (), timestamp_ns=stamp, now_ns=self.now_ns))
+
+    @property
+    def wall_ns(self) -> int:
+        return EPOCH_NS + self.world.now_ns + self.wall_off_ns
+
+    def clocks(self) -> Clocks:
+        """Return this node's clock among those of the nodes that it is linked to."""
+        nodes = self.world.nodes
+        linked = [name for name in sorted(self.links) if name in nodes and nodes[name].alive]
+        offsets = {name: Offset(nodes[name].wall_off_ns - self.wall_off_ns, 0) for name in linked}
+        return judge(offsets, BOUND_NS, self.wall_ns - self.world.now_ns)
+
+    def on_append(self, sender: str, message: Append) -> list[Any]:
+        effects = self.replica.on_append(sender, message)
+        if not message.join and effects and isinstance(effects[0], PersistRecords):
+            stamp = effects[0].records[-1].timestamp_ns
+            self.log_time.seen(sender, stamp, self.wall_ns, self.world.now_ns, self.clocks())
+        return effects
+
+    def set_time(self) -> None:
+        """An operator sets the log's time to this node's clock."""
+        self.log_time.forget()
+        record = (((SET_TIME, "", "", "set"),), ())
+        self.world.tainted = False
+        self.run(self.replica.propose(*record, timestamp_ns=self.wall_ns, now_ns=self.now_ns))
 
     def deliver(self, sender: str, message: Any) -> None:
         replica, now_ns = self.replica, self.now_ns
         handlers: dict[type, Callable[[], list[Any]]] = {
-            Append: lambda: replica.on_append(sender, message),
+            Append: lambda: self.on_append(sender, message),
             Ack: lambda: replica.on_ack(sender, message, now_ns),
             Join: lambda: replica.on_join(sender, message, now_ns),
             Lead: lambda: replica.on_lead(sender, message),
@@ -440,6 +482,7 @@ class World:
         *,
         nodes: int | None = None,
         replica_class: type[Replica] = Replica,
+        log_time_class: type[LogTime] = LogTime,
         node_class: type[Node] = Node,
         more: str | None = None,
     ) -> None:
@@ -447,6 +490,11 @@ class World:
         self.seed = seed
         self.chance = chance = random.Random(seed)
         self.replica_class = replica_class
+        self.log_time_class = log_time_class
+        self.tainted = False
+        """The log's time is wrong: somebody stamped it who had no other clock to compare with."""
+        self.stamped: tuple[LogTime | None, int] = (None, 0)
+        """Who has stamped a record last, and when."""
         self.node_class = node_class
         count = chance.randrange(2, 6) if nodes is None else nodes
         self.observers: set[str] = set()
@@ -551,6 +599,31 @@ class World:
             assert not earlier or sequence - earlier[-1] >= WINDOW, f"{key} was executed twice"
             assert earlier or sequence > self.floors[key], f"{key} went before what was acknowledged"
             earlier.append(sequence)
+
+    def wrong(self, name: str) -> bool:
+        """Whether a node's clock is not what it should be."""
+        return abs(self.nodes[name].wall_off_ns) > BOUND_NS
+
+    def note_stamp(self, node: Node, last_ns: int, stamp_ns: int) -> None:
+        """A leader stamps a record: with the time, if it has any means to know it.
+
+        It has if its own clock is right, or most of those that it can ask are, or the log has gone on under its eyes.
+        """
+        true_ns = EPOCH_NS + self.now_ns
+        off_ns = stamp_ns - true_ns
+        assert stamp_ns >= last_ns, f"{node.name} turns the log's time back"
+        stamped, self.stamped = self.stamped, (node.log_time, self.now_ns)
+        stands = stamped[0] is node.log_time and stamped[1] < self.now_ns and stamp_ns == last_ns
+        assert not stands, f"{node.name} lets the log's time stand still"
+        if abs(off_ns) <= 3 * BOUND_NS:
+            self.tainted, node.steady = False, node.steady or not self.wrong(node.name)
+            return
+        asked = [node.name, *[name for name in node.links if name in self.nodes and self.nodes[name].alive]]
+        wrong = sum([self.wrong(name) for name in asked])
+        excused = self.tainted or (2 * wrong >= len(asked) and not node.steady)
+        assert excused, f"{node.name} stamps a record {off_ns / SECOND_NS} s off"
+        assert off_ns > 0 or 2 * wrong >= len(asked) or stamp_ns == last_ns, f"{node.name} leaves the log's time behind"
+        self.tainted = True
 
     def check(self) -> None:
         """What has been acknowledged is on the disk of every member of the in-sync set, at every moment."""
@@ -735,6 +808,7 @@ class World:
                 may(self.rates["close"], self.close, node)
                 may(self.rates["slow"], self.change_pace, node)
                 may(self.rates["unreachable"], self.change_reach, node)
+                may(self.rates["jump"] * (3 if self.wrong(name) else 1), self.jump, node)
                 may(self.rates["isolate"] * (10 if name in self.isolated else 1), self.change_isolation, name)
                 if node.replica.leader is not None:
                     may(self.rates["lapse"] * pace, self.lapse, node)
@@ -759,6 +833,8 @@ class World:
         self.now_ns += self.chance.choice((1, 10, 100, 400)) * 1_000_000
         for node in self.nodes.values():
             if node.alive and self.chance.random() < node.pace:
+                clocks = node.clocks()
+                node.replica.on_clocks(off=clocks.off, right=clocks.right)
                 node.run(node.replica.on_tick(node.now_ns))
                 mark = node.replica.mark
                 if mark is not None and mark != self.marks.get(node.name) and self.chance.random() < self.report_rate:
@@ -818,8 +894,15 @@ class World:
             self.isolated.remove(name)
             return
         self.isolated.add(name)
-        for pair in [pair for pair in self.connected if name in pair]:
+        for pair in sorted([tuple(sorted(pair)) for pair in self.connected if name in pair]):
             self.cut(*pair)
+
+    def jump(self, node: Node) -> None:
+        """The clock of a node jumps; no two are wrong at a time."""
+        if any([self.wrong(name) for name in self.nodes]):
+            node.wall_off_ns = self.chance.randrange(-SECOND_NS // 4, SECOND_NS // 4)
+        else:
+            node.wall_off_ns = self.chance.choice((-1, 1)) * self.chance.randrange(2 * SECOND_NS, 5 * DAY_NS)
 
     def change_pace(self, node: Node) -> None:
         node.pace = self.chance.choice((0.0, 0.05, 0.3, 1.0, 1.0, 1.0))
@@ -945,12 +1028,50 @@ class World:
             self.trade(leader)
             self.converge()
             assert self.acknowledged > last, "healed, but nothing is executed any more"
+            self.set_time_if_wrong()
+            self.mislead_the_leader()
             self.isolate_the_leader()
         finally:
             protocol.IN_FLIGHT_MAX = in_flight_max  # type: ignore[misc]
         for node in self.nodes.values():
             node.book.check()
             assert node.book.sequence >= self.acknowledged, f"{node.name} lost acknowledged commands"
+
+    def leader(self) -> Node:
+        return self.nodes[self.store[MARKET].leader]
+
+    def set_time_if_wrong(self) -> None:
+        """What no clock could tell an operator can; all replicas follow."""
+        leader = self.leader()
+        off_ns = leader.book.timestamp_ns - EPOCH_NS - self.now_ns
+        if self.tainted and off_ns > 3 * BOUND_NS:
+            leader.set_time()
+            self.converge()
+            self.trade(leader)
+            self.converge()
+        assert not self.tainted, "the clocks are right, and the log's time is not"
+
+    def mislead_the_leader(self) -> None:
+        """The leader's clock jumps: another leads if it can, the log's time does not follow, and so it stays."""
+        members = sorted(set(self.nodes) - self.observers)
+        if len(self.nodes) < 3 or len(members) < 2:
+            return
+        former = self.leader()
+        former.wall_off_ns = self.chance.choice((-3, 3)) * DAY_NS
+        for _ in range(20_000):
+            self.step()
+            if former.replica.role is not Role.LEADING and self.leader().replica.may_propose:
+                break
+        else:
+            raise AssertionError(f"stuck: {former.name} leads on, though its clock is off, and others' are not")
+        self.converge()
+        now_leads, epoch = self.store[MARKET].leader, self.store[MARKET].epoch
+        for _ in range(300):
+            self.step()
+        assert (self.store[MARKET].leader, self.store[MARKET].epoch) == (now_leads, epoch), "leadership goes around"
+        self.trade(self.leader())
+        self.converge()
+        former.wall_off_ns = 0
 
     def isolate_the_leader(self) -> None:
         """Cut the leader off from the other nodes, not from the coordinator: another leads if it can commit, else none.
@@ -1001,6 +1122,8 @@ class World:
         for node in self.nodes.values():
             node.pace = 1.0
             node.reaches_store = True
+            if self.wrong(node.name):
+                node.wall_off_ns = 0
 
     def converge(self) -> None:
         """Go on until all nodes are in sync; a schedule that does not get there is a failure."""

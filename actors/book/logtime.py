@@ -1,0 +1,102 @@
+"""The log's time: what a leader stamps its records with, and what keeps a wrong clock out of the log. Pure.
+
+A log's time never runs backwards (but by an operator's word), never stands still while records are made, and follows
+the wall clock of the leader's machine as long as that goes on as the log has gone on: by the time that has passed
+since, on a monotonic clock. Where the two part by more than a bound, one of them has jumped, and the clocks vote: this
+machine's, those of the nodes that it is linked to, and the log itself. The log wins a tie.
+
+==========================  ===========================================================================================
+the clocks say              the next record's time
+==========================  ===========================================================================================
+the wall clock is right     the wall clock's; if the log is ahead of it, the log goes on at half the pace until then
+another clock is right      that one's, in the same way
+the log is right            goes on from the last record by the time that has passed since: the wall clock has jumped
+==========================  ===========================================================================================
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..peers.clocks import ALONE, STORE, Clocks, Offset, differ
+
+PACE: Final = 2
+"""While the log is ahead of the time, one second of it takes so many."""
+CREEP: Final = 1000
+"""What is expected of the log follows the wall clock by at most one second in so many: many small steps are a jump."""
+
+
+class LogTime:
+    """What one replica knows of how its market's log goes with time, and the time of the next record."""
+
+    def __init__(self, bound_ns: int) -> None:
+        """``bound_ns``: by how much a clock may differ from what is expected of the log until it counts as off."""
+        self._bound_ns = bound_ns
+        self._ahead_ns: int | None = None
+        """How far the log's time is ahead of the monotonic clock; None before a record was seen as it was made."""
+        self._at_ns = 0
+        """When the last record was made, on the monotonic clock."""
+        self._sound = False
+        """Whether the log, when it was stamped last, was where the clocks said: only then it has a vote."""
+        self.jumped_ns = 0
+        """By how much the wall clock was ahead of the log when that last went on without it; 0: it goes with it."""
+
+    def seen(self, leader: str, timestamp_ns: int, wall_ns: int, now_ns: int, clocks: Clocks) -> None:
+        """A follower: a record has come in from ``leader`` as it was made, or was under way for a while.
+
+        One that is behind its leader's clock says nothing: it was, or its leader goes on without its clock.
+        """
+        theirs = clocks.at(wall_ns - now_ns, self._bound_ns).offsets.get(leader)
+        if theirs is None or wall_ns + theirs.offset_ns - timestamp_ns > self._bound_ns + theirs.error_ns:
+            return
+        ahead_ns = timestamp_ns - now_ns
+        if self._ahead_ns is not None and ahead_ns < self._ahead_ns:
+            ahead_ns = max(ahead_ns, self._ahead_ns - max(0, now_ns - self._at_ns) // PACE)  # no leader is slower
+        self._ahead_ns, self._at_ns, self._sound = ahead_ns, now_ns, True
+
+    def forget(self) -> None:
+        """The log's time was set anew, or the log is another one: what was known of it says nothing any more."""
+        self._ahead_ns, self._sound, self.jumped_ns = None, False, 0
+
+    def offset_ns(self, last_ns: int, wall_ns: int, now_ns: int, clocks: Clocks = ALONE) -> int:
+        """Return how far the log, whose last record is of ``last_ns``, is ahead of the time that most clocks agree on.
+
+        0 if it is behind, and no record has been seen as it was made: then nothing may have happened for long.
+        """
+        time_ns = wall_ns + clocks.at(wall_ns - now_ns, self._bound_ns).agreed_ns
+        if self._ahead_ns is None:
+            return max(0, last_ns - time_ns)
+        return max(last_ns, now_ns + self._ahead_ns) - time_ns
+
+    def next_ns(self, last_ns: int, wall_ns: int, now_ns: int, clocks: Clocks = ALONE) -> int:
+        """Return the time of a record that is made now, after one of ``last_ns``. Changes nothing."""
+        target_ns, _ = self._target(wall_ns, now_ns, clocks)
+        if target_ns >= last_ns:
+            return target_ns
+        passed_ns = 0 if self._ahead_ns is None else max(0, now_ns - self._at_ns)
+        return last_ns + passed_ns // PACE
+
+    def stamp(self, last_ns: int, wall_ns: int, now_ns: int, clocks: Clocks = ALONE) -> int:
+        """Return the time of the record that is made now, as :meth:`next_ns`, and go on from there."""
+        target_ns, self.jumped_ns = self._target(wall_ns, now_ns, clocks)
+        stamp_ns = self.next_ns(last_ns, wall_ns, now_ns, clocks)
+        before_ns, ahead_ns = self._ahead_ns, stamp_ns - now_ns
+        with_clock = self._sound and stamp_ns == target_ns
+        if with_clock and before_ns is not None and abs(ahead_ns - before_ns) <= self._bound_ns:
+            creep_ns = max(0, now_ns - self._at_ns) // CREEP
+            ahead_ns = min(max(ahead_ns, before_ns - creep_ns), before_ns + creep_ns)
+        self._ahead_ns, self._at_ns = ahead_ns, now_ns
+        self._sound = stamp_ns - target_ns <= self._bound_ns
+        return stamp_ns
+
+    def _target(self, wall_ns: int, now_ns: int, clocks: Clocks) -> tuple[int, int]:
+        """Return what the time is, by the vote of the clocks, and by how much the wall clock has jumped if it lost."""
+        clocks = clocks.at(wall_ns - now_ns, self._bound_ns)
+        log_ns = None if self._ahead_ns is None or not self._sound else now_ns + self._ahead_ns
+        if log_ns is None or abs(wall_ns - log_ns) <= self._bound_ns:
+            return wall_ns + clocks.agreed_ns, 0
+        log, ours = Offset(log_ns - wall_ns, 0), Offset(0, 0)
+        voters = [log, ours, *[each for node, each in clocks.offsets.items() if node != STORE]]
+        votes = [sum([not differ(each, other, self._bound_ns) for other in voters]) for each in voters]
+        winner = voters[votes.index(max(votes))]
+        return wall_ns + winner.offset_ns, -winner.offset_ns if winner is log else 0
