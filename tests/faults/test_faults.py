@@ -357,6 +357,34 @@ def test_a_journal_damaged_before_its_tail_is_put_aside_and_repaired_from_a_peer
         finish(net, others)
 
 
+@pytest.mark.failover
+@pytest.mark.parametrize("comes", ["first", "last", "while_others_live"])
+def test_an_old_copy_of_a_disk_is_repaired_before_it_leads_or_counts(
+    store: Store, round_: int, finish: Finish, comes: str
+) -> None:
+    with exchange(store) as net:
+        victim = random.choice(net.begin())
+        others = [name for name in NAMES if name != victim]
+        folder = net.nodes[victim].folder
+        copy = store.folder / "copy"
+        net.nodes[victim].kill()
+        shutil.copytree(folder, copy)
+        net.wait_answers(20, *others)
+        net.start(victim)
+        net.wait_in_sync()
+        net.wait_answers(20)
+        net.mark()
+        killed = [victim] if comes == "while_others_live" else random.sample(NAMES, 3)
+        for name in killed:
+            net.nodes[name].kill()
+        shutil.rmtree(folder)
+        shutil.copytree(copy, folder)
+        net.start(*{"first": [victim, *others], "last": [*others, victim]}.get(comes, [victim]))
+        net.wait_answers(20)
+        net.wait_in_sync()
+        finish(net, others if comes == "while_others_live" else NAMES)
+
+
 @pytest.mark.parametrize("how", TORN)
 def test_a_journal_torn_at_its_tail_is_cut(store: Store, round_: int, finish: Finish, how: str) -> None:
     with exchange(store) as net:
