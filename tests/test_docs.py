@@ -27,7 +27,7 @@ SOURCES = [
 ]
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 RUN_BY_THE_GATE = ("test-command", "example-command")
-OTHERS_FLAGS = {"--strict", "--heartbeat-interval", "--election-timeout"}
+OTHERS_FLAGS = {"--strict", "--heartbeat-interval", "--election-timeout", "--auto-compaction-retention"}
 """Flags in the text of pages that are MkDocs' and etcd's; those of a script that is named with them are its own."""
 
 
