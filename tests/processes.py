@@ -7,9 +7,8 @@ import multiprocessing
 import os
 import random
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -220,13 +219,3 @@ def flip_a_bit(folder: Path) -> None:
     data = bytearray(journal.read_bytes())
     data[300] ^= 1
     journal.write_bytes(data)
-
-
-def eventually(condition: Callable[[], Any], what: str, within: float = 30.0) -> Any:
-    """Wait for ``condition`` to hold and return its value."""
-    deadline = time.monotonic() + within
-    pause = threading.Event()
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"not within {within} s: {what}"
-        pause.wait(0.01)
-    return found

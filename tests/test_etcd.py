@@ -17,12 +17,13 @@ from typing import Any
 
 import pytest
 from etcd_cluster import EtcdCluster, etcd_cluster, missing
+from openoutcry.actors.testing import eventually
 from openoutcry.actors.tools.config import load_config
 from openoutcry.transport import etcd as etcd_module
 from openoutcry.transport.coordinator import MarketRecord
 from openoutcry.transport.errors import ConfigurationError, StorageError, Unavailable
 from openoutcry.transport.etcd import EtcdCoordinator, is_etcd, open_etcd
-from processes import MARKET, eventually
+from processes import MARKET
 
 NODES = ("n1", "n2", "n3")
 NO_ETCD = missing()

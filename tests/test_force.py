@@ -14,11 +14,12 @@ from openoutcry.actors.book.record import EMPTY, Record
 from openoutcry.actors.book.replica import KeepFetched, PutAside, RepairEnded, Replica, Role, Send, SwapRecord, Troubled
 from openoutcry.actors.book.wire import Ack, Append, Join, Lead, Objection, Rewind
 from openoutcry.actors.cli import main
+from openoutcry.actors.testing import eventually
 from openoutcry.actors.tools.inspection import command_fields, read_log
 from openoutcry.transport.coordinator import MarketRecord, successor
 from openoutcry.transport.errors import ProtocolError
 from openoutcry.transport.sqlite import SqliteCoordinator
-from processes import eventually, flip_a_bit
+from processes import flip_a_bit
 
 MARKET = "BTC-USD"
 RULES = MarketRules()

@@ -31,9 +31,9 @@ from openoutcry.actors.peers.discovery import Announce
 from openoutcry.actors.telemetry.health import REQUESTS_MAX
 from openoutcry.actors.telemetry.logs import LogWriter
 from openoutcry.actors.telemetry.metrics import METRICS
+from openoutcry.actors.testing import eventually
 from openoutcry.transport.certificates import Authority, Identity
 from openoutcry.transport.rendezvous import Rendezvous
-from processes import eventually
 from prometheus_client.parser import text_string_to_metric_families
 
 MARKET = "BTC-USD"

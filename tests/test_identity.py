@@ -39,6 +39,7 @@ from openoutcry.actors.kit.actor import Actor
 from openoutcry.actors.peers import links
 from openoutcry.actors.peers.messages import PeerFound
 from openoutcry.actors.peers.wire import Credentials, Hello
+from openoutcry.actors.testing import eventually
 from openoutcry.transport import rendezvous, sockets
 from openoutcry.transport.certificates import Authority, Identity
 from openoutcry.transport.errors import AccessDenied, ProtocolError, Unavailable
@@ -46,7 +47,6 @@ from openoutcry.transport.identity import CERTIFICATE_REFUSED, MEMBER
 from openoutcry.transport.rendezvous import Rendezvous
 from openoutcry.transport.sockets import Inbox
 from openoutcry.transport.survey import REQUESTS, Announce, Directory, ServiceEntry
-from processes import eventually
 
 MARKET = "BTC-USD"
 RULES = MarketRules()

@@ -9,7 +9,6 @@ from typing import Any
 
 import pykka
 import pytest
-from openoutcry.actors import testing
 from openoutcry.actors.kit import actor as kit
 from openoutcry.actors.kit import supervision
 from openoutcry.actors.kit.actor import Actor, Mailbox, SystemClock, stop_and_join
@@ -22,9 +21,9 @@ from openoutcry.actors.kit.supervision import (
     Supervise,
     Supervisor,
 )
-from openoutcry.actors.testing import ActorProbe, FakeClock
+from openoutcry.actors.testing import ActorProbe, FakeClock, eventually
+from openoutcry.actors.testkit import clock, exchanges, probes, waits
 from openoutcry.transport.errors import ConfigurationError, InvalidRequest, Overloaded
-from processes import eventually
 
 
 class Runner(Actor):
@@ -76,7 +75,7 @@ def mailbox_of(ref: pykka.ActorRef[Any]) -> Mailbox:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", [kit, supervision, testing])
+@pytest.mark.parametrize("module", [kit, supervision, probes, clock, exchanges, waits])
 def test_examples_in_the_documentation_of_the_kit_run(module: Any) -> None:
     failed, tried = doctest.testmod(module)
     assert tried > 0

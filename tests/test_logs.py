@@ -17,9 +17,9 @@ import openoutcry.transport
 import pytest
 from openoutcry.actors import ExchangeNode, MarketRules, OrderRejected, Unavailable
 from openoutcry.actors.telemetry.logs import LogWriter
+from openoutcry.actors.testing import eventually
 from openoutcry.transport.errors import ConfigurationError, ProtocolError
 from openoutcry.transport.log import EVENTS, get_logger, without_secrets
-from processes import eventually
 
 MARKET = "BTC-USD"
 SOURCES = [

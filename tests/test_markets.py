@@ -14,8 +14,8 @@ from openoutcry.actors import ConfigurationError, ExchangeNode, InvalidRequest, 
 from openoutcry.actors.leadership import catalogue as markets_module
 from openoutcry.actors.leadership.balance import Move
 from openoutcry.actors.leadership.catalogue import MarketsActor
+from openoutcry.actors.testing import eventually
 from openoutcry.transport.coordinator import MarketRecord
-from processes import eventually
 
 MARKETS = [f"M{number}" for number in range(9)]
 RULES = MarketRules(tick_size="0.5", lot_size="0.1")

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from openoutcry.actors import ConfigurationError, MarketRules, StorageError, Unavailable
 from openoutcry.actors.book.messages import HandOver
-from processes import eventually, flip_a_bit
+from openoutcry.actors.testing import eventually
+from processes import flip_a_bit
 
 MARKET = "BTC-USD"
 RULES = MarketRules()

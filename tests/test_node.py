@@ -37,8 +37,8 @@ from openoutcry.actors import (
 )
 from openoutcry.actors.book.commands import CANCEL, CANCEL_ALL
 from openoutcry.actors.book.messages import JournalFailed
+from openoutcry.actors.testing import eventually
 from openoutcry.transport.errors import anew
-from processes import eventually
 
 MARKET = "BTC-USD"
 RULES = MarketRules(tick_size="0.25", lot_size="0.1")

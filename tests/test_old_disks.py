@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from openoutcry.actors import ExchangeNode, MarketRules
+from openoutcry.actors.testing import eventually
 from openoutcry.actors.testkit.processes import NodeProcess
 from openoutcry.transport.errors import ConfigurationError, StorageError, Unavailable
 from openoutcry.transport.rendezvous import Rendezvous
-from processes import eventually
 
 MARKET = "X"
 RULES = MarketRules(tick_size="1", lot_size="1")

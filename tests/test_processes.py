@@ -7,7 +7,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from processes import MARKET, RULES, Market, NodeProcess, eventually, market
+from openoutcry.actors.testing import eventually
+from processes import MARKET, RULES, Market, NodeProcess, market
 
 SEEDS = int(os.environ.get("OPENOUTCRY_PROCESS_SEEDS", "2"))
 HOLD_S = 3.0

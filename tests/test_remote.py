@@ -26,7 +26,7 @@ from openoutcry.actors.remote.link import MESSAGE_OVERHEAD, PARCEL_SIZE, WINDOW_
 from openoutcry.actors.remote.refs import RemoteRef, Terminated
 from openoutcry.actors.remote.schema import MESSAGE_SIZE_MAX, message, type_of
 from openoutcry.actors.remote.wire import ASK, CREDIT, FIND, FOUND, GONE, REPLY, TELL, WATCH, Parcel
-from openoutcry.actors.testing import ActorProbe
+from openoutcry.actors.testing import ActorProbe, eventually
 from openoutcry.transport.errors import (
     ActorStopped,
     Closed,
@@ -39,7 +39,6 @@ from openoutcry.transport.errors import (
     UnknownActor,
     Unreachable,
 )
-from processes import eventually
 from pykka._envelope import Envelope
 from pykka.messages import _ActorStop
 

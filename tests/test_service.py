@@ -19,8 +19,8 @@ from openoutcry.actors.book import actor as book_actor
 from openoutcry.actors.book.journal import Journal
 from openoutcry.actors.cli import live
 from openoutcry.actors.telemetry.service import ServiceManager
+from openoutcry.actors.testing import eventually
 from openoutcry.transport.rendezvous import Rendezvous
-from processes import eventually
 
 MARKET = "BTC-USD"
 UNIT = Path(__file__).parents[1] / "deploy" / "openoutcry.service"

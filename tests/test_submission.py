@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from openoutcry.actors.book.rules import MarketRules
 from openoutcry.actors.book.submission import Outcome, Request, Submissions
+from openoutcry.actors.testing import eventually
 from openoutcry.transport.errors import Closed, OpenOutcryError, Overloaded, RequestTimeout
-from processes import eventually
 
 COMMAND = ((3, "ann", ""),)
 OUTCOME = Outcome([], {}, 7, "hash", MarketRules())

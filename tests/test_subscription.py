@@ -12,7 +12,7 @@ from openoutcry.actors import ExchangeNode, InvalidRequest, MarketRules, Unavail
 from openoutcry.actors.book.feed import Watch
 from openoutcry.actors.market.subscription import Subscription
 from openoutcry.actors.market.views import MarketUpdate
-from processes import eventually
+from openoutcry.actors.testing import eventually
 
 MARKET = "BTC-USD"
 

@@ -16,9 +16,8 @@ import pykka
 import pytest
 from openoutcry.actors import Actor, ExchangeNode, InvalidRequest, Unreachable, message
 from openoutcry.actors.kit.actor import tell
-from openoutcry.actors.testing import ActorProbe
+from openoutcry.actors.testing import ActorProbe, eventually
 from openoutcry.actors.testkit import processes
-from processes import eventually
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKET = "BTC-USD"
@@ -223,7 +222,7 @@ def test_process_that_is_stuck_is_killed_and_one_that_is_paused_can_be_closed(
 
 
 def test_process_whose_node_cannot_start_says_why(exchange_processes: Callable[..., Any]) -> None:
-    with pytest.raises(Exception, match="min_in_sync is at least 1"):
+    with pytest.raises(Exception, match="min_in_sync is a whole number of at least 1"):
         exchange_processes(nodes=1, min_in_sync=0)
 
 

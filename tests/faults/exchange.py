@@ -27,10 +27,11 @@ from history import Answer, Logged, Operation, Verdict, check, longest_gap_s, ou
 from openoutcry.actors import ExchangeNode
 from openoutcry.actors.book.commands import CANCEL, SUBMIT, Command
 from openoutcry.actors.book.journal import Journal
+from openoutcry.actors.testing import eventually
 from openoutcry.actors.testkit.proxy import Proxy
 from openoutcry.transport.errors import OpenOutcryError, StorageError
 from openoutcry.transport.rendezvous import Rendezvous
-from processes import MARKET, RULES, eventually
+from processes import MARKET, RULES
 from shims import Shims
 from stores import Store
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from exchange import NAMES, ROUNDS, Exchange, Node, exchange
-from processes import eventually
+from openoutcry.actors.testing import eventually
 from stores import Store
 
 Finish = Callable[[Exchange, Sequence[str]], None]
