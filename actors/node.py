@@ -28,13 +28,13 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar, Unpack, cast
 from urllib.parse import quote, unquote
 
 import pykka
 import pynng
 
-from ..transport.codec import INT64_MAX, NAME_LENGTH_MAX
+from ..transport.codec import NAME_LENGTH_MAX
 from ..transport.coordinator import Coordinator, MarketRecord
 from ..transport.errors import (
     Closed,
@@ -48,9 +48,9 @@ from ..transport.errors import (
     shown,
 )
 from ..transport.etcd import is_etcd
-from ..transport.files import checked_path, read_file, refusal, told
+from ..transport.files import read_file, refusal, told
 from ..transport.forks import check_nng, guard
-from ..transport.identity import SCHEME, check_addresses
+from ..transport.identity import check_addresses
 from ..transport.identity_file import open_identity
 from ..transport.interrupts import uninterrupted
 from ..transport.log import get_logger
@@ -121,7 +121,7 @@ from .market.views import (
     Trade,
     result_of,
 )
-from .peers.clocks import BOUND_MS, Clocks
+from .peers.clocks import Clocks
 from .peers.discovery import JOINS_ALL, NODE_SERVICE, Announce, DiscoveryActor, Find, Unannounce
 from .peers.links import LINK_OF, Links
 from .peers.messages import HelloHeard, PeerDown, PeerFound, PeerLost
@@ -129,17 +129,15 @@ from .peers.wire import NO_COORDINATOR, Hello, checked_node_name
 from .remote.actors import RemoteActors
 from .remote.refs import RemoteRef
 from .remote.wire import Parcel
+from .settings import LISTEN_DEFAULT, NodeOptions, checked_names, checked_options, spelt_out, with_tls
 from .telemetry.condition import NOT_OPEN, condition
 from .telemetry.meters import NodeMeters
 
 if TYPE_CHECKING:
-    from ..transport.certificates import Identity
     from .telemetry.health import HealthServer
 
 logger = get_logger(__name__)
 
-CLOCK_BOUND_MS_MIN: Final = 50
-"""Least bound of clocks, in milliseconds: below, the round trip of a busy network would count as a wrong clock."""
 HAND_OVER_S: Final = 3.0
 """How long a node that closes waits for others to take over what it leads, in seconds."""
 UNANSWERED_MAX: Final = 65_536
@@ -241,28 +239,13 @@ class ExchangeNode:
     All methods may be called from any thread. Those that ask the exchange block for ``timeout`` seconds at most.
     """
 
+    @spelt_out
     def __init__(
         self,
         name: str,
         *,
         markets: Mapping[str, MarketRules | None] | Sequence[str] = (),
-        directory: str | Sequence[str] = (),
-        data_dir: str | Path | None = None,
-        coordinator: str | Path | Coordinator | None = None,
-        listen: str | None = None,
-        advertise: str | None = None,
-        serve_directory: str | None = None,
-        ttl_ms: int = 2000,
-        min_in_sync: int = 1,
-        clock_bound_ms: int = BOUND_MS,
-        lease_ms: int = 2000,
-        snapshot_every: int = 250_000,
-        observe: Sequence[str] = (),
-        join_all: bool = False,
-        balance: bool = True,
-        timeout: float = 5.0,
-        metrics: str | None = None,
-        identity: str | Path | Identity | None = None,
+        **options: Unpack[NodeOptions],
     ) -> None:
         """Start the node; it is announced and recovering when this returns, :meth:`wait_ready` tells when it can trade.
 
@@ -270,31 +253,7 @@ class ExchangeNode:
             name: what people call the node; also the default account of its orders.
             markets: the markets to join, with the rules to open each with if nobody has (None, or a plain list
                 of names: join only a market that somebody else opens).
-            directory: addresses of the rendezvous through which nodes find each other: ``tcp://HOST:PORT``, or with an
-                identity ``tls+tcp://HOST:PORT``, here and elsewhere.
-            data_dir: where journals live. None: a temporary directory, gone when the node is closed.
-            coordinator: the store that nodes which share markets have to share: a path of an SQLite file, an
-                address of etcd (``etcd://HOST:PORT,…/PREFIX``, see :func:`~openoutcry.transport.etcd.open_etcd`) or an
-                object. None: ``coordinator.sqlite`` in ``data_dir``, for a node that stands alone (no ``directory``).
-            listen: where other nodes reach this one; port 0 = any free port. None: any free port of 127.0.0.1.
-            advertise: the address to announce where it differs from ``listen`` (behind NAT, or 0.0.0.0).
-            serve_directory: also be a rendezvous, at this address.
-            ttl_ms: how long the directory remembers this node when it falls silent.
-            clock_bound_ms: how far a clock may be from most others' until it counts as off, and a market's time from
-                what is expected of it until the clocks vote, in milliseconds.
-            min_in_sync: how many replicas have to hold a command durably before it is answered.
-            lease_ms: how long the others wait, when this node falls silent, before one takes over what it leads.
-            snapshot_every: after how many commands a market's book is written to disk whole and its log pruned.
-            observe: markets to follow outside the in-sync set: for reads and market data, never slowing an answer.
-            join_all: join every market of the exchange, those too that are created while this node runs, or was down.
-            balance: hand markets that this node leads over to nodes that lead at least two fewer and are in sync, one
-                at a time. One that was handed over to this node, by hand or so, stays here for half a minute.
-            timeout: the default bound of every call, in seconds.
-            metrics: serve ``/metrics``, ``/healthz`` and ``/readyz`` over HTTP at this address, as in
-                ``127.0.0.1:9464``; port 0 = any, see :attr:`metrics_address`. None: do not.
-            identity: the node's file of key and certificate, see :mod:`~openoutcry.transport.identity`: links are TLS,
-                only members of the exchange get one, and each acts for its own accounts only. All nodes of an exchange
-                have one, or none has. None: whoever reaches this node may link to it, and act for anybody.
+            options: see :class:`~.settings.NodeOptions`.
 
         Raises:
             ConfigurationError: an address is in use or malformed, the data directory is another node's, or this process
@@ -303,44 +262,24 @@ class ExchangeNode:
             Unavailable: the coordinator cannot be reached.
         """
         check_nng()
-        markets, directory, observe = (
-            _checked_markets(markets),
-            _strings(directory, "directory"),
-            _strings(observe, "observe"),
-        )
-        for what, number in (("ttl_ms", ttl_ms), ("min_in_sync", min_in_sync), ("lease_ms", lease_ms)):
-            _check_whole(what, number)
-        _check_whole("snapshot_every", snapshot_every)
-        if type(clock_bound_ms) is not int or clock_bound_ms < CLOCK_BOUND_MS_MIN:
-            raise ConfigurationError(
-                f"clock_bound_ms is at least {CLOCK_BOUND_MS_MIN} whole milliseconds, not {shown(clock_bound_ms)}"
-            )
-        self._clock_bound_ms = clock_bound_ms
-        for what, address in (("listen", listen), ("advertise", advertise), ("metrics", metrics)):
-            _check_text(what, address)
-        _check_text("serve_directory", serve_directory)
-        if directory and coordinator is None and (markets or observe or join_all):
+        markets = _checked_markets(markets)
+        given = checked_options(options)
+        if given["directory"] and given["coordinator"] is None and (markets or given["observe"] or given["join_all"]):
             raise ConfigurationError(
                 f"node {name} has markets and a directory, so that others may share them, but no coordinator, which "
                 "they have to share too: give all of them the same (or no directory to a node that stands alone)",
                 code="no_coordinator",
             )
         self.name = checked_node_name(name)
-        self._identity = open_identity(identity) if isinstance(identity, (str, os.PathLike)) else identity
-        if not (self._identity is None or hasattr(self._identity, "member")):
-            raise ConfigurationError(f"identity is a path or an Identity, not {shown(identity)}", code="identity")
-        if not (coordinator is None or isinstance(coordinator, (str, os.PathLike)) or hasattr(coordinator, "read_all")):
-            raise ConfigurationError(f"coordinator is a path, an address or a Coordinator, not {shown(coordinator)}")
+        identity = given["identity"]
+        self._identity = open_identity(identity) if isinstance(identity, (str, Path)) else identity
         if self._identity is not None and self._identity.name != name:
             raise ConfigurationError(
                 f"the identity is that of {self._identity.name}, but the node is to be called {name!r:.80}",
                 code="identity",
             )
-        try:
-            self.timeout = checked_timeout(timeout)
-        except InvalidRequest as error:
-            raise ConfigurationError(error.message) from error
-        self._ttl_ms = ttl_ms
+        self.timeout = given["timeout"]
+        self._options = given
         self._closing = threading.Lock()
         self._hurry = threading.Event()
         guard(self)
@@ -371,25 +310,10 @@ class ExchangeNode:
         self.meters = NodeMeters()
         self._health: HealthServer | None = None
         self._abandoned = threading.Event()
-        wanted = markets | dict.fromkeys(observe)
         try:
-            if metrics is not None:
-                self._serve_health(metrics)
-            self._start(
-                wanted,
-                directory,
-                data_dir,
-                coordinator,
-                listen,
-                advertise,
-                serve_directory,
-                min_in_sync,
-                lease_ms,
-                snapshot_every,
-                frozenset(observe),
-                join_all,
-                balance,
-            )
+            if given["metrics"] is not None:
+                self._serve_health(given["metrics"])
+            self._start(markets | dict.fromkeys(given["observe"]), given)
         except BaseException as error:
             self._closed = True
             self._ending.set()
@@ -400,46 +324,30 @@ class ExchangeNode:
         self.phase = "running"
         _open_nodes.add(self)
 
-    def _start(
-        self,
-        markets: Mapping[str, MarketRules | None],
-        rendezvous: list[str],
-        data_dir: str | Path | None,
-        coordinator: str | Path | Coordinator | None,
-        listen: str | None,
-        advertise: str | None,
-        serve_directory: str | None,
-        min_in_sync: int,
-        lease_ms: int,
-        snapshot_every: int,
-        observe: frozenset[str],
-        join_all: bool,
-        balance: bool,
-    ) -> None:
+    def _start(self, markets: Mapping[str, MarketRules | None], options: NodeOptions) -> None:
         undo = self._undo
-        self._actors_only = coordinator is None and not markets and not join_all
-        self._join_all = join_all
-        self._balance = balance
+        coordinator, data_dir, lease_ms = options["coordinator"], options["data_dir"], options["lease_ms"]
+        advertise, serve_directory = options["advertise"], options["serve_directory"]
+        rendezvous = [address for address in options["directory"] if address != serve_directory]
+        self._actors_only = coordinator is None and not markets and not options["join_all"]
         if data_dir is None:
             with told("cannot make a temporary folder; give the node a data_dir"):
                 data_dir = tempfile.mkdtemp(prefix="openoutcry-")
             undo.callback(shutil.rmtree, data_dir, ignore_errors=True)
-        self.data_dir = checked_path(data_dir, "data_dir")
+        self.data_dir = Path(data_dir)
         with told(f"the data directory {self.data_dir} cannot be used"):
             lock = FolderLock(self.data_dir)
         undo.callback(lock.release)
         self.node_id = _node_id(self.data_dir, self.name)
-        if coordinator is None or isinstance(coordinator, (str, os.PathLike)):
-            address = self.data_dir / "coordinator.sqlite" if coordinator is None else coordinator
-            if not is_etcd(address):
-                address = checked_path(address, "coordinator")
+        if coordinator is None or isinstance(coordinator, (str, Path)):
+            address = coordinator or self.data_dir / "coordinator.sqlite"
             self._check_store(address)
             coordinator = open_coordinator(address)
         holder = holder_of(self.data_dir)
         try:
             self._coordinator_id = coordinator.coordinator_id
             take_lease(coordinator, self.node_id, holder=holder, lease_ms=lease_ms)
-            listed = [record.market for record in coordinator.read_all()] if join_all else []
+            listed = [record.market for record in coordinator.read_all()] if options["join_all"] else []
         except BaseException:
             coordinator.close()
             raise
@@ -454,7 +362,7 @@ class ExchangeNode:
         )
         undo.callback(stop_and_join, keeper, timeout_s=10)
         self._keeper = keeper
-        listen = listen or f"{SCHEME if self._identity else 'tcp'}://127.0.0.1:0"
+        listen = options["listen"] or (with_tls(LISTEN_DEFAULT) if self._identity else LISTEN_DEFAULT)
         given = [address for address in (listen, advertise, serve_directory, *rendezvous) if address]
         check_addresses(given, self._identity)
         if is_wildcard(advertise or listen):
@@ -493,7 +401,7 @@ class ExchangeNode:
             report=self._report,
             identity=self._identity,
             certified=self._inbox.certified,
-            clock_bound_ms=self._clock_bound_ms,
+            clock_bound_ms=self._options["clock_bound_ms"],
             store_clock=self.meters.store.clock,
         )
         if self._identity is not None and self._identity.seconds_left < ENDS_SOON_S:
@@ -510,14 +418,12 @@ class ExchangeNode:
             rendezvous = [server.address, *rendezvous]
         else:
             self.directory_address = None
-        self._min_in_sync = min_in_sync
-        self._snapshot_every = snapshot_every
         undo.callback(self._stop_books)
         self._proposed = {market: rules for market, rules in markets.items() if rules is not None}
         self._created = _read_created(self.data_dir)
         for market, rules in (dict.fromkeys(listed) | self._created | dict(markets)).items():
             self._check_market(market)
-            self._try_to_open(market, rules, observer=market in observe)
+            self._try_to_open(market, rules, observer=market in options["observe"])
         if self._unopened and not self._books:  # then nothing is kept from the others
             raise next(iter(self._unopened.values())).error
         undo.callback(self._close_subscriptions)
@@ -637,10 +543,10 @@ class ExchangeNode:
             coordinator=self._keeper,
             store=self._coordinator_id,
             take_snapshot=lambda message: tell(self._snapshotter, message),
-            min_in_sync=self._min_in_sync,
-            clock_bound_ms=self._clock_bound_ms,
+            min_in_sync=self._options["min_in_sync"],
+            clock_bound_ms=self._options["clock_bound_ms"],
             clocks=self._links.clocks,
-            snapshot_every=self._snapshot_every,
+            snapshot_every=self._options["snapshot_every"],
             observer=observer,
             report=self._report,
             meters=meters,
@@ -1754,7 +1660,7 @@ class ExchangeNode:
         book = self._books.get(message.market)
         if book is not None:
             tell(book, Heard(sender, message))
-        elif self._join_all and self._markets is not None and isinstance(message, Lead):
+        elif self._options["join_all"] and self._markets is not None and isinstance(message, Lead):
             tell(self._markets, LookSoon())  # perhaps a market that was created a moment ago
 
     def _make_snapshotter(self) -> pykka.ActorRef[SnapshotActor]:
@@ -1773,8 +1679,8 @@ class ExchangeNode:
             node=self.node_id,
             read_all=self._records,
             alive=self._alive,
-            join=self._join_listed if self._join_all else None,
-            hand_over=self._even_out if self._balance else None,
+            join=self._join_listed if self._options["join_all"] else None,
+            hand_over=self._even_out if self._options["balance"] else None,
             open_again=self._open_again,
             report=self._report,
         )
@@ -1790,12 +1696,12 @@ class ExchangeNode:
 
     def _make_discovery(self) -> pykka.ActorRef[DiscoveryActor]:
         self._links.discovery_begins()
-        all_joined = {JOINS_ALL: "yes"} if self._join_all else {}
+        all_joined = {JOINS_ALL: "yes"} if self._options["join_all"] else {}
         self._discovery = DiscoveryActor.start(
             rendezvous=self._rendezvous,
             entry=self._entry(NODE_SERVICE, self.address, {"name": self.name} | all_joined),
             services=tuple(self._services.values()),
-            ttl_ms=self._ttl_ms,
+            ttl_ms=self._options["ttl_ms"],
             tell_node=lambda message: tell(self._supervisor, message) and None,
             report=self._report,
             identity=self._identity,
@@ -1818,17 +1724,9 @@ def checked_reason(value: str) -> str:
     return value
 
 
-def _strings(value: object, what: str) -> list[str]:
-    """Return one string, or several, as a list."""
-    each = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
-    if isinstance(value, (bytes, Mapping)) or not all([isinstance(one, str) for one in each]):
-        raise ConfigurationError(f"{what} is a string or a list of strings, not {shown(value, 80)}")
-    return cast("list[str]", each)
-
-
 def _checked_markets(value: object) -> dict[str, MarketRules | None]:
     if not isinstance(value, Mapping):
-        return dict.fromkeys(_strings(value, "markets"))
+        return dict.fromkeys(checked_names("markets", value))
     for market, rules in value.items():
         if not isinstance(market, str) or not (rules is None or isinstance(rules, MarketRules)):
             raise ConfigurationError(
@@ -1836,16 +1734,6 @@ def _checked_markets(value: object) -> dict[str, MarketRules | None]:
                 f"{shown(market, 80)} to {shown(rules, 80)}"
             )
     return dict(value)
-
-
-def _check_whole(what: str, value: object) -> None:
-    if type(value) is not int or not 1 <= value <= INT64_MAX:
-        raise ConfigurationError(f"{what} is a whole number of at least 1, not {shown(value)}")
-
-
-def _check_text(what: str, value: object) -> None:
-    if value is not None and (not isinstance(value, str) or not value):
-        raise ConfigurationError(f"{what} is an address or None, not {shown(value)}")
 
 
 def _not_started(error: BaseException, name: str) -> OpenOutcryError | None:

@@ -13,6 +13,7 @@ from openoutcry.actors import MarketRules
 from openoutcry.actors.book.commands import MESSAGES
 from openoutcry.actors.cli import main
 from openoutcry.actors.group import CODEC
+from openoutcry.actors.settings import SETTINGS
 from openoutcry.actors.telemetry.metrics import METRICS
 from openoutcry.transport.log import EVENTS
 
@@ -51,6 +52,14 @@ def rules() -> str:
     """Return every rule of a market with its default."""
     return table(
         ("key", "default"), ((f"`{field.name}`", f"`{field.default!r}`") for field in dataclasses.fields(MarketRules))
+    )
+
+
+def settings() -> str:
+    """Return every setting of a node with its default."""
+    return table(
+        ("key", "default", "meaning"),
+        ((f"`{name}`", f"`{setting.default_text}`", setting.help) for name, setting in SETTINGS.items()),
     )
 
 
@@ -93,6 +102,7 @@ LISTS: Final[dict[str, Callable[[], str]]] = {
     "metrics": metrics,
     "rejections": rejections,
     "rules": rules,
+    "settings": settings,
 }
 
 

@@ -283,5 +283,5 @@ def test_nodes_compare_their_clocks_by_hellos(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [0, 49, 1.5, "1000", True])
 def test_a_bound_of_clocks_is_checked(value: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="clock_bound_ms is at least 50"):
+    with pytest.raises(ConfigurationError, match="clock_bound_ms is a whole number of at least 50"):
         ExchangeNode("alice", data_dir=tmp_path, clock_bound_ms=value)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +14,6 @@ import openoutcry.transport
 import pytest
 from openoutcry.actors.book.commands import MESSAGES
 from openoutcry.actors.cli import main
-from openoutcry.actors.tools.config import NodeConfig, settings
 from pages import LANGUAGES, MARKS, PAGES, ROOT, Block, Sandbox, blocks_of, commands_of, openoutcry_arguments
 
 NOT_RUN_MAX = 12
@@ -140,16 +138,6 @@ def test_every_error_code_is_explained_and_every_explained_one_is_in_use() -> No
     source = "".join([path.read_text(encoding="utf-8") for path in SOURCES])
     made = re.compile(r"invalid_\w+|\w+_off_\w+")  # of f-strings
     assert [code for code in explained if f'"{code}"' not in source and not made.fullmatch(code)] == []
-
-
-def test_every_setting_is_explained_and_every_explained_one_exists() -> None:
-    page = (ROOT / "docs/reference/configuration.md").read_text()
-    section = page[page.index("## `[node]`") : page.index("## `[markets.NAME]`")]
-    explained = re.findall(r"^\| `([a-z_]+)` \|", section, re.MULTILINE)
-    config = NodeConfig(name="node", data_dir=Path(), coordinator=Path())
-    assert sorted(explained) == sorted([key for key, _, _ in settings(config)])
-    (whole,) = [block for block in BLOCKS if block.page.name == "configuration.md" and block.language == "toml"]
-    assert sorted(tomllib.loads(whole.text)["node"]) == sorted(explained)
 
 
 def test_every_test_that_a_page_names_exists() -> None:

@@ -170,11 +170,11 @@ def test_settings_take_an_address_where_they_take_a_path(tmp_path: Path) -> None
     address = "etcds://10.0.0.1:2379,10.0.0.2:2379/exchange?ca=/etc/ca.crt"
     (tmp_path / "openoutcry.toml").write_text(f'[node]\ncoordinator = "{address}"\n')
     home = {"OPENOUTCRY_HOME": str(tmp_path)}
-    assert load_config(environment=home, flags={}).coordinator == address
-    assert load_config(environment=home, flags={"coordinator": "etcd://h"}).coordinator == "etcd://h"
+    assert load_config(environment=home, flags={}).options["coordinator"] == address
+    assert load_config(environment=home, flags={"coordinator": "etcd://h"}).options["coordinator"] == "etcd://h"
     of_environment = {**home, "OPENOUTCRY_COORDINATOR": "etcd://h/x"}
-    assert load_config(environment=of_environment, flags={}).coordinator == "etcd://h/x"
-    assert load_config(environment=home, flags={"coordinator": "x.sqlite"}).coordinator == Path("x.sqlite")
+    assert load_config(environment=of_environment, flags={}).options["coordinator"] == "etcd://h/x"
+    assert load_config(environment=home, flags={"coordinator": "x.sqlite"}).options["coordinator"] == Path("x.sqlite")
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,7 +149,7 @@ def test_a_settings_file_refuses_numbers_that_only_toml_knows(text: str, tmp_pat
         "[node]\ntimeout = 2.5\nttl_ms = 3000\n[markets]\nM = { dedupe_window = 100, price_min_ticks = -5 }\n"
     )
     found = load_config(file=file, environment={}, flags={})
-    assert (found.timeout, found.ttl_ms, found.markets["M"]) == (
+    assert (found.options["timeout"], found.options["ttl_ms"], found.markets["M"]) == (
         2.5,
         3000,
         MarketRules(dedupe_window=100, price_min_ticks=-5),

@@ -222,7 +222,7 @@ def test_process_that_is_stuck_is_killed_and_one_that_is_paused_can_be_closed(
 
 
 def test_process_whose_node_cannot_start_says_why(exchange_processes: Callable[..., Any]) -> None:
-    with pytest.raises(Exception, match="min_in_sync is a whole number of at least 1"):
+    with pytest.raises(Exception, match="min_in_sync is a whole number from 1 to 16, not 0"):
         exchange_processes(nodes=1, min_in_sync=0)
 
 

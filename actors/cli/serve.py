@@ -9,7 +9,7 @@ import os
 import shlex
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -23,10 +23,11 @@ from ...transport.log import get_logger
 from ...transport.rendezvous import Rendezvous
 from ..control.server import ControlServer
 from ..node import ExchangeNode, spare_gc
+from ..settings import DIRECTORY_DEFAULT, LOG, SETTINGS, Setting, node_options, with_tls
 from ..telemetry.health import healthz, readyz
-from ..telemetry.logs import FORMATS, LEVELS, LogWriter
+from ..telemetry.logs import FORMATS, LogWriter
 from ..telemetry.service import ServiceManager
-from ..tools.config import DIRECTORY_DEFAULT, DIRECTORY_DEFAULT_TLS, NodeConfig, load_config
+from ..tools.config import NodeConfig, load_config
 from .common import BadSettings, Failure, GivenPath, options, say, until_signalled, wait_for
 from .numbers import Number, Whole
 
@@ -38,37 +39,31 @@ _WAITS_S: Final = 5.0
 STOP_S_MAX: Final = 30.0
 """How long a node may take to hand over, answer and close after SIGTERM, in seconds."""
 
-log_settings = options(
-    click.option("--log-format", type=click.Choice(FORMATS), help="[default: console]"),
-    click.option("--log-level", type=click.Choice(LEVELS), help="[default: info]"),
-    click.option("--log-file", type=GivenPath(), help="Opened anew on SIGHUP.  [default: stderr]"),
-)
+_TYPES: Final[dict[type, Any]] = {int: Whole(), float: Number(), Path: GivenPath()}
+
+
+def _flag(name: str, setting: Setting) -> Callable[[Any], Any]:
+    """Return the flag of a setting; None, or nothing, stands for one that is not given."""
+    flag, kind = name.replace("_", "-"), setting.kind
+    summary = setting.help.partition(". ")[0].removesuffix(".")
+    return click.option(
+        f"--{flag}/--no-{flag}" if kind.python is bool else f"--{flag}",
+        default=None,
+        type=click.Choice(kind.choices) if kind.choices else _TYPES.get(kind.python),
+        multiple=kind.python is tuple,
+        metavar=kind.metavar,
+        help=f"{summary}.{' Repeatable.' if kind.python is tuple else ''}  [default: {setting.default_text}]",
+    )
+
+
+log_settings = options(*[_flag(name, setting) for name, setting in LOG.items()])
 node_settings = options(
     click.option("--config", "file", type=GivenPath(), help="The TOML file."),
-    click.option("--name", help="What people call the node; also the default account of its orders.  [default: node]"),
     click.option(
         "--market", "markets", multiple=True, metavar="NAME[:KEY=VALUE,…]", help="A market to open. Repeatable."
     ),
     click.option("--join", multiple=True, metavar="NAME", help="A market to join that another node opens. Repeatable."),
-    click.option("--join-all", is_flag=True, default=None, help="Join every market, also those created later."),
-    click.option("--balance/--no-balance", default=None, help="Lead about as many markets as others.  [default: yes]"),
-    click.option(
-        "--directory", multiple=True, help=f"A rendezvous' address. Repeatable.  [default: {DIRECTORY_DEFAULT}]"
-    ),
-    click.option("--serve-directory", help="Be a rendezvous too, at this address."),
-    click.option("--data-dir", type=GivenPath(), help="For its journals.  [default: HOME/nodes/NAME]"),
-    click.option("--coordinator", help="The SQLite file, or etcd://HOST:PORT,…/PREFIX, that all nodes share."),
-    click.option("--identity", type=GivenPath(), help="Its key and certificate: links are TLS then."),
-    click.option("--listen", help="Where other nodes reach this one.  [default: tcp://127.0.0.1:0]"),
-    click.option("--advertise", help="The address to announce where it differs from --listen."),
-    click.option("--ttl-ms", type=Whole(), help="How long the directory remembers a silent node.  [default: 2000]"),
-    click.option(
-        "--min-in-sync", type=Whole(), help="Replicas that hold a command before it is answered.  [default: 1]"
-    ),
-    click.option("--clock-bound-ms", type=Whole(), help="How far clocks may differ until one is off.  [default: 1000]"),
-    click.option("--timeout", type=Number(), help="The default bound of a request, in seconds.  [default: 5]"),
-    click.option("--snapshot-every", type=Whole(), help="Commands between snapshots.  [default: 250000]"),
-    click.option("--metrics", metavar="HOST:PORT", help="Serve /metrics, /healthz, /readyz there.  [default: no]"),
+    *[_flag(name, setting) for name, setting in SETTINGS.items() if name not in LOG],
     log_settings,
 )
 
@@ -137,7 +132,7 @@ def directory(
 
 
 def _rendezvous(listen: str | None, peers: tuple[str, ...], advertise: str | None, identity: Path | None) -> Rendezvous:
-    default = DIRECTORY_DEFAULT if identity is None else DIRECTORY_DEFAULT_TLS
+    default = DIRECTORY_DEFAULT if identity is None else with_tls(DIRECTORY_DEFAULT)
     known = None if identity is None else open_identity(identity)
     return Rendezvous(listen or default, peers=peers, advertise=advertise, identity=known)
 
@@ -154,12 +149,15 @@ def node(*, parent: int | None, **flags: Any) -> None:
     """
     with judged_settings():
         config = node_config(**flags)
-        if not config.markets and not config.join_all:
+        options = config.options
+        if not (config.markets or options["join_all"] or options["observe"]):
             raise ConfigurationError(
                 "the node has no market: give --market NAME, --join-all, or a section [markets.NAME] in the file"
             )
         with (
-            LogWriter(form=config.log_format, level=config.log_level, file=config.log_file, node=config.name) as log,
+            LogWriter(
+                form=options["log_format"], level=options["log_level"], file=options["log_file"], node=options["name"]
+            ) as log,
             until_signalled(on_hangup=log.reopen) as ended,
             ends_within(STOP_S_MAX, ended),
         ):
@@ -215,25 +213,7 @@ def _run(config: NodeConfig, ended: threading.Event) -> None:
     with ExitStack() as closing:
         closing.callback(manager.end)
         manager.begin(None)
-        exchange_node = ExchangeNode(
-            config.name,
-            markets=config.markets,
-            directory=[address for address in config.directory if address != config.serve_directory],
-            data_dir=config.data_dir,
-            coordinator=config.coordinator,
-            identity=config.identity,
-            listen=config.listen,
-            advertise=config.advertise,
-            serve_directory=config.serve_directory,
-            ttl_ms=config.ttl_ms,
-            min_in_sync=config.min_in_sync,
-            clock_bound_ms=config.clock_bound_ms,
-            timeout=config.timeout,
-            join_all=config.join_all,
-            balance=config.balance,
-            metrics=config.metrics,
-            snapshot_every=config.snapshot_every,
-        )
+        exchange_node = ExchangeNode(config.options["name"], markets=config.markets, **node_options(config.options))
         closing.callback(exchange_node.close)
         server = ControlServer(exchange_node)
         closing.callback(server.close)
@@ -241,7 +221,12 @@ def _run(config: NodeConfig, ended: threading.Event) -> None:
         closing.callback(server.withdraw)
         manager.begin(lambda: _in_words(exchange_node))
         manager.tell(READY=1)
-        logger.info("node_started", node=exchange_node.node_id, address=exchange_node.address, data_dir=config.data_dir)
+        logger.info(
+            "node_started",
+            node=exchange_node.node_id,
+            address=exchange_node.address,
+            data_dir=exchange_node.data_dir,
+        )
         quiet_until_s = time.monotonic() + _WAITS_S
         while not ended.is_set():
             try:

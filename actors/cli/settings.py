@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..settings import as_text
 from ..tools.config import WrongFile, load_config, settings
 from .common import Failure, GivenPath, print_json, say
 from .serve import node_config, node_settings
@@ -32,10 +33,10 @@ def check(file: Path) -> None:
             Failure(slip, error.code).show()
         raise Failure(last, error.code) from error
     named = sorted(found.markets)
-    if found.join_all:
+    if found.options["join_all"]:
         named.append(f"{'and all others' if named else 'all'}, also those created later")
     markets = ", ".join(named) or "none: give them by --market, --join or --join-all"
-    say(f"{file} is sound: node {found.name}, markets {markets}")
+    say(f"{file} is sound: node {found.options['name']}, markets {markets}")
 
 
 @config.command()
@@ -48,5 +49,4 @@ def show(*, as_json_text: bool, **flags: Any) -> None:
         print_json({key: {"value": value, "source": source} for key, value, source in found})
         return
     for key, value, source in found:
-        shown = ", ".join(value) if isinstance(value, tuple) else "-" if value is None else value
-        say(f"{key:<16}  {shown}  ({source})")
+        say(f"{key:<16}  {as_text(value)}  ({source})")

@@ -21,26 +21,18 @@ import dataclasses
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ...transport.errors import ConfigurationError
-from ...transport.etcd import is_etcd
 from ...transport.files import checked_path, read_file, refusal
-from ...transport.identity import SCHEME, check_addresses
+from ...transport.identity import check_addresses
 from ...transport.log import without_secrets
 from ...transport.numerals import decimal_of, float_of, whole_of
-from ...transport.sockets import checked_address
 from ..book.rules import MarketRules
-from ..peers.clocks import BOUND_MS
-from ..peers.wire import checked_node_name
-from ..telemetry.health import endpoint
-from ..telemetry.logs import FORMATS, LEVELS
+from ..settings import DIRECTORY_DEFAULT, LISTEN_DEFAULT, SETTINGS, ProcessOptions, with_tls
 
-DIRECTORY_DEFAULT: Final = "tcp://127.0.0.1:7400"
-DIRECTORY_DEFAULT_TLS: Final = DIRECTORY_DEFAULT.replace("tcp", SCHEME)
-"""The same with an identity."""
 ENV_PREFIX: Final = "OPENOUTCRY_"
 
 
@@ -60,38 +52,15 @@ class WrongFile(ConfigurationError):
         super().__init__("; ".join(self.slips))
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class NodeConfig:
-    """The settings of a node's process; see :class:`~..node.ExchangeNode` for those that it takes."""
+    """The settings of a node's process."""
 
-    name: str
-    data_dir: Path
-    coordinator: Path | str
-    """The path of a file, or the address of an etcd."""
-    identity: Path | None = None
-    """The file of key and certificate; with it, addresses are of TLS, also where they are defaults."""
-    listen: str = "tcp://127.0.0.1:0"
-    advertise: str | None = None
-    directory: tuple[str, ...] = (DIRECTORY_DEFAULT,)
-    serve_directory: str | None = None
-    ttl_ms: int = 2000
-    min_in_sync: int = 1
-    clock_bound_ms: int = BOUND_MS
-    """How far a clock may be from most others'."""
-    timeout: float = 5.0
-    """Seconds."""
-    snapshot_every: int = 250_000
-    """Commands."""
-    metrics: str | None = None
-    log_format: str = "console"
-    log_level: str = "info"
-    log_file: Path | None = None
-    """None: stderr."""
-    join_all: bool = False
-    balance: bool = True
-    markets: Mapping[str, MarketRules | None] = dataclasses.field(default_factory=dict)
+    options: ProcessOptions
+    """Every setting, as it is given or by default; with an identity, the default addresses are of TLS."""
+    markets: Mapping[str, MarketRules | None]
     """None: the market is joined, and opened by another node."""
-    sources: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)
+    sources: Mapping[str, str]
     """Where each setting comes from that is no default: a file, a variable or a flag; a market is ``markets.NAME``."""
 
 
@@ -133,28 +102,30 @@ def load_config(
         name, rules = _market_flag(flag, markets)
         markets[name] = rules
         sources[f"markets.{name}"] = "--market"
-    name = node.pop("name", "node")
-    data_dir = node.pop("data_dir", None) or home / "nodes" / name
-    coordinator = node.pop("coordinator", None) or home / "coordinator.sqlite"
-    if "identity" in node:
-        node = {"listen": f"{SCHEME}://127.0.0.1:0", "directory": (DIRECTORY_DEFAULT_TLS,), **node}
-    found = NodeConfig(name=name, data_dir=data_dir, coordinator=coordinator, markets=markets, sources=sources, **node)
-    addresses = (found.listen, found.advertise, found.serve_directory, *found.directory)
-    check_addresses([address for address in addresses if address], found.identity)
-    return found
+    name = node.get("name", SETTINGS["name"].default)
+    listen, directory = (with_tls(each) if "identity" in node else each for each in (LISTEN_DEFAULT, DIRECTORY_DEFAULT))
+    options = {
+        **{key: setting.default for key, setting in SETTINGS.items()},
+        "data_dir": home / "nodes" / name,
+        "coordinator": home / "coordinator.sqlite",
+        "listen": listen,
+        "directory": (directory,),
+        **node,
+    }
+    addresses = (options["listen"], options["advertise"], options["serve_directory"], *options["directory"])
+    check_addresses([address for address in addresses if address], options["identity"])
+    return NodeConfig(cast("ProcessOptions", options), markets, sources)
 
 
 def settings(config: NodeConfig) -> list[tuple[str, Any, str]]:
     """Return each setting's key, value and source (``default`` where none is given); passwords are made unreadable."""
-    found: list[tuple[str, Any, str]] = []
-    for key in _CHECKS:
-        value = getattr(config, key)
-        shown = without_secrets(str(value)) if isinstance(value, (str, Path)) else value
-        found.append((key, shown, config.sources.get(key, "default")))
+    values: dict[str, Any] = {
+        key: without_secrets(str(value)) if isinstance(value, (str, Path)) else value
+        for key, value in config.options.items()
+    }
     for name, rules in sorted(config.markets.items()):
-        value = {"join": True} if rules is None else dataclasses.asdict(rules)
-        found.append((f"markets.{name}", value, config.sources.get(f"markets.{name}", "default")))
-    return found
+        values[f"markets.{name}"] = {"join": True} if rules is None else dataclasses.asdict(rules)
+    return [(key, value, config.sources.get(key, "default")) for key, value in values.items()]
 
 
 def parse_market(text: str) -> tuple[str, dict[str, Any]]:
@@ -253,10 +224,7 @@ def _parse(
                         raise ConfigurationError(f"market {key} is a section: write [markets.{key}]")
                     else:
                         markets[key] = _rules_of_file(key, value, slips)
-    for key in ("data_dir", "coordinator", "identity", "log_file"):
-        if isinstance(node.get(key), Path):
-            node[key] = folder / node[key]
-    return node, markets
+    return {key: folder / value if isinstance(value, Path) else value for key, value in node.items()}, markets
 
 
 def _rules_of_file(name: str, fields: dict[str, Any], slips: list[str]) -> MarketRules | None:
@@ -293,10 +261,10 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         key = variable.removeprefix(ENV_PREFIX).lower()
         if not variable.startswith(ENV_PREFIX) or not text or key in ("home", "config"):
             continue
-        if key in _CHECKS:
-            value = text.split(",") if key == "directory" else _parsed(key, text)
+        if key in SETTINGS:
+            value = _parsed(key, text)
             found[key] = _checked(key, value, variable)
-        elif close := difflib.get_close_matches(key, _CHECKS, 1, 0.8):
+        elif close := difflib.get_close_matches(key, SETTINGS, 1, 0.8):
             # Other programs may have variables of that prefix: only what looks like a slip is one.
             raise ConfigurationError(f"{variable} is no setting; did you mean {ENV_PREFIX}{close[0].upper()}?")
     return found
@@ -305,6 +273,8 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def _parsed(key: str, text: str) -> Any:
     """Return ``text`` as the type that ``key``, of a node or a market's rules, has; as it is where it does not fit."""
     kind = _KINDS.get(key, str)
+    if kind is tuple:
+        return text.split(",")
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
     found = whole_of(text) if kind is int else float_of(text) if kind is float else None
@@ -327,8 +297,8 @@ def _rules(name: str, fields: Mapping[str, Any]) -> MarketRules | None:
 
 
 def _checked(key: str, value: Any, where: str) -> Any:
-    _known(key, _CHECKS, f"{where}: key")
-    return _CHECKS[key](f"{where}: {key}", value)
+    _known(key, SETTINGS, f"{where}: key")
+    return SETTINGS[key].kind.check(f"{where}: {key}", value)
 
 
 def _known(key: str, allowed: Iterable[str], what: str) -> None:
@@ -339,107 +309,7 @@ def _known(key: str, allowed: Iterable[str], what: str) -> None:
         raise ConfigurationError(f"{what} {key!r} does not exist; {hint}")
 
 
-def _text(what: str, value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ConfigurationError(f"{what} is a text, not {value!r:.60}")
-    return value
-
-
-def _name(what: str, value: Any) -> str:
-    return _about(what, checked_node_name, _text(what, value))
-
-
-def _dialled(what: str, value: Any) -> str:
-    return _about(what, checked_address, _text(what, value).strip())
-
-
-def _listened_at(what: str, value: Any) -> str:
-    return _about(what, lambda address: checked_address(address, to_listen=True), _text(what, value).strip())
-
-
-def _endpoint(what: str, value: Any) -> str:
-    return _about(what, lambda address: (endpoint(address), address)[1], _text(what, value))
-
-
-def _about(what: str, check: Callable[[str], str], value: str) -> str:
-    try:
-        return check(value)
-    except ConfigurationError as error:
-        raise ConfigurationError(f"{what}: {error}") from error
-
-
-def _path(what: str, value: Any) -> Path:
-    return checked_path(value if isinstance(value, Path) else _text(what, value), what)
-
-
-def _store(what: str, value: Any) -> Path | str:
-    return str(value) if is_etcd(value) else _path(what, value)
-
-
-def _addresses(what: str, value: Any) -> tuple[str, ...]:
-    values = [value] if isinstance(value, str) else value
-    if not isinstance(values, (list, tuple)):
-        raise ConfigurationError(f"{what} is an address or a list of addresses, not {value!r:.60}")
-    return tuple([_dialled(what, address) for address in values])
-
-
-def _whole(what: str, value: Any) -> int:
-    if type(value) is not int or value < 1:
-        raise ConfigurationError(f"{what} is a whole number of at least 1, not {value!r:.60}")
-    return value
-
-
-def _seconds(what: str, value: Any) -> float:
-    if type(value) not in (int, float) or not 0 < value <= 3600:
-        raise ConfigurationError(f"{what} is a number of seconds above 0, not {value!r:.60}")
-    return float(value)
-
-
-def _one_of(allowed: tuple[str, ...]) -> Callable[[str, Any], str]:
-    def check(what: str, value: Any) -> str:
-        if value not in allowed:
-            raise ConfigurationError(f"{what} is one of {', '.join(allowed)}, not {value!r:.60}")
-        return str(value)
-
-    return check
-
-
-def _flag(what: str, value: Any) -> bool:
-    if type(value) is not bool:
-        raise ConfigurationError(f"{what} is true or false, not {value!r:.60}")
-    return value
-
-
-_CHECKS: Final[dict[str, Callable[[str, Any], Any]]] = {
-    "name": _name,
-    "data_dir": _path,
-    "listen": _listened_at,
-    "advertise": _dialled,
-    "directory": _addresses,
-    "serve_directory": _listened_at,
-    "coordinator": _store,
-    "identity": _path,
-    "ttl_ms": _whole,
-    "min_in_sync": _whole,
-    "clock_bound_ms": _whole,
-    "timeout": _seconds,
-    "snapshot_every": _whole,
-    "metrics": _endpoint,
-    "log_format": _one_of(FORMATS),
-    "log_level": _one_of(LEVELS),
-    "log_file": _path,
-    "join_all": _flag,
-    "balance": _flag,
-}
 _RULES: Final = {field.name: type(field.default) for field in dataclasses.fields(MarketRules)}
-_KINDS: Final[dict[str, Callable[[str], Any]]] = {
-    "ttl_ms": int,
-    "min_in_sync": int,
-    "clock_bound_ms": int,
-    "snapshot_every": int,
-    "timeout": float,
-    "join": bool,
-    "join_all": bool,
-    "balance": bool,
-    **_RULES,
-}
+_KINDS: Final[dict[str, type]] = (
+    {key: setting.kind.python for key, setting in SETTINGS.items()} | _RULES | {"join": bool}
+)
