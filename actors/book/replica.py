@@ -586,10 +586,10 @@ class Replica:
         own = self._marks.get(self.node)
         if (0 if own is None else own.number) < self.disk.number:
             return self._on_record_behind(record.version, record.epoch)
-        member = self.node in record.in_sync
-        why = self._why_old(record, self._marks) if member and not self.repairing else None
+        # Also one that is no member: a swap that makes it one, because of what it held, may be under way.
+        why = self._why_old(record, self._marks) if not self.repairing else None
         effects = self._begin_repair(why) if why is not None else []
-        if member and self.repairing:
+        if self.repairing:
             self._checked = True  # it takes part, but its life is reported, and it counts, when it is whole
             return [*effects, ReadRecord()]
         return [*effects, ReportMark(self._mark_of_this_life())]
@@ -602,7 +602,8 @@ class Replica:
         own, disk, tail = marks.get(self.node), self.disk, self.tail
         if own is not None and own.life not in (disk.life, *disk.begun) and tail.sequence:
             return f"its disk is an older copy: it is not of start {own.number}, the last that was reported"
-        known = [(name, mark.epoch, mark.sequence) for name, mark in sorted(marks.items()) if name in record.in_sync]
+        others = record.in_sync if self.node in record.in_sync else (self.node,)
+        known = [(name, mark.epoch, mark.sequence) for name, mark in sorted(marks.items()) if name in others]
         for name, epoch, sequence in [*known, (self.node, disk.committed_epoch, disk.committed)]:
             if epoch >= record.forced and (epoch > tail.epoch or sequence > tail.sequence):
                 if not tail.sequence:
