@@ -1,8 +1,8 @@
-"""How this library logs: events with stable names and fields, given to the standard library's loggers.
+"""How this library logs: events with stable names and fields, sent to the standard library's loggers.
 
-Configures nothing: where lines go, and in what form, is the application's. A record's message is
+It configures nothing: the application decides where lines go, and in which form. A log record's message is
 ``event key=value …``; its fields are attributes of the record too, ``event`` among them, for formatters that want them.
-:data:`EVENTS` is the list of all events; nothing secret is a field of any.
+:data:`EVENTS` lists all events; no field holds a secret.
 """
 
 from __future__ import annotations
@@ -20,81 +20,81 @@ from .numerals import in_json, times_in_json, written
 from .plain import plain
 
 PROGRESS_S: Final = 5.0
-"""Seconds between two reports of how far long work is: lines of the log, or of a command without a terminal."""
+"""Seconds between two progress reports of long work, in the log or by a command that has no terminal."""
 
 EVENTS: Final[Mapping[str, str]] = {
     # A node's life.
     "node_started": "The node listens, is announced, and has recovered what is on its disk.",
-    "node_ready": "Every market of the node can be traded from here.",
-    "node_waits": "A market could not be used for some seconds since the start; the node goes on waiting.",
-    "node_closing": "The node was asked to end, hands over what it leads and answers what it can.",
-    "node_closed": "The node has ended in order.",
-    "node_stuck": "The node did not end in time; its process is ended as it is.",
+    "node_ready": "Every market of the node can be traded at this node.",
+    "node_waits": "A market is still unusable some seconds after the start; the node keeps waiting for it.",
+    "node_closing": "The node is shutting down: it hands over the markets it leads and answers what it can.",
+    "node_closed": "The node has shut down in order.",
+    "node_stuck": "The node did not shut down in time; its process ends without further cleanup.",
     "fork_not_let_go": "A forked child could not close something that it inherited.",
-    "log_reopened": "The log file was opened anew, as SIGHUP asks for.",
-    "log_not_reopened": "The log file could not be opened anew; the old one is written on.",
-    "log_line_failed": "No line could be made of a record: its arguments do not fit its text, or the form of the log.",
-    "log_lines_dropped": "Whoever takes the log was too slow: so many lines were left out.",
+    "log_reopened": "The log file was opened again, as SIGHUP asks for.",
+    "log_not_reopened": "The log file could not be opened again; the node keeps writing to the old one.",
+    "log_line_failed": "A record could not be formatted: its arguments do not fit its text or the log format.",
+    "log_lines_dropped": "The reader of the log was too slow; this many lines were discarded.",
     # A market's replica.
-    "recovering": "The book is being made from the disk: how far it is, and has to go.",
-    "catching_up": "The replica lacks what is committed: how far it is, and has to go at least.",
-    "recovered": "The book is as the disk has it, up to this sequence number.",
-    "journal_put_aside": "The journal is damaged: it was put aside, and the replica is repaired from a peer.",
-    "log_lost": "The replica had a journal, and it is gone: it is repaired from a peer, and leads no more before.",
-    "disk_behind": "The disk is an older copy of itself, or its log is gone: it is repaired, and does not lead before.",
+    "recovering": "The replica is rebuilding the book from its disk: done so far, and left to do.",
+    "catching_up": "The replica lacks committed commands: done so far, and at least this much left to do.",
+    "recovered": "The book matches the disk, up to this sequence number.",
+    "journal_put_aside": "The journal is damaged: it was moved aside, and the replica is repaired from a peer.",
+    "log_lost": "The replica had a journal, and it is missing: the replica is repaired from a peer before it can lead.",
+    "disk_behind": "The disk is an older copy, or its log is missing: the replica is repaired before it can lead.",
     "trouble": "A person has to act, and the error says how: a disk, or the coordinator's store, is an older copy.",
-    "trouble_over": "What the last `trouble` was about is over.",
-    "snapshot_damaged": "A snapshot is damaged and was passed over for an older one.",
-    "snapshot_failed": "A snapshot could not be written or kept: the market goes on, and it is tried again.",
-    "snapshot_taken_again": "A snapshot was written, after others had failed.",
-    "log_not_read": "The log could not be read for a follower now; that is tried again.",
-    "repaired": "What was damaged has been made good from the leader, or given up by an operator.",
-    "state_taken_over": "The replica was far behind and has taken over the leader's state as a whole.",
+    "trouble_over": "The cause of the last `trouble` event is gone.",
+    "snapshot_damaged": "A snapshot is damaged; the replica uses an older one.",
+    "snapshot_failed": "A snapshot could not be written or kept: the market goes on, and the node tries again.",
+    "snapshot_taken_again": "A snapshot was written, after earlier ones had failed.",
+    "log_not_read": "The log could not be read for a follower; the leader tries again.",
+    "repaired": "The replica has repaired its damaged log from the leader, or an operator gave that log up.",
+    "state_taken_over": "The replica was far behind and has installed the leader's snapshot.",
     "leading": "This replica leads the market from this epoch on.",
-    "not_leading": "This replica leads the market no more; a warning where it did not hand it over.",
-    "replica_left": "A replica is in the in-sync set no more: its disk is waited for no more. Told by the leader.",
-    "replica_in_sync": "A replica is in the in-sync set now: its disk is waited for. Told by the leader.",
-    "leader_forced": "An operator makes this node lead: what only the former in-sync set held is lost.",
-    "log_outlived": "Leadership was forced past this log: what it holds may have been answered, and is lost.",
-    "log_put_aside": "The log that leadership was forced past is kept in this folder; the market is joined as new.",
-    "leader_lapsed": "The leader's lease or its process has ended: a replica of the in-sync set takes over.",
-    "leader_yields": "This node leads and has too few replicas to commit: one that has enough may take over.",
-    "market_not_opened": "A market could not be opened, for want of descriptors, room, threads; that is tried again.",
-    "market_opened": "A market was opened that could not be opened before.",
-    "market_joined": "The node has joined a market that it found with the coordinator.",
-    "market_not_joined": "A market could not be joined; that is tried again.",
-    "market_moved": "The market was handed over to a peer, to even out who leads.",
-    "market_not_moved": "The market could not be handed over, and stays here for now.",
-    "command_rejected": "The book rejected a command; at level debug, at every node.",
-    "answer_of_another": "The log has other commands under the numbers of requests: a copy of this node may run.",
-    "requests_expired": "So many requests had no answer in time; the first one's client order id is named.",
-    "replica_stopped": "The replica has stopped for good; the node has to be restarted, and may need repair.",
+    "not_leading": "This replica no longer leads the market; a warning if it did not hand leadership over.",
+    "replica_left": "The leader removed a replica from the in-sync set and no longer waits for its disk.",
+    "replica_in_sync": "The leader added a replica to the in-sync set and now waits for its disk.",
+    "leader_forced": "An operator makes this node lead: commands that only the former in-sync set held are lost.",
+    "log_outlived": "Leadership was forced past this log: commands that only this log holds are lost, answered or not.",
+    "log_put_aside": "The log that leadership was forced past is kept in this folder; the replica joins as new.",
+    "leader_lapsed": "The leader's lease has expired or its process has ended: an in-sync replica takes over.",
+    "leader_yields": "This leader has too few replicas to commit: a replica that has enough may take over.",
+    "market_not_opened": "A market could not be opened: file descriptors, space or threads ran out; it is retried.",
+    "market_opened": "A market was opened after earlier attempts had failed.",
+    "market_joined": "The node has joined a market that it found in the coordinator.",
+    "market_not_joined": "A market could not be joined; the node tries again.",
+    "market_moved": "This node handed the market over to a peer, to balance leadership.",
+    "market_not_moved": "The market could not be handed over and stays here for now.",
+    "command_rejected": "The book rejected a command; logged at level debug, at every node.",
+    "answer_of_another": "The log has other commands under this node's request numbers: a copy of this node may run.",
+    "requests_expired": "This many requests got no answer in time; the first one's client order id is named.",
+    "replica_stopped": "The replica has stopped: restart the node, which may need repair first.",
     # Links and the directory.
     "link_up": "The link to a peer is up.",
     "link_down": "The link to a peer is down.",
-    "link_not_made": "A node that is announced could not be linked to for some seconds: see the hint.",
-    "identity_exposed": "Others than its owner may read the file of an identity, which holds the node's private key.",
-    "certificate_ends_soon": "The node's certificate ends within 30 days: issue another, and restart the node.",
-    "peer_ended": "Nobody listens where a peer did: its process has ended, and nobody waits for its lease.",
-    "peer_replaced": "Another node is linked where this one was, which is dialled no more.",
-    "link_reset": "The link to a peer is ended because of what it sent.",
+    "link_not_made": "An announced peer is still unlinked after some seconds: see the hint.",
+    "identity_exposed": "Users other than its owner may read an identity file, which holds the node's private key.",
+    "certificate_ends_soon": "The node's certificate expires within 30 days: issue another, and restart the node.",
+    "peer_ended": "Nothing listens at a peer's address: its process has ended, and nobody waits for its lease.",
+    "peer_replaced": "Another node is linked at this peer's address; this peer is no longer dialled.",
+    "link_reset": "The link to a peer was closed because of what the peer sent.",
     "coordinator_differs": "A peer uses another coordinator; no link is made.",
-    "peer_unreachable": "A peer gives an address that cannot be dialled.",
-    "name_refused": "A node is announced under a name that its id does not have: it is not linked to.",
-    "peer_refused": "So many nodes are known already that no link is made to this one.",
-    "frame_refused": "A frame broke the protocol; its sender's connection is ended.",
-    "frame_failed": "A frame could not be handled: a fault of this program.",
-    "receive_failed": "A socket could not be read; it is tried again.",
-    "directory_silent": "No rendezvous answers, or not all do.",
+    "peer_unreachable": "A peer announces an address that cannot be dialled.",
+    "name_refused": "A node announces a name that its id does not have: no link is made.",
+    "peer_refused": "This node keeps links to as many peers as it may; it makes no link to this one.",
+    "frame_refused": "A frame broke the protocol; the sender's connection is closed.",
+    "frame_failed": "A frame could not be handled: a bug in this program.",
+    "receive_failed": "A socket could not be read; the node tries again.",
+    "directory_silent": "No rendezvous answers, or some do not.",
     "directory_answers": "All rendezvous answer again.",
-    "directory_malformed": "A rendezvous' answer broke the protocol; its connection is ended.",
-    "directory_learned": "A rendezvous has told of another.",
-    "directory_address_refused": "A rendezvous has told of one whose address cannot be dialled.",
-    "announcements_refused": "A rendezvous did not take this node's announcements.",
-    "goodbye_failed": "The directory was not told that the node ends; its entry will lapse.",
+    "directory_malformed": "A rendezvous' answer broke the protocol; its connection is closed.",
+    "directory_learned": "A rendezvous has named another rendezvous.",
+    "directory_address_refused": "A rendezvous has named another whose address cannot be dialled.",
+    "announcements_refused": "A rendezvous refused this node's announcements.",
+    "goodbye_failed": "The directory could not be notified that the node shuts down; its entry will expire.",
     "rendezvous_failed": "The rendezvous goes on after an unexpected error.",
-    "rendezvous_refused": "A request to the rendezvous broke the protocol; its connection is ended.",
-    "rendezvous_unread": "A client of the rendezvous takes no answers; its connection is ended.",
+    "rendezvous_refused": "A request to the rendezvous broke the protocol; the connection is closed.",
+    "rendezvous_unread": "A client of the rendezvous does not read its answers; the connection is closed.",
     # Clocks.
     "clock_off": "This machine's clock differs from most of its peers': set it. Another node leads where one can.",
     "clock_right": "This machine's clock agrees with most of its peers' again.",
@@ -105,30 +105,30 @@ EVENTS: Final[Mapping[str, str]] = {
     # The coordinator.
     "coordinator_unusable": "The coordinator cannot be used; markets go on as they are.",
     "coordinator_usable": "The coordinator can be used again.",
-    "node_id_in_use": "Another process has the lease of this node, so its data directory was copied: replicas stop.",
-    "coordinator_call_failed": "A question to the coordinator had no answer, and is asked again; later ones at debug.",
-    "coordinator_call_broken": "A question to the coordinator failed in a way that is no error of the store.",
-    "lease_not_released": "The lease was not given up at the end, and will lapse.",
+    "node_id_in_use": "Another process holds this node's lease, so its data directory was copied: replicas stop.",
+    "coordinator_call_failed": "The coordinator did not answer; the node retries, and logs later failures at debug.",
+    "coordinator_call_broken": "A request to the coordinator failed with an error that is not the store's.",
+    "lease_not_released": "The node could not release its lease at shutdown; the lease will expire.",
     # Actors, subscribers, the control link.
-    "inbox_failed": "An actor's own inbox did not take a message and raised an exception; its sender is told.",
-    "message_refused": "A message from another node is of no type that its actor accepts, or not as the type says.",
-    "actor_restarted": "An actor had failed and runs again.",
-    "actor_failed_ending": "A failed actor failed again while it gave up what it owned.",
+    "inbox_failed": "An actor's own inbox raised an exception and did not take a message; the sender is notified.",
+    "message_refused": "A message from another node does not fit its type, or its actor does not accept that type.",
+    "actor_restarted": "A failed actor was restarted.",
+    "actor_failed_ending": "A failed actor failed again while it released its resources.",
     "actor_stuck": "An actor did not stop in time.",
-    "child_failed": "A supervised actor has failed, and is started again after a pause.",
-    "child_given_up": "A supervised actor has failed more often than its policy allows, and is not started again.",
-    "watcher_failed": "An actor has ended, and telling one of those who watch it failed.",
-    "unhandled_failed": "An actor's ``on_unhandled`` raised an exception; the message is given up all the same.",
-    "item_not_sent": "What an actor sent to another node cannot be encoded, and was left out: a fault of this program.",
+    "child_failed": "A supervised actor has failed; its supervisor restarts it after a pause.",
+    "child_given_up": "A supervised actor has failed more often than its policy allows; its supervisor gives it up.",
+    "watcher_failed": "An actor has ended, and one of its watchers could not be notified.",
+    "unhandled_failed": "An actor's ``on_unhandled`` raised an exception; the message is discarded all the same.",
+    "item_not_sent": "A message to another node could not be encoded and was discarded: a bug in this program.",
     "supervisor_failed": "The actor that restarts others has failed: nothing is restarted any more.",
     "subscriber_cut": "A subscriber fell too far behind and was cut; it may subscribe again.",
     "subscriber_failed": "A subscriber raised an exception and was cut.",
-    "subscriber_blocked": "A subscriber keeps the thread that delivers to it.",
-    "control_failed": "A request over the control link could not be served: a fault of this program.",
-    "health_failed": "A request for the node's health or its metrics could not be served: a fault of this program.",
-    "control_unread": "A client of the control link did not take its answer.",
+    "subscriber_blocked": "A subscriber blocks the thread that delivers its events.",
+    "control_failed": "A request over the control link failed: a bug in this program.",
+    "health_failed": "A request for the node's health or metrics failed: a bug in this program.",
+    "control_unread": "A client of the control link did not read its answer.",
 }
-"""Every event that is logged, by its name, and what it means."""
+"""Every event that is logged: its name and its meaning."""
 
 _RESERVED: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 _SECRET: Final = re.compile(r"(://[^/@:\s]*:)[^/\s]*(?=@)|(\b(?:password|token)=)[^&\s]+")
@@ -137,8 +137,8 @@ _SECRET: Final = re.compile(r"(://[^/@:\s]*:)[^/\s]*(?=@)|(\b(?:password|token)=
 def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     """Return the logger of a module; it logs through ``logging.getLogger(name)``.
 
-    Its methods take an event of :data:`EVENTS` and keyword fields: where they apply ``market``, ``sequence``,
-    ``epoch``, ``node``, ``peer``, ``client_order_id``, and ``error``, an exception or its text.
+    Its methods take an event of :data:`EVENTS` and keyword fields. Use these where they apply: ``market``,
+    ``sequence``, ``epoch``, ``node``, ``peer``, ``client_order_id``, and ``error``, an exception or its text.
     """
     logger = structlog.wrap_logger(
         logging.getLogger(name),
@@ -151,7 +151,7 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
 
 
 def without_secrets(text: str) -> str:
-    """Return ``text`` with passwords and tokens in addresses made unreadable."""
+    """Return ``text`` with passwords and tokens in addresses masked."""
     return _SECRET.sub(r"\1\2***", text)
 
 
@@ -164,7 +164,7 @@ def _to_record(_logger: Any, _method: str, values: MutableMapping[str, Any]) -> 
     if isinstance(error := values.get("error"), OpenOutcryError):
         fields["code"] = error.code
     line = " ".join([event, *[f"{key}={_quoted(value)}" for key, value in fields.items()]])
-    # The frames between the caller and the standard logger are structlog's.
+    # structlog adds this many frames between the caller and the standard logger.
     return (line,), {"extra": {**fields, "event": event}, "stacklevel": 4, **options}
 
 
