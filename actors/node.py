@@ -124,7 +124,7 @@ from .market.views import (
 from .peers.clocks import Clocks
 from .peers.discovery import JOINS_ALL, NODE_SERVICE, Announce, DiscoveryActor, Find, Unannounce
 from .peers.links import LINK_OF, Links
-from .peers.messages import HelloHeard, PeerDown, PeerFound, PeerLost
+from .peers.messages import HelloReceived, PeerDown, PeerFound, PeerLost
 from .peers.wire import NO_COORDINATOR, Hello, checked_node_name
 from .remote.actors import RemoteActors
 from .remote.refs import RemoteRef
@@ -210,7 +210,7 @@ class _Supervisor(Supervisor):
             links.lost(message.node, self)
         elif message is TICK:
             links.forget_absent(self)
-        elif isinstance(message, HelloHeard):
+        elif isinstance(message, HelloReceived):
             links.greeted(message, self)
         elif isinstance(message, ActorFailed):
             self._node._handle_failure(message)

@@ -29,7 +29,7 @@ from openoutcry.actors.book.journal import Journal
 from openoutcry.actors.cli.serve import _in_words
 from openoutcry.actors.peers.discovery import Announce
 from openoutcry.actors.telemetry.health import REQUESTS_MAX
-from openoutcry.actors.telemetry.logs import LogWriter
+from openoutcry.actors.telemetry.logs import LogOutput
 from openoutcry.actors.telemetry.metrics import METRICS
 from openoutcry.actors.testing import eventually
 from openoutcry.transport.certificates import Authority, Identity
@@ -186,7 +186,7 @@ def test_every_metric_is_in_the_list_and_every_listed_metric_is_published(
 ) -> None:
     authority = Authority.create(tmp_path / "authority")
     one, other, place = [Identity(authority.issue(name)) for name in ("a", "b", "place")]
-    with LogWriter(file=tmp_path / "log"), Rendezvous("tls+tcp://127.0.0.1:0", identity=place) as rendezvous:
+    with LogOutput(file=tmp_path / "log"), Rendezvous("tls+tcp://127.0.0.1:0", identity=place) as rendezvous:
         shared: dict[str, Any] = {"directory": rendezvous.address, "coordinator": tmp_path / "c", "metrics": ANY_PORT}
         rules = {MARKET: MarketRules()}
         with (

@@ -24,7 +24,7 @@ from openoutcry.actors.kit.supervision import Supervise
 from openoutcry.actors.peers import links as links_module
 from openoutcry.actors.peers import peer as peer_module
 from openoutcry.actors.peers.discovery import Announce
-from openoutcry.actors.peers.messages import HelloHeard, PeerFound
+from openoutcry.actors.peers.messages import HelloReceived, PeerFound
 from openoutcry.actors.peers.wire import Hello
 from openoutcry.transport.errors import ProtocolError
 from openoutcry.transport.sockets import Inbox, refuses
@@ -443,7 +443,7 @@ def test_link_whose_actor_fails_is_made_again_and_the_followers_go_on(exchange: 
     net = exchange(nodes=2, markets={MARKET: RULES})
     other = net[1].node_id
     failing = net[0]._links.peers[other]
-    failing.tell(HelloHeard(None, 1))  # type: ignore[arg-type]
+    failing.tell(HelloReceived(None, 1))  # type: ignore[arg-type]
     until(lambda: net[0]._links.peers[other] is not failing and other in net[0]._links.up, "the link is up again")
     assert net[0].meters.restarts["PeerActor"] == 1
     net[1].submit_order(MARKET, "buy", "1", "1")
@@ -458,7 +458,7 @@ def test_a_link_that_is_not_made_is_told_of_once_and_hides_nothing_else_that_is_
     net[0]._supervisor.tell(PeerFound("ghost.1", "ghost", "tcp://127.0.0.1:1"))
     until(lambda: "link_not_made" in caplog.text, "nobody listens there")
     foreign = Hello("ghost.1", "ghost", "tcp://127.0.0.1:1", "another exchange's", 1, 0, net[0].node_id)
-    net[0]._links.peers["ghost.1"].tell(HelloHeard(foreign, 1))
+    net[0]._links.peers["ghost.1"].tell(HelloReceived(foreign, 1))
     until(lambda: "coordinator_differs" in caplog.text, "it is another exchange's")
     assert [vars(record)["event"] for record in caplog.records].count("link_not_made") == 1
 
@@ -580,7 +580,7 @@ def test_a_hello_that_comes_while_the_node_ends_fails_nothing(tmp_path: Path) ->
     with ExchangeNode("a", markets={MARKET: RULES}, data_dir=tmp_path) as node:
         node._closed = True  # as `close` begins
         hello = Hello("late.1", "late", "tcp://127.0.0.1:1", node.status()["coordinator"], 1, 0, node.node_id)
-        node._supervisor.tell(HelloHeard(hello, 1))
+        node._supervisor.tell(HelloReceived(hello, 1))
         node._supervisor.tell(PeerFound("later.1", "later", "tcp://127.0.0.1:1"))
         until(node._supervisor.actor_inbox.empty, "both are handled")
         node._supervisor.ask(TICK)

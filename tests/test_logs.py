@@ -16,7 +16,7 @@ import openoutcry.actors
 import openoutcry.transport
 import pytest
 from openoutcry.actors import ExchangeNode, MarketRules, OrderRejected, Unavailable
-from openoutcry.actors.telemetry.logs import LogWriter
+from openoutcry.actors.telemetry.logs import LogOutput
 from openoutcry.actors.testing import eventually
 from openoutcry.transport.errors import ConfigurationError, ProtocolError
 from openoutcry.transport.log import EVENTS, get_logger, without_secrets
@@ -90,7 +90,7 @@ def test_embedded_node_logs_to_the_applications_loggers_and_configures_none(
 
 def test_json_lines_carry_event_level_time_and_fields_but_no_secret(tmp_path: Path) -> None:
     file = tmp_path / "logs" / "node.log"
-    with LogWriter(form="json", level="info", file=file, node_name="alice"):
+    with LogOutput(form="json", level="info", file=file, node_name="alice"):
         log = get_logger("openoutcry.test").bind(market=MARKET)
         log.info("link_up", address="etcds://user:hush@10.0.0.1/x?password=hush", name="taken by the record", epoch=3)
         log.debug("link_down")
@@ -123,7 +123,7 @@ def test_reader_that_takes_no_lines_stalls_nobody_and_learns_how_many_it_missed(
     stuck = Stuck()
     monkeypatch.setattr("sys.stderr", stuck)
     log = get_logger("openoutcry.test")
-    with LogWriter(form="json", lines_max=10) as writer:
+    with LogOutput(form="json", lines_max=10) as writer:
         for number in range(1000):
             log.info("link_up", number=number)
         missing = writer.lines_dropped
@@ -139,7 +139,7 @@ def test_reader_that_takes_no_lines_stalls_nobody_and_learns_how_many_it_missed(
 def test_record_that_no_line_can_be_made_of_is_told_and_ends_no_logging(tmp_path: Path, form: str) -> None:
     file = tmp_path / "node.log"
     other = logging.getLogger("another.library")
-    with LogWriter(form=form, file=file) as writer:
+    with LogOutput(form=form, file=file) as writer:
         other.warning("count %d", "x")
         other.warning("well", extra={"keyed": {(1, 2): 3}})  # JSON has no such key
         other.warning("the last")
@@ -158,7 +158,7 @@ def test_password_is_hidden_whatever_signs_it_has() -> None:
 def test_log_file_that_was_moved_away_is_opened_anew(tmp_path: Path) -> None:
     file = tmp_path / "node.log"
     log = get_logger("openoutcry.test")
-    with LogWriter(form="json", file=file) as writer:
+    with LogOutput(form="json", file=file) as writer:
         log.info("link_up", number=1)
         eventually(file.read_text, "the first line is written")
         os.rename(file, tmp_path / "node.log.1")
@@ -170,7 +170,7 @@ def test_log_file_that_was_moved_away_is_opened_anew(tmp_path: Path) -> None:
         ("link_up", 2),
     ]
     with pytest.raises(ConfigurationError, match="log file"):
-        LogWriter(file=tmp_path)
+        LogOutput(file=tmp_path)
 
 
 def test_rejected_command_can_be_followed_by_its_order_id_at_every_node(
@@ -214,7 +214,7 @@ def test_an_orderly_hand_over_is_no_warning(exchange: Any, caplog: pytest.LogCap
 @pytest.mark.slow
 def test_error_that_an_actor_answers_with_is_no_traceback_in_the_log(tmp_path: Path) -> None:
     file = tmp_path / "node.log"
-    with LogWriter(file=file), ExchangeNode("a", markets={MARKET: MarketRules()}) as node:
+    with LogOutput(file=file), ExchangeNode("a", markets={MARKET: MarketRules()}) as node:
         node.wait_ready()
         with pytest.raises(Unavailable):
             node.subscribe(MARKET, after=10**6)

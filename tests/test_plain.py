@@ -23,7 +23,7 @@ from openoutcry.actors.control.server import ControlServer
 from openoutcry.actors.market import border
 from openoutcry.actors.peers.wire import LINK_CODEC, Hello, checked_node_name
 from openoutcry.actors.remote.actors import _checked_name
-from openoutcry.actors.telemetry.logs import LogWriter
+from openoutcry.actors.telemetry.logs import LogOutput
 from openoutcry.transport import certificates, codec, survey
 from openoutcry.transport.errors import (
     ConfigurationError,
@@ -293,7 +293,7 @@ def test_a_log_that_people_read_shows_names_as_they_are(
     assert hidden(str(said.__dict__["peer"])) == []
     for form in ("console", "json"):
         file = tmp_path / f"{form}.log"
-        with LogWriter(form=form, file=file, node=EVIL):
+        with LogOutput(form=form, file=file, node=EVIL):
             logger.warning("link_reset", peer=EVIL, error=ProtocolError(EVIL), names=[EVIL], other=ValueError(EVIL))
             try:
                 raise ValueError(EVIL)

@@ -162,9 +162,9 @@ def test_node_that_does_not_end_in_time_is_ended_and_says_what_hung(tmp_path: Pa
 import threading
 from pathlib import Path
 from openoutcry.actors.cli.serve import ends_within
-from openoutcry.actors.telemetry.logs import LogWriter
+from openoutcry.actors.telemetry.logs import LogOutput
 ended = threading.Event()
-with LogWriter(file=Path("node.log")), ends_within(0.1, ended):
+with LogOutput(file=Path("node.log")), ends_within(0.1, ended):
     ended.set()
     threading.Event().wait()
 """

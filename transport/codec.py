@@ -127,7 +127,7 @@ class Array:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Record:
+class Tuple:
     """A tuple of fixed length whose items pass ``checks`` one by one; ``make`` turns it into the field's value."""
 
     checks: tuple[Check, ...]

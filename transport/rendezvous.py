@@ -260,7 +260,7 @@ class Rendezvous:
         )
         guard(self)
         self._secure = identity is not None
-        self._heard = sockets.HeardPipes(self._socket, SILENT_S) if identity is not None else None
+        self._silent = sockets.SilentPipes(self._socket, SILENT_S) if identity is not None else None
         self._socket.add_post_pipe_remove_cb(lambda pipe: self._gone.put(pipe.id))
         try:
             self.address = sockets.listen(self._socket, address)
@@ -311,7 +311,7 @@ class Rendezvous:
                 self._stopping.wait(_IDLE_MS / 1000)
 
     def _turn(self) -> None:
-        for pipe_id in self._heard.close_silent() if self._heard is not None else ():
+        for pipe_id in self._silent.close_silent() if self._silent is not None else ():
             self._gone.put(pipe_id)
         try:
             message = self._socket.recv_msg()
@@ -322,8 +322,8 @@ class Rendezvous:
         pipe = message.pipe
         if pipe is None or self._stopping.is_set():
             return  # it has gone already, or has only come to wake this thread
-        if self._heard is not None:
-            self._heard.heard(pipe.id, pipe)
+        if self._silent is not None:
+            self._silent.received(pipe.id, pipe)
         try:
             request = decode(REQUESTS, message.bytes)
             if self._secure and isinstance(request, Announce):
@@ -377,8 +377,8 @@ class Rendezvous:
     def _expire(self) -> None:
         for pipe_id in _drained(self._gone):
             self._table.drop_pipe(pipe_id)
-            if self._heard is not None:
-                self._heard.removed(pipe_id)
+            if self._silent is not None:
+                self._silent.removed(pipe_id)
         self._table.lapse(self._now_ns())
 
     def _now_ns(self) -> int:

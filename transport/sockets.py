@@ -311,42 +311,42 @@ def _leave_nng() -> None:
 
 
 SILENT_S: Final = 60.0
-"""How long nothing may come over a connection of TLS to an inbox, in seconds: nodes say hello all the time."""
+"""Seconds of silence after which an inbox closes a TLS connection: a living node sends hellos all the time."""
 _TURN_S: Final = 1.0
 
 
-class HeardPipes:
-    """The pipes of a socket, to close those over which nothing comes for ``silent_s``. One thread only.
+class SilentPipes:
+    """Closes the pipes of a socket over which nothing arrives for ``silent_s``. Used by one thread only.
 
-    Where the other end of a connection of TLS closes it very early, or while frames are unread, nng may never tell, and
-    keeps its file open for good.
+    If the other end closes a TLS connection very early, or while frames are unread, nng may never report it, and
+    never closes its file.
     """
 
     def __init__(self, socket: pynng.Socket, silent_s: float) -> None:
-        """To be made before the socket listens."""
+        """Call this before the socket listens."""
         self._silent_s = silent_s
         self._made: queue.SimpleQueue[pynng.Pipe] = queue.SimpleQueue()
         socket.add_post_pipe_connect_cb(self._made.put)
         self._pipes: dict[int, pynng.Pipe] = {}
-        self._heard: set[int] = set()
+        self._active: set[int] = set()
         self._turn_s = time.monotonic()
         self._look_at_s = self._turn_s + silent_s
 
-    def heard(self, pipe_id: int, pipe: pynng.Pipe) -> None:
-        """Something has come over ``pipe``."""
+    def received(self, pipe_id: int, pipe: pynng.Pipe) -> None:
+        """Note that something arrived over ``pipe``."""
         self._pipes[pipe_id] = pipe
-        self._heard.add(pipe_id)
+        self._active.add(pipe_id)
 
     def removed(self, pipe_id: int) -> None:
-        """The pipe has gone."""
+        """Forget a closed pipe."""
         self._pipes.pop(pipe_id, None)
-        self._heard.discard(pipe_id)
+        self._active.discard(pipe_id)
 
     def close_silent(self) -> list[int]:
-        """To be called before each receive. Return what turns out to have gone already, without being told of."""
+        """Call this before each receive. Return the pipes that turn out to be closed, without a report by nng."""
         now_s = time.monotonic()
         if now_s - self._turn_s > _TURN_S:
-            self._look_at_s = now_s + self._silent_s  # the thread was busy: what was said meanwhile is not read yet
+            self._look_at_s = now_s + self._silent_s  # the thread was busy: frames may wait unread
         self._turn_s = now_s
         if now_s < self._look_at_s:
             return []
@@ -354,13 +354,13 @@ class HeardPipes:
         gone = []
         while not self._made.empty():
             pipe = self._made.get()
-            self.heard(pipe.id, pipe)
-        for pipe_id in self._pipes.keys() - self._heard:
+            self.received(pipe.id, pipe)
+        for pipe_id in self._pipes.keys() - self._active:
             try:
                 self._pipes.pop(pipe_id).close()
             except pynng.NNGException:
                 gone.append(pipe_id)
-        self._heard.clear()
+        self._active.clear()
         return gone
 
 
@@ -389,7 +389,7 @@ class Inbox:
         self._socket = open_socket(pynng.Pull0, tls=identity and identity.server())
         guard(self)
         self._certified: dict[int, str] = {}
-        self._heard = HeardPipes(self._socket, SILENT_S) if identity is not None else None
+        self._silent = SilentPipes(self._socket, SILENT_S) if identity is not None else None
         self.frames_refused = 0
         """Frames that cost their sender the link, since the start."""
         self._socket.add_post_pipe_remove_cb(lambda pipe: self._removed.put(pipe.id))
@@ -422,10 +422,10 @@ class Inbox:
             while not self._removed.empty():
                 removed = self._removed.get()
                 self._certified.pop(removed, None)
-                if self._heard is not None:
-                    self._heard.removed(removed)
+                if self._silent is not None:
+                    self._silent.removed(removed)
                 self._on_pipe_removed(removed)
-            for gone in self._heard.close_silent() if self._heard is not None else ():
+            for gone in self._silent.close_silent() if self._silent is not None else ():
                 self._removed.put(gone)
             try:
                 message = self._socket.recv_msg()
@@ -445,8 +445,8 @@ class Inbox:
             pipe_id = pipe.id
             if pipe_id not in self._certified:
                 self._certified[pipe_id] = certified_name(pipe)
-            if self._heard is not None:
-                self._heard.heard(pipe_id, pipe)
+            if self._silent is not None:
+                self._silent.received(pipe_id, pipe)
             try:
                 self._on_frame(pipe_id, message.bytes)
             except TransportError as error:

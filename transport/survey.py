@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import pynng
 
 from . import sockets
-from .codec import ADDRESS, Array, Bool, Codec, Int, Name, Record, Str, pack
+from .codec import ADDRESS, Array, Bool, Codec, Int, Name, Str, Tuple, pack
 from .errors import Closed, ConfigurationError, InvalidRequest, Overloaded, ProtocolError, TransportError, Unavailable
 from .forks import guard
 from .identity import MEMBER, check_addresses
@@ -61,7 +61,7 @@ Row = tuple[str, str, str, tuple[tuple[str, str], ...]]
 """A :class:`ServiceEntry` on the wire."""
 
 _NAME = Name(128, 1)
-_ROW = Record((_NAME, _NAME, ADDRESS, Array(Record((Str(64, 1), Str(255))), 16)))
+_ROW = Tuple((_NAME, _NAME, ADDRESS, Array(Tuple((Str(64, 1), Str(255))), 16)))
 _ROWS = Array(_ROW, 32_768)
 _ADDRESSES = Array(ADDRESS, RENDEZVOUS_MAX + 1)
 
@@ -132,7 +132,7 @@ class Find:
     service: Annotated[str, _NAME]
     after: Annotated[str, Str(128)]
     """Only nodes above this id: empty for the first page, then the last id of the page before."""
-    known: Annotated[tuple[tuple[int, int], ...], Array(Record((Int(), Int())), RENDEZVOUS_MAX)]
+    known: Annotated[tuple[tuple[int, int], ...], Array(Tuple((Int(), Int())), RENDEZVOUS_MAX)]
     """Pairs of a rendezvous' instance and its version of the service that the asker already has."""
 
 

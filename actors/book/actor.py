@@ -122,7 +122,7 @@ from .wire import (
     Append,
     Chunk,
 )
-from .writer import JournalActor, LogWriter
+from .writer import JournalActor, JournalWriter
 
 logger = get_logger(__name__)
 
@@ -251,7 +251,7 @@ class BookActor(NodeActor):
             journal.close()
             raise
         self.meters.snapshot = snapshots.last()
-        self._writer = LogWriter(journal, snapshots, self.meters)
+        self._writer = JournalWriter(journal, snapshots, self.meters)
         self._journal = JournalActor.start(writer=self._writer, book=self.actor_ref, report=report)
         self._links: dict[str, PeerUp] = {}
         self.core: Core[Request, OrderBook] = Core(

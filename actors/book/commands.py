@@ -104,7 +104,7 @@ class SelfTradePrevention(IntEnum):
     """Both are reduced by the smaller open quantity; whichever reaches zero is cancelled."""
 
 
-class Reason:
+class CancelReason:
     """Why a quantity was cancelled: the ``reason`` of a CANCELLED event."""
 
     REQUESTED: Final = "requested"
@@ -113,7 +113,7 @@ class Reason:
     SELF_TRADE: Final = "self_trade"
 
 
-class Code:
+class RejectCode:
     """Why the book rejected a command: the ``code`` of a REJECTED event."""
 
     UNKNOWN_ORDER: Final = "unknown_order"
@@ -132,20 +132,20 @@ class Code:
 
 
 MESSAGES: Final[dict[str, str]] = {
-    Code.UNKNOWN_ORDER: "the account has no open order of that id: it never had, or it was filled or cancelled",
-    Code.QUANTITY_TOO_SMALL: "the quantity is below the market's minimum",
-    Code.QUANTITY_TOO_LARGE: "the quantity is above the market's maximum",
-    Code.PRICE_OUT_OF_RANGE: "the price is outside the market's lowest and highest price",
-    Code.PRICE_OUT_OF_BAND: "the price is too far from the last trade for the market's price band",
-    Code.TOO_MANY_OPEN_ORDERS: "the account has as many open orders as the market allows; cancel some first",
-    Code.POST_ONLY_WOULD_TRADE: "the post-only order would trade at once; use a less aggressive price",
-    Code.FOK_UNFILLABLE: "the fill-or-kill order cannot be filled in full at once; nothing was traded",
-    Code.INVALID_TIME_IN_FORCE: "the order type does not go with that time in force: a market order is ioc or fok, "
+    RejectCode.UNKNOWN_ORDER: "the account has no open order of that id: it never had, or it was filled or cancelled",
+    RejectCode.QUANTITY_TOO_SMALL: "the quantity is below the market's minimum",
+    RejectCode.QUANTITY_TOO_LARGE: "the quantity is above the market's maximum",
+    RejectCode.PRICE_OUT_OF_RANGE: "the price is outside the market's lowest and highest price",
+    RejectCode.PRICE_OUT_OF_BAND: "the price is too far from the last trade for the market's price band",
+    RejectCode.TOO_MANY_OPEN_ORDERS: "the account has as many open orders as the market allows; cancel some first",
+    RejectCode.POST_ONLY_WOULD_TRADE: "the post-only order would trade at once; use a less aggressive price",
+    RejectCode.FOK_UNFILLABLE: "the fill-or-kill order cannot be filled in full at once; nothing was traded",
+    RejectCode.INVALID_TIME_IN_FORCE: "the order type does not allow that time in force: a market order is ioc or fok, "
     "a post-only order gtc or gtd, and only gtd takes an expiry",
-    Code.ALREADY_EXPIRED: "the expiry is not after the exchange's time",
-    Code.CLIENT_ORDER_ID_REUSED: "the client order id was used before for a different command; choose a new one",
-    Code.MARKET_NOT_CONFIGURED: "the market's rules are not set yet",
-    Code.UNITS_IN_USE: "tick size and lot size stay as they are once there are orders or trades; open another market",
+    RejectCode.ALREADY_EXPIRED: "the expiry is not after the exchange's time",
+    RejectCode.CLIENT_ORDER_ID_REUSED: "the client order id was used before for a different command; choose a new one",
+    RejectCode.MARKET_NOT_CONFIGURED: "the market's rules are not set yet",
+    RejectCode.UNITS_IN_USE: "tick and lot size stay as they are once there are orders or trades; open another market",
 }
 """What each rejection code means and what to do about it, for people."""
 

@@ -50,11 +50,11 @@ from .commands import (
     SET_TIME,
     SUBMIT,
     TRADE,
-    Code,
+    CancelReason,
     Command,
     Event,
     OrderType,
-    Reason,
+    RejectCode,
     SelfTradePrevention,
     Side,
     TimeInForce,
@@ -409,7 +409,7 @@ class OrderBook:
                     if taken:
                         terms = _terms(0, stp, False, taken, 0)
                 if time_in_force:
-                    events.append((CANCELLED, at, at, account, side, limit, open_lots, 0, Reason.UNFILLED))
+                    events.append((CANCELLED, at, at, account, side, limit, open_lots, 0, CancelReason.UNFILLED))
                     continue
                 level = levels.get(price)
                 if level is None:
@@ -438,11 +438,13 @@ class OrderBook:
                 order_id = command[3]
                 order = owner.orders.pop(order_id, None) if owner is not None else None
                 if order is None:
-                    events.append((REJECTED, at, account, client_order_id, Code.UNKNOWN_ORDER))
+                    events.append((REJECTED, at, account, client_order_id, RejectCode.UNKNOWN_ORDER))
                     continue
                 level = order.level
                 lots = order.open
-                events.append((CANCELLED, at, order_id, account, level.side, level.price, lots, 0, Reason.REQUESTED))
+                events.append(
+                    (CANCELLED, at, order_id, account, level.side, level.price, lots, 0, CancelReason.REQUESTED)
+                )
                 order.open = 0
                 if order.digest:
                     dirty.append(order)
@@ -475,7 +477,7 @@ class OrderBook:
         crosses = bool(opposite) and opposite[-1] >= floor
         code = self._refusal(account, order_type, price, quantity, time_in_force, expire_ns, crosses)
         if code is None and time_in_force == _FOK and not self._fillable(side, floor, account, stp, quantity):
-            code = Code.FOK_UNFILLABLE
+            code = RejectCode.FOK_UNFILLABLE
         if code is not None:
             events.append((REJECTED, sequence, account, client_order_id, code))
             return
@@ -485,7 +487,9 @@ class OrderBook:
             open_lots, cancelled = self._match(sequence, sequence, account, side, price, floor, quantity, stp, events)
         if open_lots:
             if order_type == _MARKET or time_in_force in (_IOC, _FOK):
-                events.append((CANCELLED, sequence, sequence, account, side, price, open_lots, 0, Reason.UNFILLED))
+                events.append(
+                    (CANCELLED, sequence, sequence, account, side, price, open_lots, 0, CancelReason.UNFILLED)
+                )
                 return
             terms = _terms(expire_ns, stp, order_type == _POST_ONLY, cancelled, 0)
             self._rest(sequence, account, client_order_id, side, price, open_lots, quantity, terms)
@@ -598,14 +602,14 @@ class OrderBook:
             self._dirty.append(maker)
             left = maker.open
             events.append(
-                (CANCELLED, sequence, maker.id, account, 1 - side, level.price, given, left, Reason.SELF_TRADE)
+                (CANCELLED, sequence, maker.id, account, 1 - side, level.price, given, left, CancelReason.SELF_TRADE)
             )
             if not left:
                 level.gone += 1
                 del maker.account.orders[maker.id]
         if taken:
             left = open_lots - taken
-            events.append((CANCELLED, sequence, taker_id, account, side, limit, taken, left, Reason.SELF_TRADE))
+            events.append((CANCELLED, sequence, taker_id, account, side, limit, taken, left, CancelReason.SELF_TRADE))
         return taken
 
     def _rest(
@@ -699,7 +703,7 @@ class OrderBook:
             order = own[order_id]
             level = order.level
             events.append(
-                (CANCELLED, sequence, order_id, account, level.side, level.price, order.open, 0, Reason.REQUESTED)
+                (CANCELLED, sequence, order_id, account, level.side, level.price, order.open, 0, CancelReason.REQUESTED)
             )
             self._take_out(order)
         own.clear()
@@ -727,7 +731,7 @@ class OrderBook:
         owner = self._accounts.get(account)
         order = owner.orders.get(order_id) if owner is not None else None
         if order is None:
-            events.append((REJECTED, sequence, account, client_order_id, Code.UNKNOWN_ORDER))
+            events.append((REJECTED, sequence, account, client_order_id, RejectCode.UNKNOWN_ORDER))
             return
         level = order.level
         side = level.side
@@ -745,9 +749,9 @@ class OrderBook:
         total = order.quantity - open_now + quantity
         expire_ns, stp, post_only, cancelled, _ = order.terms
         if code is None and total > codec.INT64_MAX:
-            code = Code.QUANTITY_TOO_LARGE  # with what it has filled already: the sum must fit a snapshot
+            code = RejectCode.QUANTITY_TOO_LARGE  # with what it has filled already: the sum must fit a snapshot
         if code is None and crosses and post_only:
-            code = Code.POST_ONLY_WOULD_TRADE
+            code = RejectCode.POST_ONLY_WOULD_TRADE
         if code is not None:
             events.append((REJECTED, sequence, account, client_order_id, code))
             return
@@ -777,20 +781,20 @@ class OrderBook:
             _, order_id, account = heapq.heappop(heap)
             order = self._orders_of(account).get(order_id)
             if order is not None:
-                self._cancel(sequence, order, Reason.EXPIRED, events)
+                self._cancel(sequence, order, CancelReason.EXPIRED, events)
 
     def _answer_again(self, sequence: int, first: int, command: Command, events: list[Event]) -> None:
         if self._window[first - self._window_start] == command:
             events.append((DUPLICATE, sequence, first))
         else:
-            events.append((REJECTED, sequence, command[1], command[2], Code.CLIENT_ORDER_ID_REUSED))
+            events.append((REJECTED, sequence, command[1], command[2], RejectCode.CLIENT_ORDER_ID_REUSED))
 
     def _configure(self, sequence: int, command: Command, events: list[Event]) -> None:
         """Set the rules; the units of prices and quantities only as long as no number in the book means any."""
         rules = MarketRules.from_tuple(command[3])
         units, units_now = (rules.tick_size, rules.lot_size), (self._rules.tick_size, self._rules.lot_size)
         if self._configured and units != units_now and (len(self) or self.trade_count):
-            events.append((REJECTED, sequence, command[1], command[2], Code.UNITS_IN_USE))
+            events.append((REJECTED, sequence, command[1], command[2], RejectCode.UNITS_IN_USE))
             return
         # To the letter, so that a wider window finds the same on all replicas.
         self._forget(sequence - self._rules.dedupe_window)
@@ -835,37 +839,37 @@ class OrderBook:
     ) -> str | None:
         """Return the code under which the rules refuse an order, or None."""
         if not self._configured:
-            return Code.MARKET_NOT_CONFIGURED
+            return RejectCode.MARKET_NOT_CONFIGURED
         if (
             (order_type == _MARKET and time_in_force not in (_IOC, _FOK))
             or (order_type == _POST_ONLY and time_in_force not in (_GTC, _GTD))
             or (time_in_force == _GTD) != bool(expire_ns)
         ):
-            return Code.INVALID_TIME_IN_FORCE
+            return RejectCode.INVALID_TIME_IN_FORCE
         if code := self._limits(price, quantity):
             return code
         if expire_ns and expire_ns <= self.timestamp_ns:
-            return Code.ALREADY_EXPIRED
+            return RejectCode.ALREADY_EXPIRED
         if order_type == _POST_ONLY and crosses:
-            return Code.POST_ONLY_WOULD_TRADE
+            return RejectCode.POST_ONLY_WOULD_TRADE
         most = self._rules.open_orders_max
         if most and time_in_force in (_GTC, _GTD) and len(self._orders_of(account)) >= most:
-            return Code.TOO_MANY_OPEN_ORDERS
+            return RejectCode.TOO_MANY_OPEN_ORDERS
         return None
 
     def _limits(self, price: int | None, quantity: int | None) -> str | None:
         _, _, quantity_min, quantity_max, price_min, price_max = self._limits_now
         if quantity is not None:
             if quantity < quantity_min:
-                return Code.QUANTITY_TOO_SMALL
+                return RejectCode.QUANTITY_TOO_SMALL
             if quantity > quantity_max:
-                return Code.QUANTITY_TOO_LARGE
+                return RejectCode.QUANTITY_TOO_LARGE
         if price is not None:
             if not price_min <= price <= price_max:
-                return Code.PRICE_OUT_OF_RANGE
+                return RejectCode.PRICE_OUT_OF_RANGE
             around = self._band_centre()
             if around is not None and abs(price - around) > self._rules.price_band_ticks:
-                return Code.PRICE_OUT_OF_BAND
+                return RejectCode.PRICE_OUT_OF_BAND
         return None
 
     def _band_centre(self) -> int | None:
@@ -1115,7 +1119,7 @@ class OrderBook:
             book._window = list(window)
             book._window_start = window_start
             book._events = list(events)
-            repeats = {e[1] for e in events if e[0] == DUPLICATE or e[-1] == Code.CLIENT_ORDER_ID_REUSED}
+            repeats = {e[1] for e in events if e[0] == DUPLICATE or e[-1] == RejectCode.CLIENT_ORDER_ID_REUSED}
             for at, command in enumerate(window, window_start):
                 if command[2] and at not in repeats:
                     book._account(command[1]).seen[command[2]] = at

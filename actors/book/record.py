@@ -137,5 +137,5 @@ _EPOCH: Final = codec.Int(1)
 _SEQUENCE: Final = codec.Int(1)
 _TIMESTAMP: Final = codec.Int()
 _ORIGINS: Final = codec.Array(
-    codec.Record((codec.Str(80, 1), codec.Int(), codec.Int(1, COMMANDS_MAX))), length_max=COMMANDS_MAX
+    codec.Tuple((codec.Str(80, 1), codec.Int(), codec.Int(1, COMMANDS_MAX))), length_max=COMMANDS_MAX
 )

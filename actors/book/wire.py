@@ -32,7 +32,7 @@ def _commands(value: Any, _name: str) -> tuple[Command, ...]:
     return commands
 
 
-_REQUESTS: Final = codec.Array(codec.Record((codec.Int(1), _commands)), COMMANDS_MAX)
+_REQUESTS: Final = codec.Array(codec.Tuple((codec.Int(1), _commands)), COMMANDS_MAX)
 
 
 def _requests(value: Any, name: str) -> tuple[tuple[int, tuple[Command, ...]], ...]:
@@ -103,7 +103,7 @@ class Rewind:
     sequence: Sequence
     tails: Annotated[
         tuple[tuple[int, bytes], ...],
-        codec.Array(codec.Record((codec.Int(0), codec.Bytes(len(CHAIN_START), len(CHAIN_START)))), TAILS_MAX),
+        codec.Array(codec.Tuple((codec.Int(0), codec.Bytes(len(CHAIN_START), len(CHAIN_START)))), TAILS_MAX),
     ]
 
 

@@ -5,7 +5,7 @@ LogPutAside, LogRead, LogNotRead, SnapshotStored, SnapshotKept, SnapshotNotKept,
 one write was being synced goes into the next write together: group commit without a timer.
 
 Where the disk is quick, and the BookActor has nothing else to do, to wait for a sync costs it less than to have another
-thread do so and tell it. Then it writes itself: the :class:`LogWriter` is the JournalActor's only while that has
+thread do so and tell it. Then it writes itself: the :class:`JournalWriter` is the JournalActor's only while that has
 something to do.
 """
 
@@ -54,10 +54,10 @@ QUICK_SYNC_S_MAX: Final = 0.001
 """A write and sync that took longer, in seconds, is one that a BookActor does not wait for the next time."""
 
 
-class LogWriter:
-    """A journal and the snapshots beside it: one thread's at a time.
+class JournalWriter:
+    """A journal and its snapshots, used by one thread at a time.
 
-    The JournalActor's while it has something to do; else, and that is when ``handled == handed``, its BookActor's.
+    The JournalActor uses it while it has work to do. Otherwise (``handled == handed``) its BookActor may use it.
     """
 
     def __init__(self, journal: Journal, snapshots: Snapshots, meters: MarketMeters) -> None:
@@ -66,9 +66,9 @@ class LogWriter:
         self._meters = meters
         self._sync_s = QUICK_SYNC_S_MAX
         self.handed = 0
-        """How many messages the BookActor has told the JournalActor."""
+        """How many messages the BookActor has sent to the JournalActor."""
         self.handled = 0
-        """How many of those are done with. The JournalActor's."""
+        """How many of those the JournalActor has finished. Only the JournalActor writes it."""
 
     @property
     def at_hand(self) -> bool:
@@ -136,9 +136,11 @@ class LogWriter:
 
 
 class JournalActor(NodeActor):
-    """Has the use of a :class:`LogWriter`, opened by its BookActor, from each message of that one until it is done."""
+    """Uses the :class:`JournalWriter` that its BookActor opened, from each message of that actor until it is done."""
 
-    def __init__(self, *, writer: LogWriter, book: pykka.ActorRef[Any], report: Callable[[ActorFailed], None]) -> None:
+    def __init__(
+        self, *, writer: JournalWriter, book: pykka.ActorRef[Any], report: Callable[[ActorFailed], None]
+    ) -> None:
         super().__init__(report=report)
         self._writer = writer
         self._book = book

@@ -25,7 +25,7 @@ from ..control.server import ControlServer
 from ..node import ExchangeNode, spare_gc
 from ..settings import DIRECTORY_DEFAULT, LOG, SETTINGS, Setting, node_options, with_tls
 from ..telemetry.health import healthz, readyz
-from ..telemetry.logs import FORMATS, LogWriter
+from ..telemetry.logs import FORMATS, LogOutput
 from ..telemetry.service import ServiceManager
 from ..tools.config import NodeConfig, load_config
 from .common import BadSettings, Failure, GivenPath, options, say, until_signalled, wait_for
@@ -123,7 +123,7 @@ def directory(
     """
     with (
         judged_settings(),
-        LogWriter(form=log_format or FORMATS[0], level=log_level or "info", file=log_file) as log,
+        LogOutput(form=log_format or FORMATS[0], level=log_level or "info", file=log_file) as log,
         until_signalled(on_hangup=log.reopen) as ended,
         _rendezvous(listen, peers, advertise, identity) as rendezvous,
     ):
@@ -155,7 +155,7 @@ def node(*, parent: int | None, **flags: Any) -> None:
                 "the node has no market: give --market NAME, --join-all, or a section [markets.NAME] in the file"
             )
         with (
-            LogWriter(
+            LogOutput(
                 form=options["log_format"], level=options["log_level"], file=options["log_file"], node=options["name"]
             ) as log,
             until_signalled(on_hangup=log.reopen) as ended,

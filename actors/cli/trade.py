@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import click
 
-from ..book.commands import OrderType, Reason, SelfTradePrevention, TimeInForce
+from ..book.commands import CancelReason, OrderType, SelfTradePrevention, TimeInForce
 from ..control.server import ControlClient, fresh_id
 from ..market.views import Cancelled, OrderRejected, OrderResult
 from .common import Failure, OutputFailed, as_request, choice, connect, print_json, say
@@ -49,7 +49,7 @@ def _command(
     lines = [f"{done}, sequence {result.sequence}{again}, state {result.state_hash}"]
     for trade in result.trades:
         lines.append(f"  {'bought' if trade.side == 'buy' else 'sold'} {trade.quantity} at {trade.price}")
-    for event in _cancelled(result, Reason.SELF_TRADE):
+    for event in _cancelled(result, CancelReason.SELF_TRADE):
         if event.order_id != result.order_id or event.open_quantity:
             left = f", {event.open_quantity} left open" if event.open_quantity else ""
             lines.append(f"  order {event.order_id}: {event.quantity} cancelled, self-trade prevented{left}")
@@ -74,9 +74,9 @@ def _done(result: OrderResult) -> str:
     order_id, why = result.order_id, ""
     if order_id is None:
         return result.status
-    if any([event.order_id == order_id for event in _cancelled(result, Reason.UNFILLED)]):
+    if any([event.order_id == order_id for event in _cancelled(result, CancelReason.UNFILLED)]):
         why = f": nothing {'more ' if result.trades else ''}to trade with at its price"
-    elif result.status == "cancelled" and _cancelled(result, Reason.SELF_TRADE):
+    elif result.status == "cancelled" and _cancelled(result, CancelReason.SELF_TRADE):
         why = ": self-trade prevented"
     return f"order {order_id} {result.status}{why}"
 

@@ -24,9 +24,9 @@ from ..book.commands import (
     NOTED,
     REJECTED,
     TRADE,
+    CancelReason,
     Command,
     Event,
-    Reason,
     Side,
 )
 from ..book.orderbook import DepthLevel, OrderView, events_between
@@ -267,14 +267,16 @@ class OrderResult:
         if self._cancel_all:
             return None
         for event in self._events:
-            if event[0] in (ACCEPTED, AMENDED) or (event[0] == CANCELLED and event[8] == Reason.REQUESTED):
+            if event[0] in (ACCEPTED, AMENDED) or (event[0] == CANCELLED and event[8] == CancelReason.REQUESTED):
                 return int(event[2])
         return None
 
     @property
     def cancelled_ids(self) -> tuple[int, ...]:
         """The orders that a cancel or a cancel-all took out of the book, in the order of their events."""
-        return tuple([event[2] for event in self._events if event[0] == CANCELLED and event[8] == Reason.REQUESTED])
+        return tuple(
+            [event[2] for event in self._events if event[0] == CANCELLED and event[8] == CancelReason.REQUESTED]
+        )
 
     @property
     def filled_quantity(self) -> Decimal:

@@ -21,7 +21,7 @@ from ..kit.node_actor import ActorFailed, stop_and_join, tell
 from ..kit.supervision import RestartPolicy, Supervisor
 from ..kit.uptime import uptime_ns
 from .clocks import ALONE, BOUND_MS, STORE, ClockMeter, Clocks, Offset, judge
-from .messages import HelloHeard, PeerDown, PeerFound, PeerGone, PeerUp, PipeRemoved
+from .messages import HelloReceived, PeerDown, PeerFound, PeerGone, PeerUp, PipeRemoved
 from .meters import LinkMeters
 from .peer import PeerActor
 from .wire import Credentials, Hello, may_link
@@ -244,7 +244,7 @@ class Links:
                 meters.heard_s = time.monotonic()
                 _compare_clocks(message, meters)
             peer = self.peers.get(message.node)
-            tell(peer if peer is not None and peer.is_alive() else supervisor, HelloHeard(message, pipe_id))
+            tell(peer if peer is not None and peer.is_alive() else supervisor, HelloReceived(message, pipe_id))
             return
         if isinstance(message, Credentials):
             self._certify(pipe_id, message)
@@ -335,7 +335,7 @@ class Links:
         self._announced.discard(node)
         self._forget(node, supervisor)
 
-    def greeted(self, message: HelloHeard, supervisor: Supervisor) -> None:
+    def greeted(self, message: HelloReceived, supervisor: Supervisor) -> None:
         """A node has said hello that has no PeerActor, or had none."""
         hello = message.hello
         peer = self._meet(PeerFound(hello.node, hello.name, hello.address), supervisor)

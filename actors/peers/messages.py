@@ -9,7 +9,7 @@ from .wire import Hello
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class HelloHeard:
+class HelloReceived:
     """The inbox's reader to a PeerActor: its peer said hello over pipe ``pipe_id``."""
 
     hello: Hello

@@ -3,7 +3,7 @@
 A link is two one-way streams: our outlet into the peer's inbox, and the peer's into ours. What happens to it when, and
 within which time, is decided by :mod:`.life`; this actor owns the outlet and does what is decided.
 
-Messages: HelloHeard, PipeRemoved, OutletConnected, OutletBroken, SendFrame, SendNext, ResetLink.
+Messages: HelloReceived, PipeRemoved, OutletConnected, OutletBroken, SendFrame, SendNext, ResetLink.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..kit.node_actor import TICK, ActorFailed, NodeActor, tell
 from ..kit.uptime import uptime_ns
 from .life import SILENCE_MS_MAX, Effect, Life, State
 from .link import Link, ResetLink, SendFrame, SendNext
-from .messages import HelloHeard, OutletBroken, OutletConnected, PeerDown, PeerGone, PeerUp, PipeRemoved
+from .messages import HelloReceived, OutletBroken, OutletConnected, PeerDown, PeerGone, PeerUp, PipeRemoved
 from .meters import LinkMeters
 from .wire import LINK_CODEC, Credentials, Hello, may_link
 
@@ -95,7 +95,7 @@ class PeerActor(NodeActor):
                     self._link.sent(frame)
         elif message is TICK:
             self._tick()
-        elif isinstance(message, HelloHeard):
+        elif isinstance(message, HelloReceived):
             self._hear(message)
         elif isinstance(message, OutletConnected):
             effects = life.made(message.session, now_s)
@@ -111,7 +111,7 @@ class PeerActor(NodeActor):
             self._do(life.broke(message.session, now_s, message.reason))
         return None
 
-    def _hear(self, message: HelloHeard) -> None:
+    def _hear(self, message: HelloReceived) -> None:
         hello, now_s = message.hello, time.monotonic()
         if not may_link(hello.coordinator, self._me.coordinator):
             if not self._complained:

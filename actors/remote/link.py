@@ -35,7 +35,7 @@ from ...transport.errors import (
 from ...transport.log import get_logger
 from ..kit.actor import put_always, tell_always
 from ..peers.messages import PeerUp
-from .refs import Reaches, Reason, RemoteFuture, RemoteRef, Terminated
+from .refs import EndReason, Reaches, RemoteFuture, RemoteRef, Terminated
 from .schema import MessageType, decode_value, encode_value
 from .wire import ASK, CREDIT, FIND, FOUND, GONE, PARCEL_CODEC, REPLY, TELL, WATCH, Parcel
 
@@ -78,7 +78,7 @@ class Served:
         self.accepts = accepts
         self.watching: set[RemoteLink] = set()
         self.ended: tuple[str, str] | None = None
-        """Reason and detail once it is served no more."""
+        """Reason and detail once the node no longer serves it."""
         self.retire: Callable[[BaseException | None], None] = lambda _: None
         """What waits for the actor's end."""
 
@@ -172,7 +172,7 @@ class RemoteLink:
         """Who waits for the answer to a request, and what it was: an ask of that actor, or a search for that name."""
         self._sweep_at = 1024
         self._under_way: dict[int, int] = {}
-        self._gone: dict[int, tuple[Reason, str]] = {}
+        self._gone: dict[int, tuple[EndReason, str]] = {}
         self._watchers: dict[int, list[tuple[RemoteRef, pykka.ActorRef[Any]]]] = {}
         self._heard: dict[int, int] = {}
         """Bytes of messages that have come for each actor. Changed where they are heard only: it needs no lock."""
@@ -575,7 +575,7 @@ def size_of(item: Item) -> int:
     return 64 + (len(item[4]) if kind == REPLY else 0)
 
 
-def reason_of(error: BaseException | None) -> tuple[Reason, str]:
+def reason_of(error: BaseException | None) -> tuple[EndReason, str]:
     return ("stopped", "") if error is None else ("failed", text_of(error)[:_TEXT_MAX])
 
 

@@ -16,7 +16,7 @@ from ...transport.numerals import written
 from .schema import MessageType, type_of
 from .wire import TELL
 
-Reason = Literal["stopped", "failed", "unregistered", "unreachable"]
+EndReason = Literal["stopped", "failed", "unregistered", "unreachable"]
 """Why an actor is heard no more: it was stopped; it failed; its node serves it no more; its node cannot be reached."""
 
 
@@ -29,7 +29,7 @@ class Terminated:
     """
 
     ref: RemoteRef | pykka.ActorRef[Any]
-    reason: Reason
+    reason: EndReason
     detail: str = ""
     """For people: by what it failed, or why the node cannot be reached."""
 

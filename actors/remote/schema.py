@@ -282,8 +282,8 @@ def _tuple(arguments: tuple[Any, ...], where: str) -> _Shape:
     items = [_shape_of(argument, where) for argument in arguments]
     return _Shape(
         f"({','.join([item.text for item in items])})",
-        codec.Record(tuple([item.to_wire for item in items])),
-        codec.Record(tuple([item.from_wire for item in items])),
+        codec.Tuple(tuple([item.to_wire for item in items])),
+        codec.Tuple(tuple([item.from_wire for item in items])),
     )
 
 

@@ -14,16 +14,16 @@ TELL, ASK, REPLY, FIND, FOUND, WATCH, GONE, CREDIT = range(1, 9)
 _ID: Final = codec.Int(1)
 _KEY: Final = codec.Str(80)
 _BODY: Final = codec.Bytes(MESSAGE_SIZE_MAX)
-_ACCEPTED: Final = codec.Array(codec.Record((codec.Str(80, 1), codec.Str(12, 12))), 1024)
+_ACCEPTED: Final = codec.Array(codec.Tuple((codec.Str(80, 1), codec.Str(12, 12))), 1024)
 _ITEM_CHECKS: Final = {
-    TELL: codec.Record((codec.Int(), _ID, _KEY, _BODY)),
-    ASK: codec.Record((codec.Int(), _ID, _KEY, _BODY, _ID)),
-    REPLY: codec.Record((codec.Int(), _ID, codec.Str(64), _KEY, _BODY)),
-    FIND: codec.Record((codec.Int(), _ID, codec.Str(64, 1))),
-    FOUND: codec.Record((codec.Int(), _ID, _ID, codec.Str(64, 1), _ACCEPTED)),
-    WATCH: codec.Record((codec.Int(), _ID)),
-    GONE: codec.Record((codec.Int(), _ID, codec.Str(20, 1), codec.Str(500))),
-    CREDIT: codec.Record((codec.Int(), _ID, _ID)),
+    TELL: codec.Tuple((codec.Int(), _ID, _KEY, _BODY)),
+    ASK: codec.Tuple((codec.Int(), _ID, _KEY, _BODY, _ID)),
+    REPLY: codec.Tuple((codec.Int(), _ID, codec.Str(64), _KEY, _BODY)),
+    FIND: codec.Tuple((codec.Int(), _ID, codec.Str(64, 1))),
+    FOUND: codec.Tuple((codec.Int(), _ID, _ID, codec.Str(64, 1), _ACCEPTED)),
+    WATCH: codec.Tuple((codec.Int(), _ID)),
+    GONE: codec.Tuple((codec.Int(), _ID, codec.Str(20, 1), codec.Str(500))),
+    CREDIT: codec.Tuple((codec.Int(), _ID, _ID)),
 }
 
 

@@ -1,6 +1,6 @@
 """Where the log of a process goes: one thread that writes lines, as JSON or for people to read. For programs only.
 
-An embedded node never configures logging; the command line does, with a :class:`LogWriter` on the root logger.
+An embedded node never configures logging; the command line does, with a :class:`LogOutput` on the root logger.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _is_news(record: logging.LogRecord) -> bool:
     return record.levelno != logging.INFO or not record.name.startswith("pykka")
 
 
-class LogWriter(logging.Handler):
+class LogOutput(logging.Handler):
     """Writes log lines on a thread of its own, so that a slow terminal, pipe or disk stalls no actor.
 
     While it is entered it is the root logger's handler.
@@ -75,11 +75,11 @@ class LogWriter(logging.Handler):
         """Records that no line could be made of, since the start; a line says so of each."""
         self._dropped_said = 0
 
-    def __enter__(self) -> LogWriter:
+    def __enter__(self) -> LogOutput:
         root = logging.getLogger()
         self._before = root.level, root.handlers
         root.handlers = [self]
-        guard(self, LogWriter._withdraw, refuse=False)
+        guard(self, LogOutput._withdraw, refuse=False)
         root.setLevel(self.level)
         self._thread.start()
         return self

@@ -25,7 +25,7 @@ from ..book.requests import WAITING_MAX
 from ..kit.meters import Histogram
 from ..peers.meters import LinkMeters
 from .condition import NOT_OPEN, READY, condition
-from .logs import LINES_MAX, LogWriter
+from .logs import LINES_MAX, LogOutput
 
 if TYPE_CHECKING:
     from ..node import ExchangeNode
@@ -179,7 +179,7 @@ class _Samples:
 
     def _add_process(self) -> None:
         self._add("openoutcry_build_info", 1, metadata.version("openoutcry"), platform.python_version())
-        writers = [handler for handler in logging.getLogger().handlers if isinstance(handler, LogWriter)]
+        writers = [handler for handler in logging.getLogger().handlers if isinstance(handler, LogOutput)]
         self._add("openoutcry_log_lines_dropped_total", sum([writer.lines_dropped for writer in writers]))
         for writer in writers:
             self._add("openoutcry_queue_depth", writer.lines_waiting, "", "log")

@@ -27,11 +27,11 @@ from openoutcry.actors.book.commands import (
     REJECTED,
     SUBMIT,
     TRADE,
-    Code,
+    CancelReason,
     Command,
     Event,
     OrderType,
-    Reason,
+    RejectCode,
     SelfTradePrevention,
     Side,
     TimeInForce,
@@ -89,7 +89,7 @@ class NaiveBook:
         if client_order_id and earlier == command:
             self.tell(DUPLICATE, first)
         elif client_order_id and earlier is not None:
-            self.reject(command, Code.CLIENT_ORDER_ID_REUSED)
+            self.reject(command, RejectCode.CLIENT_ORDER_ID_REUSED)
         else:
             if client_order_id:
                 self.requests[account, client_order_id] = (self.sequence, command)
@@ -138,19 +138,20 @@ class NaiveBook:
         )
         # The first that applies.
         refusals = {
-            Code.MARKET_NOT_CONFIGURED: self.rules is None,
-            Code.INVALID_TIME_IN_FORCE: (is_market and stays)
+            RejectCode.MARKET_NOT_CONFIGURED: self.rules is None,
+            RejectCode.INVALID_TIME_IN_FORCE: (is_market and stays)
             or (post_only and not stays)
             or (time_in_force == TimeInForce.GTD and not expire_ns)
             or (time_in_force != TimeInForce.GTD and expire_ns),
-            Code.QUANTITY_TOO_SMALL: quantity < self.limits.quantity_min_lots,
-            Code.QUANTITY_TOO_LARGE: quantity > self.limits.quantity_max_lots,
-            Code.PRICE_OUT_OF_RANGE: price is not None and self.out_of_range(price),
-            Code.PRICE_OUT_OF_BAND: price is not None and self.out_of_band(price),
-            Code.ALREADY_EXPIRED: expire_ns and expire_ns <= self.now_ns,
-            Code.POST_ONLY_WOULD_TRADE: post_only and self.makers_for(side, worst),
-            Code.TOO_MANY_OPEN_ORDERS: stays and 0 < self.limits.open_orders_max <= len(self.open_orders(account)),
-            Code.FOK_UNFILLABLE: time_in_force == TimeInForce.FOK and not self.would_fill(order, worst),
+            RejectCode.QUANTITY_TOO_SMALL: quantity < self.limits.quantity_min_lots,
+            RejectCode.QUANTITY_TOO_LARGE: quantity > self.limits.quantity_max_lots,
+            RejectCode.PRICE_OUT_OF_RANGE: price is not None and self.out_of_range(price),
+            RejectCode.PRICE_OUT_OF_BAND: price is not None and self.out_of_band(price),
+            RejectCode.ALREADY_EXPIRED: expire_ns and expire_ns <= self.now_ns,
+            RejectCode.POST_ONLY_WOULD_TRADE: post_only and self.makers_for(side, worst),
+            RejectCode.TOO_MANY_OPEN_ORDERS: stays
+            and 0 < self.limits.open_orders_max <= len(self.open_orders(account)),
+            RejectCode.FOK_UNFILLABLE: time_in_force == TimeInForce.FOK and not self.would_fill(order, worst),
         }
         for code, applies in refusals.items():
             if applies:
@@ -162,23 +163,23 @@ class NaiveBook:
         if order.open and stays:
             self.resting.append(order)
         elif order.open:
-            self.take_lots(order, order.open, Reason.UNFILLED)
+            self.take_lots(order, order.open, CancelReason.UNFILLED)
 
     def cancel(self, command: Command, order_id: int) -> None:
         order = self.open_order(order_id, command[1])
         if order is None:
-            self.reject(command, Code.UNKNOWN_ORDER)
+            self.reject(command, RejectCode.UNKNOWN_ORDER)
         else:
-            self.take_lots(order, order.open, Reason.REQUESTED)
+            self.take_lots(order, order.open, CancelReason.REQUESTED)
 
     def cancel_all(self, command: Command) -> None:
         for order in self.open_orders(command[1]):
-            self.take_lots(order, order.open, Reason.REQUESTED)
+            self.take_lots(order, order.open, CancelReason.REQUESTED)
 
     def amend(self, command: Command, order_id: int, price: int | None, quantity: int | None) -> None:
         order = self.open_order(order_id, command[1])
         if order is None:
-            self.reject(command, Code.UNKNOWN_ORDER)
+            self.reject(command, RejectCode.UNKNOWN_ORDER)
             return
         price = order.price if price is None else price
         quantity = order.open if quantity is None else quantity
@@ -186,11 +187,11 @@ class NaiveBook:
         # The market's limits are asked about what changes only.
         moves, resizes = price != order.price, quantity != order.open
         refusals = {
-            Code.QUANTITY_TOO_SMALL: resizes and quantity < self.limits.quantity_min_lots,
-            Code.QUANTITY_TOO_LARGE: (resizes and quantity > self.limits.quantity_max_lots) or total > INT64_MAX,
-            Code.PRICE_OUT_OF_RANGE: moves and self.out_of_range(price),
-            Code.PRICE_OUT_OF_BAND: moves and self.out_of_band(price),
-            Code.POST_ONLY_WOULD_TRADE: order.post_only and self.makers_for(order.side, price),
+            RejectCode.QUANTITY_TOO_SMALL: resizes and quantity < self.limits.quantity_min_lots,
+            RejectCode.QUANTITY_TOO_LARGE: (resizes and quantity > self.limits.quantity_max_lots) or total > INT64_MAX,
+            RejectCode.PRICE_OUT_OF_RANGE: moves and self.out_of_range(price),
+            RejectCode.PRICE_OUT_OF_BAND: moves and self.out_of_band(price),
+            RejectCode.POST_ONLY_WOULD_TRADE: order.post_only and self.makers_for(order.side, price),
         }
         for code, applies in refusals.items():
             if applies:
@@ -213,7 +214,7 @@ class NaiveBook:
         rules = MarketRules.from_tuple(values)
         used = self.rules is not None and (self.resting or self.trade_count)
         if used and (rules.tick_size, rules.lot_size) != (self.limits.tick_size, self.limits.lot_size):
-            self.reject(command, Code.UNITS_IN_USE)
+            self.reject(command, RejectCode.UNITS_IN_USE)
             return
         self.rules = rules
         self.tell(CONFIGURED, values)
@@ -230,15 +231,15 @@ class NaiveBook:
             if taker.stp == SelfTradePrevention.NONE or maker.account != taker.account:
                 self.trade(maker, taker, lots)
             elif taker.stp == SelfTradePrevention.CANCEL_NEWEST:
-                self.take_lots(taker, taker.open, Reason.SELF_TRADE)
+                self.take_lots(taker, taker.open, CancelReason.SELF_TRADE)
             elif taker.stp == SelfTradePrevention.CANCEL_OLDEST:
-                self.take_lots(maker, maker.open, Reason.SELF_TRADE)
+                self.take_lots(maker, maker.open, CancelReason.SELF_TRADE)
             elif taker.stp == SelfTradePrevention.CANCEL_BOTH:
-                self.take_lots(maker, maker.open, Reason.SELF_TRADE)
-                self.take_lots(taker, taker.open, Reason.SELF_TRADE)
+                self.take_lots(maker, maker.open, CancelReason.SELF_TRADE)
+                self.take_lots(taker, taker.open, CancelReason.SELF_TRADE)
             else:
-                self.take_lots(maker, lots, Reason.SELF_TRADE)
-                self.take_lots(taker, lots, Reason.SELF_TRADE)
+                self.take_lots(maker, lots, CancelReason.SELF_TRADE)
+                self.take_lots(taker, lots, CancelReason.SELF_TRADE)
 
     def makers_for(self, side: int, worst: int | None) -> list[NaiveOrder]:
         """The orders that a taker on ``side`` may trade with, in the order in which it has to."""
@@ -314,7 +315,7 @@ class NaiveBook:
     def lapse(self) -> None:
         due = [order for order in self.resting if order.expire_ns and order.expire_ns <= self.now_ns]
         for order in sorted(due, key=lambda order: (order.expire_ns, order.id)):
-            self.take_lots(order, order.open, Reason.EXPIRED)
+            self.take_lots(order, order.open, CancelReason.EXPIRED)
 
     def forget(self, through: int) -> None:
         """Forget the requests up to a sequence, for good: a later, wider window does not bring them back."""

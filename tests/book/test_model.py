@@ -23,10 +23,10 @@ from openoutcry.actors.book.commands import (
     NOTE,
     SUBMIT,
     TRADE,
-    Code,
     Command,
     Event,
     OrderType,
+    RejectCode,
     SelfTradePrevention,
     Side,
     TimeInForce,
@@ -160,7 +160,7 @@ CHANGES = st.builds(
 
 RARE_STEPS = st.one_of(
     st.just(Tick()),
-    st.builds(Note, st.sampled_from(("forced", str(Code.CLIENT_ORDER_ID_REUSED)))),
+    st.builds(Note, st.sampled_from(("forced", str(RejectCode.CLIENT_ORDER_ID_REUSED)))),
     st.builds(CancelAll, st.sampled_from(ACCOUNTS), NAMES),
     st.builds(Retry, back=st.integers(1, 8), altered=st.booleans()),
     st.builds(Configure, RULES),

@@ -23,9 +23,9 @@ from openoutcry.actors.book.commands import (
     REJECTED,
     SUBMIT,
     TRADE,
-    Code,
     Command,
     OrderType,
+    RejectCode,
     TimeInForce,
     checked_commands,
 )
@@ -202,19 +202,19 @@ def submit(price: int | None = 10, quantity: int = 5, *, kind: int = LIMIT, tif:
 RESTING_ASK = submit(12, account="bob", side=1)
 
 VIOLATIONS: dict[str, tuple[dict[str, Any] | None, tuple[Command, ...]]] = {
-    Code.UNKNOWN_ORDER: ({}, ((CANCEL, "ann", "", 1),)),
-    Code.QUANTITY_TOO_SMALL: ({"quantity_min_lots": 6}, (submit(),)),
-    Code.QUANTITY_TOO_LARGE: ({"quantity_max_lots": 4}, (submit(),)),
-    Code.PRICE_OUT_OF_RANGE: ({"price_max_ticks": 9}, (submit(),)),
-    Code.PRICE_OUT_OF_BAND: ({"price_band_ticks": 2, "reference_price_ticks": 13}, (submit(),)),
-    Code.TOO_MANY_OPEN_ORDERS: ({"open_orders_max": 1}, (submit(), submit())),
-    Code.POST_ONLY_WOULD_TRADE: ({}, (RESTING_ASK, submit(12, kind=POST_ONLY))),
-    Code.FOK_UNFILLABLE: ({}, (RESTING_ASK, submit(12, 6, tif=FOK))),
-    Code.INVALID_TIME_IN_FORCE: ({}, (submit(None, kind=MARKET),)),
-    Code.ALREADY_EXPIRED: ({}, (submit(tif=GTD, expire_ns=100),)),
-    Code.CLIENT_ORDER_ID_REUSED: ({}, (submit(name="x"), submit(11, name="x"))),
-    Code.MARKET_NOT_CONFIGURED: (None, (submit(),)),
-    Code.UNITS_IN_USE: ({}, (submit(), (CONFIGURE, "", "", MarketRules(tick_size="0.02").to_tuple()))),
+    RejectCode.UNKNOWN_ORDER: ({}, ((CANCEL, "ann", "", 1),)),
+    RejectCode.QUANTITY_TOO_SMALL: ({"quantity_min_lots": 6}, (submit(),)),
+    RejectCode.QUANTITY_TOO_LARGE: ({"quantity_max_lots": 4}, (submit(),)),
+    RejectCode.PRICE_OUT_OF_RANGE: ({"price_max_ticks": 9}, (submit(),)),
+    RejectCode.PRICE_OUT_OF_BAND: ({"price_band_ticks": 2, "reference_price_ticks": 13}, (submit(),)),
+    RejectCode.TOO_MANY_OPEN_ORDERS: ({"open_orders_max": 1}, (submit(), submit())),
+    RejectCode.POST_ONLY_WOULD_TRADE: ({}, (RESTING_ASK, submit(12, kind=POST_ONLY))),
+    RejectCode.FOK_UNFILLABLE: ({}, (RESTING_ASK, submit(12, 6, tif=FOK))),
+    RejectCode.INVALID_TIME_IN_FORCE: ({}, (submit(None, kind=MARKET),)),
+    RejectCode.ALREADY_EXPIRED: ({}, (submit(tif=GTD, expire_ns=100),)),
+    RejectCode.CLIENT_ORDER_ID_REUSED: ({}, (submit(name="x"), submit(11, name="x"))),
+    RejectCode.MARKET_NOT_CONFIGURED: (None, (submit(),)),
+    RejectCode.UNITS_IN_USE: ({}, (submit(), (CONFIGURE, "", "", MarketRules(tick_size="0.02").to_tuple()))),
 }
 
 
@@ -232,7 +232,7 @@ def test_each_violation_is_rejected_under_its_own_code_and_only_there(code: str)
 
 
 def test_every_code_has_a_violation_here_and_a_message_for_people() -> None:
-    codes = {value for name, value in vars(Code).items() if name.isupper()}
+    codes = {value for name, value in vars(RejectCode).items() if name.isupper()}
     assert codes == set(VIOLATIONS) == set(MESSAGES)
 
 
@@ -261,8 +261,12 @@ def test_tick_and_lot_size_change_only_while_no_order_and_no_trade_is_counted_in
         wider = (CONFIGURE, "", "", MarketRules(quantity_max_lots=7).to_tuple())
         assert codes_of({}, submit(), (CANCEL, "ann", "", 1), other, submit()) == []
         assert codes_of({}, submit(), wider) == []
-        assert codes_of({}, submit(), other, submit(quantity=1000)) == [Code.UNITS_IN_USE], "the rules stay as they are"
-        assert codes_of({}, submit(12), RESTING_ASK, other) == [Code.UNITS_IN_USE], "the last trade's price stands"
+        assert codes_of({}, submit(), other, submit(quantity=1000)) == [RejectCode.UNITS_IN_USE], (
+            "the rules stay as they are"
+        )
+        assert codes_of({}, submit(12), RESTING_ASK, other) == [RejectCode.UNITS_IN_USE], (
+            "the last trade's price stands"
+        )
 
 
 def traded_lots(rules: dict[str, Any], *commands: Command) -> list[tuple[int, int]]:
@@ -279,8 +283,8 @@ def test_market_order_without_a_bound_trades_within_the_band_only() -> None:
     sweep = submit(None, 100, kind=MARKET, tif=IOC)
     assert traded_lots(band, *far, sweep) == [(12, 5), (13, 5), (14, 5)]
     assert traded_lots(band, *far, sweep, sweep) == [(12, 5), (13, 5), (14, 5), (15, 5)], "the band follows the trades"
-    assert codes_of(band, *far, submit(None, 20, kind=MARKET, tif=FOK)) == [Code.FOK_UNFILLABLE]
-    assert codes_of(band, *far, submit(15, 20, kind=MARKET, tif=IOC)) == [Code.PRICE_OUT_OF_BAND]
+    assert codes_of(band, *far, submit(None, 20, kind=MARKET, tif=FOK)) == [RejectCode.FOK_UNFILLABLE]
+    assert codes_of(band, *far, submit(15, 20, kind=MARKET, tif=IOC)) == [RejectCode.PRICE_OUT_OF_BAND]
 
 
 def test_depth_of_a_level_adds_up_beyond_64_bits() -> None:
@@ -291,7 +295,7 @@ def test_depth_of_a_level_adds_up_beyond_64_bits() -> None:
     assert (level.quantity_lots, level.orders) == (3 * INT64_MAX, 3)
     assert json.loads(json.dumps(as_json(to_level(level, rules))))["quantity"] == str(3 * INT64_MAX)
     taker = submit(10, INT64_MAX, account="cyd", side=1, tif=FOK)
-    assert book.apply(4, 0, (taker, taker, taker, taker))[-1][-1] == Code.FOK_UNFILLABLE
+    assert book.apply(4, 0, (taker, taker, taker, taker))[-1][-1] == RejectCode.FOK_UNFILLABLE
 
 
 def test_band_holds_around_a_last_trade_at_price_zero() -> None:
@@ -299,7 +303,7 @@ def test_band_holds_around_a_last_trade_at_price_zero() -> None:
     rules = {"price_min_ticks": -1000, "price_band_ticks": 3}
     at_zero = (submit(0, 1, side=1), submit(0, 1, account="bob"))
     assert codes_of(rules, *at_zero, submit(-3)) == []
-    assert codes_of(rules, *at_zero, submit(-4)) == [Code.PRICE_OUT_OF_BAND]
+    assert codes_of(rules, *at_zero, submit(-4)) == [RejectCode.PRICE_OUT_OF_BAND]
 
 
 def test_amend_is_held_to_the_limits_of_what_it_changes_only() -> None:
@@ -313,9 +317,9 @@ def test_amend_is_held_to_the_limits_of_what_it_changes_only() -> None:
         return [event[-1] for event in events if event[0] == REJECTED]
 
     assert amended(10, 4) == amended(None, 4) == amended(9, None) == amended(9, 5) == []
-    assert amended(11, None) == [Code.PRICE_OUT_OF_RANGE]
-    assert amended(None, 3) == [Code.QUANTITY_TOO_SMALL]
-    assert amended(None, 7) == [Code.QUANTITY_TOO_LARGE]
+    assert amended(11, None) == [RejectCode.PRICE_OUT_OF_RANGE]
+    assert amended(None, 3) == [RejectCode.QUANTITY_TOO_SMALL]
+    assert amended(None, 7) == [RejectCode.QUANTITY_TOO_LARGE]
 
 
 def test_order_cannot_be_refilled_by_amends_until_it_outgrows_a_snapshot() -> None:
@@ -323,7 +327,7 @@ def test_order_cannot_be_refilled_by_amends_until_it_outgrows_a_snapshot() -> No
     fill = submit(10, INT64_MAX - 1, account="bob", side=1)
     refill = (AMEND, "ann", "", 1, None, INT64_MAX)
     events = book.apply(1, 0, (submit(10, INT64_MAX), fill, refill, refill))
-    assert [event[-1] for event in events if event[0] == REJECTED] == [Code.QUANTITY_TOO_LARGE] * 2
+    assert [event[-1] for event in events if event[0] == REJECTED] == [RejectCode.QUANTITY_TOO_LARGE] * 2
     assert OrderBook.restore(book.snapshot()).state_hash() == book.state_hash()
 
 

@@ -32,11 +32,11 @@ from openoutcry.actors.book.commands import (
     REJECTED,
     SUBMIT,
     TRADE,
-    Code,
+    CancelReason,
     Command,
     Event,
     OrderType,
-    Reason,
+    RejectCode,
     SelfTradePrevention,
     TimeInForce,
     checked_commands,
@@ -62,15 +62,21 @@ STP = {
 }
 NOT_ON_THE_WIRE = "protocol"
 REASONS = {
-    "bad_price": {"float_refused", "invalid_price", "price_off_tick", Code.PRICE_OUT_OF_RANGE, NOT_ON_THE_WIRE},
-    "bad_qty": {"float_refused", "invalid_quantity", "quantity_off_lot", Code.QUANTITY_TOO_SMALL, NOT_ON_THE_WIRE},
+    "bad_price": {"float_refused", "invalid_price", "price_off_tick", RejectCode.PRICE_OUT_OF_RANGE, NOT_ON_THE_WIRE},
+    "bad_qty": {
+        "float_refused",
+        "invalid_quantity",
+        "quantity_off_lot",
+        RejectCode.QUANTITY_TOO_SMALL,
+        NOT_ON_THE_WIRE,
+    },
     "bad_side": {NOT_ON_THE_WIRE},
     "bad_tif": {NOT_ON_THE_WIRE},
-    "duplicate_id": {Code.CLIENT_ORDER_ID_REUSED},
-    "unknown_id": {Code.UNKNOWN_ORDER},
-    "not_owner": {Code.UNKNOWN_ORDER},
-    "unfillable": {Code.FOK_UNFILLABLE},
-    "would_cross": {Code.POST_ONLY_WOULD_TRADE},
+    "duplicate_id": {RejectCode.CLIENT_ORDER_ID_REUSED},
+    "unknown_id": {RejectCode.UNKNOWN_ORDER},
+    "not_owner": {RejectCode.UNKNOWN_ORDER},
+    "unfillable": {RejectCode.FOK_UNFILLABLE},
+    "would_cross": {RejectCode.POST_ONLY_WOULD_TRADE},
 }
 NEVER_ENTERED = 2**40
 
@@ -104,7 +110,7 @@ class Market:
             self.order_ids[step["id"]] = sequence
             self.their_ids[sequence] = step["id"]
         if events[0][0] == DUPLICATE:
-            return events, Code.CLIENT_ORDER_ID_REUSED
+            return events, RejectCode.CLIENT_ORDER_ID_REUSED
         return events, events[0][-1] if events[0][0] == REJECTED else None
 
     def command(self, step: dict[str, Any]) -> Command:
@@ -195,7 +201,7 @@ def test_scenario(scenario: dict[str, Any]) -> None:
         prevented = [
             market.their_ids[event[2]]
             for event in events
-            if event[0] == CANCELLED and event[-1] == Reason.SELF_TRADE and event[2] != order_id
+            if event[0] == CANCELLED and event[-1] == CancelReason.SELF_TRADE and event[2] != order_id
         ]
         assert prevented == expect["stp_cancelled"], where
         if code is None:
