@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import functools
 import os
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from openoutcry.actors import ExchangeNode, MarketRules, spare_gc
+from openoutcry.actors.testkit.processes import NodeProcess
 from openoutcry.transport.certificates import Authority
 
 RULES = MarketRules(tick_size="0.01")
@@ -36,64 +36,39 @@ def on_core(core: int | None) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def _serve(
-    index: int,
-    folder: Path,
-    directory: str,
-    markets: list[str],
-    pipe: Connection,
-    core: int | None,
-    identity: Path | None,
-) -> None:
-    with on_core(core):
-        _serve_here(index, folder, directory, markets, pipe, identity)
+def _prepare(core: int | None) -> None:
+    spare_gc()
+    if core is not None:
+        os.sched_setaffinity(0, {core})
 
 
-def _serve_here(
-    index: int, folder: Path, directory: str, markets: list[str], pipe: Connection, identity: Path | None
-) -> None:
-    node = ExchangeNode(
-        f"n{index}",
-        markets=dict.fromkeys(markets, RULES),
-        data_dir=folder / f"n{index}",
-        coordinator=folder / "coordinator.sqlite",
-        directory=directory,
-        balance=False,
-        identity=identity,
-    )
-    with node:
-        spare_gc()
-        pipe.send("started")
-        while (asked := pipe.recv()) is not None:
-            if asked == "cpu":
-                pipe.send(time.process_time())
-                continue
-            for market, sequence in asked.items():
-                node.wait_sequence(market, sequence, timeout=60)
-            pipe.send({market: node.position(market) for market in asked})
+def _processor_s(_node: ExchangeNode) -> float:
+    return time.process_time()
+
+
+def _position(node: ExchangeNode, market: str, sequence: int) -> tuple[int, str]:
+    node.wait_sequence(market, sequence, timeout=60)
+    return node.position(market)
 
 
 class Cluster:
     """Nodes that share markets; ``node`` is the one in this process, and it leads them all."""
 
-    def __init__(self, node: ExchangeNode, pipes: list[Connection], markets: list[str]) -> None:
+    def __init__(self, node: ExchangeNode, others: list[NodeProcess], markets: list[str]) -> None:
         self.node = node
         self.markets = markets
-        self._pipes = pipes
+        self._others = others
 
     def processor_s(self) -> list[float]:
         """Return the processor time that each node's process has used so far, this one's first."""
-        for pipe in self._pipes:
-            pipe.send("cpu")
-        return [time.process_time(), *[pipe.recv() for pipe in self._pipes]]
+        return [time.process_time(), *[other.run(_processor_s) for other in self._others]]
 
     def check(self) -> None:
         """Wait until all nodes are where the first one is, and assert that their state hashes are equal."""
-        here = {market: self.node.position(market) for market in self.markets}
-        for pipe in self._pipes:
-            pipe.send({market: position[0] for market, position in here.items()})
-        for pipe in self._pipes:
-            assert pipe.recv() == here, "the nodes do not agree"
+        for market in self.markets:
+            here = self.node.position(market)
+            for other in self._others:
+                assert other.run(_position, market, here[0]) == here, "the nodes do not agree"
 
 
 @contextmanager
@@ -103,50 +78,37 @@ def cluster(nodes: int, markets: int = 1, *, pin: bool = False, identities: bool
     ``pin``: each node's process stays on one core. ``identities``: their links are TLS.
     """
     names = [f"M{at}" for at in range(markets)]
-    spawn = multiprocessing.get_context("spawn")
     with on_core(CORES[0] if pin else None), ExitStack() as undo:
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="openoutcry-bench-")))
-        files: list[Path | None] = [None] * nodes
-        if identities:
-            authority = Authority.create(folder / "authority")
-            for index in range(nodes):
-                files[index] = file = folder / f"n{index}.pem"
-                authority.issue_file(file, f"n{index}", accounts=["*"])
-        node = undo.enter_context(
-            ExchangeNode(
-                "n0",
-                markets=dict.fromkeys(names, RULES),
-                data_dir=folder / "n0",
-                coordinator=folder / "coordinator.sqlite",
-                serve_directory="tls+tcp://127.0.0.1:0" if identities else "tcp://127.0.0.1:0",
-                min_in_sync=nodes,
-                balance=False,
-                identity=files[0],
-            )
-        )
-        pipes = []
+        authority = Authority.create(folder / "authority") if identities else None
+
+        def options(index: int) -> dict[str, Any]:
+            identity = None
+            if authority is not None:
+                identity = folder / f"n{index}.pem"
+                authority.issue_file(identity, f"n{index}", accounts=["*"])
+            return {
+                "markets": dict.fromkeys(names, RULES),
+                "data_dir": folder / f"n{index}",
+                "coordinator": folder / "coordinator.sqlite",
+                "balance": False,
+                "identity": identity,
+            }
+
+        place = "tls+tcp://127.0.0.1:0" if identities else "tcp://127.0.0.1:0"
+        node = undo.enter_context(ExchangeNode("n0", serve_directory=place, min_in_sync=nodes, **options(0)))
+        others = []
         for index in range(1, nodes):
-            ours, theirs = spawn.Pipe()
-            arguments = (
-                index,
-                folder,
-                node.directory_address,
-                names,
-                theirs,
-                CORES[index % len(CORES)] if pin else None,
-                files[index],
-            )
-            process: Any = spawn.Process(target=_serve, args=arguments, daemon=True)
-            process.start()
-            undo.callback(process.join, 30)
-            undo.callback(ours.send, None)
-            pipes.append(ours)
-        for pipe in pipes:
-            assert pipe.recv() == "started"
+            prepare = functools.partial(_prepare, CORES[index % len(CORES)] if pin else None)
+            more = {**options(index), "directory": node.directory_address}
+            others.append(NodeProcess(f"n{index}", more, prepare=prepare, wait=False))
+            undo.callback(others[-1].close)
+        for other in others:
+            other.wait_started()
         for name in names:
             node.wait_in_sync(name, nodes, timeout=60)
         node.wait_ready(timeout=60)
         spare_gc()
-        found = Cluster(node, pipes, names)
+        found = Cluster(node, others, names)
         yield found
         found.check()

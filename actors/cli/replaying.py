@@ -41,8 +41,8 @@ def replay(file: Path, nodes: int, batch: int, via: str, as_json_text: bool) -> 
     with ReplayNodes(nodes) as exchange:
         feeder = exchange.role("leading" if via == "leader" else "following")
         with progress("replaying") as on_progress:
-            fed = exchange.ask(feeder, ("feed", file, batch), on_progress=lambda more: on_progress(more, rows_in_file))
-        ends = [exchange.ask(at, ("end", fed["sequence"])) for at in range(nodes)]
+            fed = exchange.feed(feeder, file, batch, lambda more: on_progress(more, rows_in_file))
+        ends = [exchange.end(at, fed["sequence"]) for at in range(nodes)]
     flow_ids: dict[int, str] = fed.pop("flow_ids")
     found = []
     for name, state_hash, resting in ends:

@@ -78,7 +78,7 @@ class _AnyExchange(Generic[_NodeT]):
             self._rendezvous.start()
             for index in range(nodes):
                 self.nodes.append(self._start_node(index))
-            self._wait_in_sync()
+            self.wait_in_sync()
         except BaseException:
             self.close()
             raise
@@ -172,7 +172,7 @@ class _AnyExchange(Generic[_NodeT]):
         self.nodes[index].close()
         self.nodes[index] = self._start_node(index)
         if wait:
-            self._wait_in_sync()
+            self.wait_in_sync()
         return self.nodes[index]
 
     def close(self) -> None:
@@ -184,7 +184,8 @@ class _AnyExchange(Generic[_NodeT]):
             for node in self.nodes:
                 closing.callback(node.close)
 
-    def _make(self, name: str, options: dict[str, Any]) -> _NodeT:
+    def make_node(self, name: str, options: dict[str, Any]) -> _NodeT:
+        """Start a node: for a subclass that has nodes of its own kind."""
         raise NotImplementedError
 
     def _start_node(self, index: int, **more: Any) -> _NodeT:
@@ -203,18 +204,19 @@ class _AnyExchange(Generic[_NodeT]):
                 self.authority.issue_file(path, name)
             options["identity"] = path
         if self._proxies is None:
-            return self._make(name, options)
+            return self.make_node(name, options)
         from .proxy import Proxy  # noqa: PLC0415
 
         if index == len(self._proxies):
             self._proxies.append(Proxy())
         proxy = self._proxies[index]
-        node: Any = self._make(name, {**options, "advertise": proxy.address})
+        node: Any = self.make_node(name, {**options, "advertise": proxy.address})
         host, _, port = node.listen_address.removeprefix("tcp://").rpartition(":")
         proxy.target = (host, int(port))
         return cast("_NodeT", node)
 
-    def _wait_in_sync(self) -> None:
+    def wait_in_sync(self) -> None:
+        """Wait until all nodes can trade in every market, and hold it in sync."""
         for node in self.nodes:
             node.wait_ready(timeout=scaled(_START_S))
         for market in self._markets:
@@ -237,7 +239,7 @@ class Exchange(_AnyExchange["ExchangeNode"]):
     True
     """
 
-    def _make(self, name: str, options: dict[str, Any]) -> ExchangeNode:
+    def make_node(self, name: str, options: dict[str, Any]) -> ExchangeNode:
         from ..node import ExchangeNode  # noqa: PLC0415
 
         return ExchangeNode(name, **options)
@@ -256,7 +258,7 @@ class ProcessExchange(_AnyExchange["NodeProcess"]):
     Decimal('99.00')
     """
 
-    def _make(self, name: str, options: dict[str, Any]) -> NodeProcess:
+    def make_node(self, name: str, options: dict[str, Any]) -> NodeProcess:
         from .processes import NodeProcess  # noqa: PLC0415
 
         return NodeProcess(name, options)

@@ -6,11 +6,14 @@ Part of the test kit: whoever starts the process trusts it, and it trusts them, 
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import pickle
+import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, Final
@@ -33,19 +36,53 @@ class NodeProcess:
     """A running node that is another process; it takes the methods of :class:`~..node.ExchangeNode` and passes them on.
 
     What cannot be pickled cannot be passed: give :meth:`run` a function for what needs the node itself, to start actors
-    there or to subscribe. One call at a time; the calls of several threads queue up.
+    there or to subscribe. One call at a time; the calls of several threads queue up. What goes on there on its own is
+    sent by :func:`report`, also between calls.
     """
 
-    def __init__(self, name: str, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        options: Mapping[str, Any],
+        *,
+        prepare: Callable[[], object] | None = None,
+        on_report: Callable[[Any], object] | None = None,
+        patient: bool = False,
+        wait: bool = True,
+    ) -> None:
+        """Start the process, and its node in it.
+
+        Args:
+            name: the node's name.
+            options: of the :class:`~..node.ExchangeNode`.
+            prepare: is called in the process before the node is made; a function of a module, or a ``partial`` of one.
+            on_report: takes what the process reports, on a thread of its own, in order, also what is left at its end.
+            patient: a call may take any time, as long as the process reports something within each 120 s.
+            wait: False returns before the node runs; call :meth:`wait_started` then, before anything else.
+        """
         self.name = name
+        self._on_report = on_report
+        self._patient = patient
+        self._reported_s = -math.inf
         self._calls = threading.Lock()
         guard(self)
+        self._answers: queue.SimpleQueue[tuple[bool, Any] | None] = queue.SimpleQueue()
         self._pipe, theirs = _spawn.Pipe()
-        self._process = _spawn.Process(target=_serve, args=(name, dict(options), theirs), daemon=True)
+        self._process = _spawn.Process(target=_serve, args=(name, dict(options), prepare, theirs), daemon=True)
         self._process.start()
         theirs.close()
+        self._reader = threading.Thread(target=self._read, name=f"pipe of {name}", daemon=True)
+        self._reader.start()
+        if wait:
+            self.wait_started()
+
+    def wait_started(self) -> None:
+        """Wait until the node runs; raise what it failed with, if it does not."""
         try:
             self.node_id, self.listen_address, self.address = self._receive(START_S)
+        except EOFError:
+            self.kill()
+            raise AssertionError(f"{self!r} ended before its node ran") from None
         except BaseException:
             self.kill()
             raise
@@ -75,9 +112,20 @@ class NodeProcess:
         return self._call((function, args, kwargs))
 
     def kill(self) -> None:
-        """``kill -9`` it and wait until it has gone. Idempotent."""
+        """``kill -9`` it and wait until it has gone, and all that it had reported is taken. Idempotent."""
         self._process.kill()
-        self._process.join()
+        self.wait_ended(None)
+
+    def wait_ended(self, within: float | None) -> None:
+        """Wait until the process has ended by itself, and all that it had reported is taken.
+
+        Raises:
+            AssertionError: it has not, ``within`` seconds.
+        """
+        self._process.join(within)
+        if self.is_alive():
+            raise AssertionError(f"{self!r} was to end")
+        self._reader.join(STOP_S)
 
     def pause(self) -> None:
         """Stop it in its tracks (SIGSTOP), as if its machine hung."""
@@ -99,6 +147,7 @@ class NodeProcess:
             self._process.join(STOP_S)
         if self.is_alive():
             self.kill()
+        self._reader.join(STOP_S)
 
     def _call(self, what: tuple[Any, ...]) -> Any:
         with self._calls:
@@ -119,26 +168,87 @@ class NodeProcess:
             unread.cancel()
 
     def _receive(self, timeout_s: float) -> Any:
-        if not self._pipe.poll(timeout_s):
+        try:
+            answer = self._answer(timeout_s)
+        except queue.Empty:
             self.kill()  # an answer that came later would be taken for that of the next call
-            raise AssertionError(f"{self.name} did not answer within {written(timeout_s)} s, and was killed")
-        well, value = self._pipe.recv()
+            raise AssertionError(f"{self.name} did not answer within {written(timeout_s)} s, and was killed") from None
+        if answer is None:
+            self._answers.put(None)  # for the next call
+            raise EOFError
+        well, value = answer
         if not well:
             raise value
         return value
 
+    def _answer(self, timeout_s: float) -> tuple[bool, Any] | None:
+        left_s = timeout_s
+        while True:
+            try:
+                return self._answers.get(timeout=left_s)
+            except queue.Empty:
+                left_s = self._reported_s + timeout_s - time.monotonic()
+                if not self._patient or left_s <= 0:
+                    raise
 
-def _serve(name: str, options: dict[str, Any], pipe: Connection) -> None:
+    def _read(self) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                kind, value = self._pipe.recv()
+                if kind != "report":
+                    self._answers.put((kind == "answer", value))
+                    continue
+                self._reported_s = time.monotonic()
+                if self._on_report is not None:
+                    self._on_report(value)
+        self._answers.put(None)
+
+
+class _Sender:
+    """The way from a node's process to its test: each message whole, of any thread."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._one_at_a_time = threading.Lock()
+
+    def send(self, kind: str, value: Any) -> None:
+        try:
+            whole = pickle.dumps((kind, value))
+            pickle.loads(whole)  # noqa: S301 (our own: some exceptions can be pickled but not made again)
+        except Exception as error:
+            what = f"a {type(value).__qualname__}, which cannot be passed on: {error!r}"
+            what = shown(value, 500) if kind == "failed" else what
+            whole = pickle.dumps(("failed", AssertionError(f"the node's process answered with {what}")))
+        with contextlib.suppress(OSError), self._one_at_a_time:
+            self._pipe.send_bytes(whole)
+
+
+_to_test: _Sender | None = None
+
+
+def report(value: Any) -> None:
+    """Send ``value`` from within a node's process to its test: to ``on_report``. Callable from any thread there.
+
+    What was reported is not lost when the process is killed a moment later.
+    """
+    present(_to_test, "report() is called in the process of a NodeProcess").send("report", value)
+
+
+def _serve(name: str, options: dict[str, Any], prepare: Callable[[], object] | None, pipe: Connection) -> None:
+    global _to_test  # noqa: PLW0603 (one process is one node)
     from ..node import ExchangeNode  # noqa: PLC0415
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the test, which then ends this process
+    to_test = _to_test = _Sender(pipe)
     try:
+        if prepare is not None:
+            prepare()
         node = ExchangeNode(name, **options)
     except Exception as error:
-        _answer(pipe, False, error)
+        to_test.send("failed", error)
         return
     with node:
-        _answer(pipe, True, (node.node_id, node.listen_address, node.address))
+        to_test.send("answer", (node.node_id, node.listen_address, node.address))
         while True:
             try:
                 asked = pipe.recv()
@@ -149,17 +259,6 @@ def _serve(name: str, options: dict[str, Any], pipe: Connection) -> None:
             except EOFError:
                 return  # the test has died
             except Exception as error:
-                _answer(pipe, False, error)
+                to_test.send("failed", error)
             else:
-                _answer(pipe, True, answer)
-
-
-def _answer(pipe: Connection, well: bool, value: Any) -> None:
-    try:
-        whole = pickle.dumps((well, value))
-        pickle.loads(whole)  # noqa: S301 (our own: some exceptions can be pickled but not made again)
-    except Exception as error:
-        what = shown(value, 500) if not well else f"a {type(value).__qualname__}, which cannot be passed on: {error!r}"
-        whole = pickle.dumps((False, AssertionError(f"the node's process answered with {what}")))
-    with contextlib.suppress(OSError):
-        pipe.send_bytes(whole)
+                to_test.send("answer", answer)

@@ -5,17 +5,12 @@ What a flow is, and when a book answers as the venue did, is in :mod:`.replay`.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import multiprocessing
-import signal
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +20,7 @@ from ..book.commands import TRADE
 from ..book.rules import MarketRules
 from ..market.views import OrderResult, OrderResults
 from ..node import ExchangeNode, spare_gc
+from ..testkit.processes import NodeProcess, report
 from .replay import FlowCommands, differences, read_flow
 
 REPLAY_MARKET: Final = "REPLAY"
@@ -39,22 +35,26 @@ class ReplayNodes:
     """Node processes of one exchange, in sync when made, with all that they share in a temporary folder."""
 
     def __init__(self, nodes: int) -> None:
-        spawn = multiprocessing.get_context("spawn")
-        self._pipes: list[Connection] = []
-        self._processes: list[SpawnProcess] = []
+        self._progress: Callable[[int], object] = lambda _: None
+        rules = MarketRules(tick_size="1", lot_size="1")
         with ExitStack() as undo:
             home = undo.enter_context(tempfile.TemporaryDirectory(prefix="openoutcry-", ignore_cleanup_errors=True))
             rendezvous = undo.enter_context(Rendezvous("tcp://127.0.0.1:0"))
-            undo.callback(self._stop)
-            for at in range(nodes):
-                ours, theirs = spawn.Pipe()
-                arguments = (f"node-{at}", Path(home), rendezvous.address, nodes, theirs)
-                process = spawn.Process(target=_run_replay_node, args=arguments, daemon=True)
-                process.start()
-                theirs.close()
-                self._pipes.append(ours)
-                self._processes.append(process)
-            self._roles: list[str] = [self._answer(at, None) for at in range(nodes)]
+            self._nodes: list[NodeProcess] = []
+            for name in [f"node-{at}" for at in range(nodes)]:
+                options = {
+                    "markets": {REPLAY_MARKET: rules},
+                    "directory": rendezvous.address,
+                    "data_dir": Path(home) / name,
+                    "coordinator": Path(home) / "coordinator.sqlite",
+                    "timeout": _WITHIN_S,
+                }
+                made = NodeProcess(name, options, prepare=spare_gc, on_report=self._tell, patient=True, wait=False)
+                undo.callback(made.close)
+                self._nodes.append(made)
+            for node in self._nodes:
+                _in_words(node.name, node.wait_started)
+            self._roles: list[str] = [self._ask(at, _in_sync, nodes) for at in range(nodes)]
             self._undo = undo.pop_all()
 
     def __enter__(self) -> ReplayNodes:
@@ -67,65 +67,44 @@ class ReplayNodes:
         """Return the first node of a role."""
         return self._roles.index(wanted)
 
-    def ask(self, at: int, request: tuple[Any, ...], on_progress: Callable[[int], object] | None = None) -> Any:
-        """Return a node's answer, or raise what it failed with."""
-        with contextlib.suppress(OSError):  # a process that is gone is found by its answer
-            self._pipes[at].send(request)
-        return self._answer(at, on_progress)
+    def feed(self, at: int, file: Path, batch: int, on_progress: Callable[[int], object]) -> dict[str, Any]:
+        """Submit the flow in ``file`` at a node; return what came of it."""
+        self._progress = on_progress
+        found: dict[str, Any] = self._ask(at, _feed, file, batch)
+        return found
 
-    def _answer(self, at: int, on_progress: Callable[[int], object] | None) -> Any:
-        pipe = self._pipes[at]
-        try:
-            while pipe.poll(2 * _WITHIN_S):
-                kind, *values = pipe.recv()
-                if kind == "progress" and on_progress is not None:
-                    on_progress(values[0])
-                elif kind == "failed":
-                    raise OpenOutcryError(f"node-{at}: {values[1]}", code=values[0])
-                elif kind == "done":
-                    return values[0]
-        except (EOFError, OSError):
-            raise Unavailable(f"the process of node-{at} has ended", code="node_died") from None
-        raise Unavailable(f"the process of node-{at} does not answer", code="node_silent")
+    def end(self, at: int, sequence: int) -> tuple[str, str, list[tuple[str, int, int, int]]]:
+        """Return a node's name, its state hash at ``sequence``, and its orders by the book's ids, as rows of the flow."""
+        found: tuple[str, str, list[tuple[str, int, int, int]]] = self._ask(at, _end_state, sequence)
+        return found
 
-    def _stop(self) -> None:
-        for pipe in self._pipes:
-            pipe.close()
-        for process in self._processes:
-            process.join(30)
-            if process.is_alive():
-                process.kill()
-                process.join()
+    def _tell(self, more: int) -> None:
+        self._progress(more)
+
+    def _ask(self, at: int, function: Callable[..., Any], *args: Any) -> Any:
+        node = self._nodes[at]
+        return _in_words(node.name, lambda: node.run(function, *args))
 
 
-def _run_replay_node(name: str, home: Path, directory: str, nodes: int, pipe: Connection) -> None:
-    """Be one node, in a process of its own: answer the parent's requests until it closes the pipe or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    rules = MarketRules(tick_size="1", lot_size="1")
+def _in_words(name: str, call: Callable[[], Any]) -> Any:
+    """Return what a call to a node's process returns; its errors say which node it was."""
     try:
-        with ExchangeNode(
-            name,
-            markets={REPLAY_MARKET: rules},
-            directory=directory,
-            data_dir=home / name,
-            coordinator=home / "coordinator.sqlite",
-            timeout=_WITHIN_S,
-        ) as node:
-            node.wait_ready(_WITHIN_S)
-            node.wait_in_sync(REPLAY_MARKET, nodes, _WITHIN_S)
-            spare_gc()
-            pipe.send(("done", node.status()["markets"][REPLAY_MARKET]["role"]))
-            while True:
-                kind, *values = pipe.recv()
-                pipe.send(("done", _feed(node, pipe, *values) if kind == "feed" else _end_state(node, *values)))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return
+        return call()
     except OpenOutcryError as error:
-        with contextlib.suppress(OSError):
-            pipe.send(("failed", error.code, error.message))
+        raise OpenOutcryError(f"{name}: {error.message}", code=error.code) from error
+    except AssertionError as error:  # so the test kit says that the process has ended, or hangs
+        raise Unavailable(str(error), code="node_died") from error
 
 
-def _feed(node: ExchangeNode, pipe: Connection, file: Path, batch: int) -> dict[str, Any]:
+def _in_sync(node: ExchangeNode, nodes: int) -> str:
+    """Wait until all nodes are in sync, and return this one's role."""
+    node.wait_ready(_WITHIN_S)
+    node.wait_in_sync(REPLAY_MARKET, nodes, _WITHIN_S)
+    role: str = node.status()["markets"][REPLAY_MARKET]["role"]
+    return role
+
+
+def _feed(node: ExchangeNode, file: Path, batch: int) -> dict[str, Any]:
     """Send the flow in order, several batches in flight; return what came of it."""
     rows = read_flow(file)
     first_sequence = node.sequence(REPLAY_MARKET) + 1
@@ -137,7 +116,7 @@ def _feed(node: ExchangeNode, pipe: Connection, file: Path, batch: int) -> dict[
     def collect() -> None:
         answers = in_flight.popleft()()
         results.extend(answers)
-        pipe.send(("progress", len(answers)))
+        report(len(answers))
 
     started_s = time.perf_counter()
     for at in range(0, len(commands), batch):
@@ -162,7 +141,6 @@ def _feed(node: ExchangeNode, pipe: Connection, file: Path, batch: int) -> dict[
 
 
 def _end_state(node: ExchangeNode, sequence: int) -> tuple[str, str, list[tuple[str, int, int, int]]]:
-    """Return the node's name, its state hash at ``sequence``, and its orders as the flow's rows, by the book's ids."""
     node.wait_sequence(REPLAY_MARKET, sequence, _WITHIN_S)
     found, state_hash = node.position(REPLAY_MARKET)
     if found != sequence:
