@@ -340,6 +340,7 @@ class Replica:
         """Whether this disk may be what the coordinator believes it to be, or is being repaired: it may take part."""
         self._marks: dict[str, DiskMark] | None = None
         self._must_report = False
+        self._reports_repair = False
         self._claimed: Claim | None = None
         """Follower: the newest record that a peer has seen, as long as the coordinator's is older."""
         self.trouble: OpenOutcryError | None = None
@@ -624,6 +625,8 @@ class Replica:
         if not self.disk.begun or mark.life != self.disk.begun[-1]:
             return []
         effects = self._keep_disk(self.disk.reported(mark.number))
+        if self.repairing:
+            effects += self._repaired()
         if not self._checked:
             self._checked = True
             effects.append(ReadRecord())
@@ -765,7 +768,7 @@ class Replica:
         effects: list[Effect] = [RepairEnded()]
         if self.trouble is not None and self.trouble.code != COORDINATOR_BEHIND:
             effects += self._set_trouble(None)
-        if self.disk.begun and not self.observer:
+        if self.disk.begun and not self.observer:  # by force: not reported yet
             effects.append(ReportMark(self._mark_of_this_life()))
         return effects
 
@@ -870,6 +873,7 @@ class Replica:
         self._doubting = self._doubting_again = False
         if isinstance(call, ReportMark):
             self._must_report = True
+            self._reports_repair = False
         if call is self._swap:
             self._swap_lost = True
             if self.role is Role.CLAIMING:
@@ -1503,6 +1507,12 @@ class Replica:
         """
         caught_up = self._base.epoch == self.epoch and self.durable >= self._known_committed
         whole = self.matched and caught_up and (self.observer or self.node in self.in_sync)
+        if whole and self.repairing and self.disk.begun and not self.observer:
+            # First the report: a disk whose last life is not reported counts as old again after a crash.
+            if self._reports_repair:
+                return []
+            self._reports_repair = True
+            return [ReportMark(self._mark_of_this_life())]
         return self._end_repair() if whole else []
 
     def _ack(self) -> Effect:
