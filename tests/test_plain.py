@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from openoutcry.actors import ExchangeNode, MarketRules
 from openoutcry.actors.cli import live, main
-from openoutcry.actors.cli.common import Failure, say
+from openoutcry.actors.cli.output import Failure, say
 from openoutcry.actors.cli.show import table
 from openoutcry.actors.control.server import ControlServer
 from openoutcry.actors.market import border

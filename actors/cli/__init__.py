@@ -7,42 +7,87 @@ that stay: this machine's clock is behind, try again.
 
 from __future__ import annotations
 
-from typing import Final
+import importlib
+from collections.abc import MutableMapping
+from typing import Any, Final
 
 import click
 
 from ..book import engine_build
-from . import admin, coordinator, demo, disk, identity, replaying, serve, settings, show, trade
-from .common import Group
+from .output import Group
+
+COMMANDS: Final = {
+    "directory": ("serve", "Run a rendezvous alone: the place where nodes find each other."),
+    "node": ("serve", "Run a node until SIGTERM or SIGINT."),
+    "config": ("settings", "Check a file of settings, or show those that a node would run with."),
+    "submit": ("trade", "Submit an order, and wait until it is durable and executed."),
+    "cancel": ("trade", "Cancel what is left of an order."),
+    "amend": ("trade", "Give an order a new price, a new open quantity, or both."),
+    "book": ("show", "Show a market's book as the node's own replica has it."),
+    "trades": ("show", "List the last trades, newest first; with --watch those to come, as they happen."),
+    "orders": ("show", "List an account's open orders, oldest first."),
+    "status": ("show", "Show the state of a node, its links and its markets."),
+    "transfer": (
+        "admin",
+        "Give the leadership of MARKET, which the asked node leads, to another node; commands in flight follow.",
+    ),
+    "market": ("admin", "Create a market, or list what there is."),
+    "clock": ("admin", "Compare a node's clock with others', or set a market's time to it."),
+    "force-leader": ("admin", "Make a node lead MARKET when every in-sync replica is gone for good."),
+    "coordinator": ("coordinator", "The store that says who leads a market, and who is in sync."),
+    "identity": (
+        "identity",
+        "Give the nodes of an exchange identities: then links are TLS, and each node acts for its own accounts only.",
+    ),
+    "verify": ("disk", "Check what a node that does not run has on its disk, and change nothing there."),
+    "log": ("disk", "Print a market's log as a node that does not run has it on its disk."),
+    "replay": (
+        "replaying",
+        "Feed recorded order flow through real node processes, and compare what they trade with what the venue did.",
+    ),
+    "demo": (
+        "demo",
+        "Run an exchange on this machine, in a temporary folder, with bots that trade at all of its nodes.",
+    ),
+}
+"""Each command's module, and its help in one sentence. A command is the function of its name there."""
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(Group):
+    """Imports the module of a command when that is asked for: ``--help`` and ``--version`` need none of them."""
+
+    @property
+    def commands(self) -> MutableMapping[str, click.Command]:
+        """Every command, imported."""
+        return {name: self._imported(name) for name in COMMANDS}
+
+    @commands.setter
+    def commands(self, _: Any) -> None:
+        """Leave click's own table alone."""
+
+    def _imported(self, name: str) -> click.Command:
+        module = importlib.import_module(f".{COMMANDS[name][0]}", __name__)
+        command: click.Command = getattr(module, name.replace("-", "_"))
+        return command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names, as help lists them."""
+        del ctx
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of that name."""
+        del ctx
+        return self._imported(cmd_name) if cmd_name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands."""
+        del ctx
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, sentence) for name, (_, sentence) in COMMANDS.items()])
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="openoutcry", message=f"%(prog)s %(version)s ({engine_build()} engine)")
 def main() -> None:
     """A peer-to-peer exchange: every node holds the same order book, to the byte."""
-
-
-_COMMANDS: Final[tuple[click.Command, ...]] = (
-    serve.directory,
-    serve.node,
-    settings.config,
-    trade.submit,
-    trade.cancel,
-    trade.amend,
-    show.book,
-    show.trades,
-    show.orders,
-    show.status,
-    admin.transfer,
-    admin.market,
-    admin.clock,
-    admin.force_leader,
-    coordinator.coordinator,
-    identity.identity,
-    disk.verify,
-    disk.log,
-    replaying.replay,
-    demo.demo,
-)
-for _command in _COMMANDS:
-    main.add_command(_command)

@@ -10,7 +10,8 @@ import click
 
 from ..leadership.coordination import open_coordinator
 from ..tools import inspection, rebuild
-from .common import GivenPath, print_json, say
+from .common import GivenPath, print_json
+from .output import say
 from .show import table
 
 _FOLDER: Final = GivenPath(exists=True, file_okay=False)

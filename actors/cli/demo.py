@@ -13,9 +13,10 @@ import click
 
 from ...transport.errors import OpenOutcryError, present
 from ..tools.local import Bot, LocalExchange
-from .common import Failure, say, until_signalled
+from .common import until_signalled
 from .live import WATCH_S, watch
 from .numbers import NumberRange, WholeRange
+from .output import Failure, say
 from .show import book_lines, table, trade_line
 
 MARKET: Final = "BTC-USD"

@@ -10,9 +10,10 @@ import click
 from ...transport.errors import InvalidRequest
 from ...transport.numerals import time_text
 from ..tools import inspection
-from .common import Failure, GivenPath, print_json, say
+from .common import GivenPath, print_json
 from .live import progress
 from .numbers import WholeRange
+from .output import Failure, say
 
 _FOLDER: Final = GivenPath(exists=True, file_okay=False)
 

@@ -10,8 +10,9 @@ import click
 from ...transport.identity import AUTHORITY_DAYS, DAYS
 from ...transport.identity_file import certificates, open_identity
 from ...transport.numerals import hexadecimal_of
-from .common import GivenPath, print_json, say
+from .common import GivenPath, print_json
 from .numbers import Whole
+from .output import say
 from .show import table
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import click
 
 from ...transport.log import PROGRESS_S
 from ...transport.plain import plain
-from .common import say
+from .output import say
 
 WATCH_S: Final = 0.5
 """How often a view is made anew, in seconds: it costs the node a request."""

@@ -11,9 +11,10 @@ import click
 
 from ..tools.replay import BookRow, final_book_hash, read_flow
 from ..tools.replay_run import ReplayNodes
-from .common import Failure, GivenPath, print_json, say
+from .common import GivenPath, print_json
 from .live import progress
 from .numbers import WholeRange
+from .output import Failure, say
 
 
 @click.command()

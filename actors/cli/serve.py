@@ -28,8 +28,9 @@ from ..telemetry.health import healthz, readyz
 from ..telemetry.logs import FORMATS, LogOutput
 from ..telemetry.service import ServiceManager
 from ..tools.config import NodeConfig, load_config
-from .common import BadSettings, Failure, GivenPath, options, say, until_signalled, wait_for
+from .common import GivenPath, options, until_signalled, wait_for
 from .numbers import Number, Whole
+from .output import BadSettings, Failure, say
 
 logger = get_logger(__name__)
 

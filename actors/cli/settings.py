@@ -9,7 +9,8 @@ import click
 
 from ..settings import as_text
 from ..tools.config import WrongFile, load_config, settings
-from .common import Failure, GivenPath, print_json, say
+from .common import GivenPath, print_json
+from .output import Failure, say
 from .serve import node_config, node_settings
 
 

@@ -17,8 +17,9 @@ from ...transport.plain import plain
 from ..control.server import ITEMS_MAX
 from ..telemetry.condition import READY, condition
 from . import live
-from .common import at_node, connect, print_json, say, watching
+from .common import at_node, connect, print_json, watching
 from .numbers import WholeRange
+from .output import say
 
 
 @contextlib.contextmanager

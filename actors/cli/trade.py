@@ -12,8 +12,9 @@ import click
 from ..book.commands import CancelReason, OrderType, SelfTradePrevention, TimeInForce
 from ..control.server import ControlClient, fresh_id
 from ..market.views import Cancelled, OrderRejected, OrderResult
-from .common import Failure, OutputFailed, as_request, choice, connect, print_json, say
+from .common import as_request, choice, connect, print_json
 from .numbers import Whole, WholeRange
+from .output import Failure, OutputFailed, say
 
 _IDS_MAX: Final = 20
 """How many of the orders that were cancelled together are printed."""

@@ -74,7 +74,7 @@ class ReplayNodes:
         return found
 
     def end(self, at: int, sequence: int) -> tuple[str, str, list[tuple[str, int, int, int]]]:
-        """Return a node's name, its state hash at ``sequence``, and its orders by the book's ids, as rows of the flow."""
+        """Return a node's name, its state hash at ``sequence``, and its orders by the book's ids: rows of the flow."""
         found: tuple[str, str, list[tuple[str, int, int, int]]] = self._ask(at, _end_state, sequence)
         return found
 
