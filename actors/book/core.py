@@ -67,7 +67,11 @@ class Core(Generic[R, B]):
         replica = self.replica
         match message:
             case Append():
-                return replica.on_append(sender, message)
+                waited = replica.reachable_leader is None
+                effects: Sequence[CoreEffect[R]] = replica.on_append(sender, message)
+                if waited and replica.reachable_leader is not None:  # requests have waited for it, too
+                    effects = [*effects, *self.requests.route_again()]
+                return effects
             case Ack():
                 return replica.on_ack(sender, message, now_ns)
             case Forward():

@@ -1027,8 +1027,8 @@ class Replica:
 
     @property
     def reachable_leader(self) -> str | None:
-        """Follower: the leader, if this replica has joined its log and is linked to it."""
-        return self.leader if self.joined and self.leader in self._links else None
+        """Follower: the leader, once it has answered our join: then it has a link to us, too, for its answers."""
+        return self.leader if self.joined and self._fitted and self.leader in self._links else None
 
     @property
     def matched(self) -> bool:

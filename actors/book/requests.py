@@ -65,6 +65,8 @@ class Asked(Protocol):
     """The sequence number of the first command, once the log has it."""
     sent_to: str | None
     """The node that was asked to order it, while it may still do so."""
+    sent_epoch: int
+    """The epoch in which it was asked: a later one of the same leader may know nothing of the request."""
     sent_ever: bool
 
 
@@ -156,6 +158,7 @@ class Requests(Generic[R]):
                 effects += self.fail([number], error)
                 continue
             request.sent_to = node
+            request.sent_epoch = self._replica.epoch
             request.sent_ever = True
             waiting.append((node, number, request.commands))
             self.waiting_commands += count
@@ -169,6 +172,7 @@ class Requests(Generic[R]):
         for number in numbers:
             request = self.outstanding[number]
             request.sent_to = leader
+            request.sent_epoch = self._replica.epoch
             request.sent_ever = True
             if commands + len(request.commands) > COMMANDS_MAX:
                 effects.append(Send((leader,), Forward(self._replica.market, tuple(batch))))
@@ -180,7 +184,7 @@ class Requests(Generic[R]):
         return effects
 
     def route_again(self, *, away_from: str | None = None) -> list[RequestEffect]:
-        """Route each request that waits for a leader, or was sent to ``away_from`` or to one that leads no more."""
+        """Route each request that waits for a leader, or was sent to ``away_from``, or in an epoch that is over."""
         if not self.outstanding:
             return []
         replica = self._replica
@@ -188,7 +192,8 @@ class Requests(Generic[R]):
         again = [
             number
             for number, request in self.outstanding.items()
-            if request.sent_to in (None, away_from) or (leader is not None and request.sent_to != leader)
+            if request.sent_to in (None, away_from)
+            or (leader is not None and (request.sent_to != leader or request.sent_epoch != replica.epoch))
         ]
         for number in again:
             self.outstanding[number].sent_to = None

@@ -55,6 +55,7 @@ class Request:
         "commands",
         "deadline_ns",
         "first_sequence",
+        "sent_epoch",
         "sent_ever",
         "sent_to",
         "submitted_s",
@@ -77,6 +78,7 @@ class Request:
         """The sequence number of the first command, once answered."""
         self.sent_to: str | None = None
         """The node that has been asked to order it, while it may still do so. The BookActor's."""
+        self.sent_epoch = 0
         self.sent_ever = False
         self._outcome: Outcome | None = None
         self._error: OpenOutcryError | None = None

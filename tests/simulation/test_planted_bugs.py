@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openoutcry.actors.book.core import Core
 from openoutcry.actors.book.logtime import LogTime
 from openoutcry.actors.book.orderbook import OrderBook
 from openoutcry.actors.book.replica import PersistRecords, RepairBegun, RepairEnded, Replica, ReportMark, Role
+from openoutcry.actors.book.requests import Requests
+from openoutcry.actors.book.transfer import StateTransfer
 from openoutcry.actors.peers.clocks import ALONE, Clocks
 from openoutcry.transport.coordinator import DiskMark, MarketRecord
+from openoutcry.transport.errors import Unavailable
 
 sys.path.insert(0, str(Path(__file__).parent))
 from world import Node, World
@@ -452,6 +456,119 @@ class NodeThatLosesItsTail(Node):
         super().start()
 
 
+class ForwardsBeforeTheLeaderHasAnswered(Replica):
+    """A follower forwards requests to a leader that may have no link to it yet, so that its refusals are lost."""
+
+    @property
+    def reachable_leader(self) -> str | None:
+        return self.leader if self.joined and self.leader in self._links else None
+
+
+class _Requests(Requests[Any]):
+    def __init__(self, core: Core[Any, Any]) -> None:
+        super().__init__(core.replica, first_number=core.requests.last_number)
+
+
+class IgnoresTheEpoch(_Requests):
+    """A request that was sent to a leader is not sent again when the same node leads in a later epoch."""
+
+    def route_again(self, *, away_from: str | None = None) -> Any:
+        for request in self.outstanding.values():
+            request.sent_epoch = self._replica.epoch
+        return super().route_again(away_from=away_from)
+
+
+class ForgetsABrokenLink(_Requests):
+    """What was sent over a link that broke is taken to have arrived."""
+
+    def on_link_down(self, node: str) -> None:
+        pass
+
+
+class TakesAnyRefusalForTheLast(_Requests):
+    """A request that was refused by one that leads no more fails, where another leads."""
+
+    def on_refused(self, sender: str, message: Any) -> Any:
+        del sender
+        return self.fail([message.request], Unavailable(message.reason, code=message.code))
+
+
+class MiscountsOrigins(_Requests):
+    """The second request of a record is answered with the place of the first."""
+
+    def settle(self, record: Any, settled: Any) -> None:
+        super().settle(record, settled)
+        for request in settled.answered.values():
+            request.first_sequence = record.first_sequence
+
+
+class AnswersWhoeverHasTheNumber(_Requests):
+    """A leader takes requests of other nodes for its own: numbers alone name them."""
+
+    def settle(self, record: Any, settled: Any) -> None:
+        number = next(iter(self.outstanding), 0)
+        origins = tuple([(self._replica.node, number, count) for _, _, count in record.origins])
+        super().settle(record._replace(origins=origins), settled)
+
+
+class _Transfer(StateTransfer[Any]):
+    def __init__(self, core: Core[Any, Any]) -> None:
+        of = core.transfer
+        super().__init__(core.replica, restore=of._restore, sequence_of=of._sequence_of, chunk_size=of._chunk_size)
+
+
+class MixesTwoStates(_Transfer):
+    """A state that is offered after another one is fetched from where the other was left."""
+
+    def on_offer(self, sender: str, message: Any, now_ns: int) -> Any:
+        data = self.fetched.data if self.fetched is not None and self.fetched.book is None else b""
+        effects = super().on_offer(sender, message, now_ns)
+        if self.fetched is not None and not self.fetched.data and len(data) < message.size:
+            self.fetched.data += data
+            return self._fetch(self.fetched, now_ns)
+        return effects
+
+
+class TakesAChunkTwice(_Transfer):
+    """A piece that comes a second time is added a second time."""
+
+    def on_chunk(self, sender: str, message: Any, now_ns: int) -> Any:
+        if self.fetched is not None:
+            message = dataclasses.replace(message, offset=len(self.fetched.data))
+        return super().on_chunk(sender, message, now_ns)
+
+
+class NeverTakesAnotherImage(_Transfer):
+    """A leader offers the image that it once took, however old."""
+
+    def on_tick(self, now_ns: int) -> None:
+        image = self._image
+        super().on_tick(now_ns)
+        self._image = image
+
+    def offer(self, node: str, after: int, now_ns: int) -> Any:
+        return self._send_offers([node], now_ns) if self._image is not None else super().offer(node, after, now_ns)
+
+
+class WritesOutOfTurn(Core[Any, Any]):
+    """A shell that writes by itself does so while other records are still to be applied."""
+
+    def writes_itself(self, *_: Any, **__: Any) -> bool:
+        return True
+
+
+def with_part(name: str, part: Any) -> type[Core[Any, Any]]:
+    """Return a core of which one part is another."""
+
+    class Planted(Core[Any, Any]):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            setattr(self, name, part(self))
+
+    Planted.__name__, Planted.__doc__ = part.__name__, part.__doc__
+    return Planted
+
+
 REPLICAS: list[tuple[type[Replica], int, str | None]] = [
     (AcksBeforeSync, 40, None),
     (LeaderCommitsBeforeItsOwnSync, 40, None),
@@ -488,6 +605,18 @@ REPLICAS: list[tuple[type[Replica], int, str | None]] = [
     (ReportsItsLifeWhileItIsRepaired, 100, "copy+restore"),
     (ReportsWhatIsNotCommitted, 400, "copy+restore"),
     (WaitsForASnapshotThatWasNotKept, 100, None),
+    (ForwardsBeforeTheLeaderHasAnswered, 400, "cut+crash"),
+]
+CORES: list[tuple[type[Core[Any, Any]], int, str | None]] = [
+    (with_part("requests", IgnoresTheEpoch), 400, "lapse"),
+    (with_part("requests", ForgetsABrokenLink), 100, None),
+    (with_part("requests", TakesAnyRefusalForTheLast), 100, "lapse"),
+    (with_part("requests", MiscountsOrigins), 40, None),
+    (with_part("requests", AnswersWhoeverHasTheNumber), 40, None),
+    (with_part("transfer", MixesTwoStates), 400, "lapse+cut"),
+    (with_part("transfer", TakesAChunkTwice), 200, "cut"),
+    (with_part("transfer", NeverTakesAnotherImage), 200, "cut"),
+    (WritesOutOfTurn, 100, None),
 ]
 LOG_TIMES: list[tuple[type[LogTime], int, str | None]] = [
     (FollowsTheWallClock, 40, None),
@@ -516,6 +645,14 @@ def seeds_to_catch(limit: int, **planted: Any) -> tuple[int, str] | None:
 @pytest.mark.parametrize(("mutation", "limit", "more"), REPLICAS, ids=lambda value: getattr(value, "__name__", "-"))
 def test_simulation_sees_a_broken_rule_of_the_protocol(mutation: type[Replica], limit: int, more: str | None) -> None:
     found = seeds_to_catch(limit, replica_class=mutation, more=more)
+    assert found, f"in {limit} seeds nothing showed that {mutation.__doc__}"
+
+
+@pytest.mark.parametrize(("mutation", "limit", "more"), CORES, ids=lambda value: getattr(value, "__name__", "-"))
+def test_simulation_sees_a_broken_route_or_transfer(
+    mutation: type[Core[Any, Any]], limit: int, more: str | None
+) -> None:
+    found = seeds_to_catch(limit, core_class=mutation, more=more)
     assert found, f"in {limit} seeds nothing showed that {mutation.__doc__}"
 
 

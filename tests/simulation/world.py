@@ -19,7 +19,8 @@ coordinator     slow, unreachable for one node or all; a call that failed was ca
 operator        sets the log's time when a leader without any other clock has put it wrong;
                 forces a node to lead while no member of the in-sync set lives; some come back after all
 lease           lapses at any moment, also of a leader that is well
-client          sends any command again, to whoever leads then
+client          submits at any node, also one that follows, is cut off or about to end; sends any command again later
+snapshot        offered, fetched in small pieces, interrupted by all of the above, taken up again
 ==============  =====================================================================================================
 
 Checked at every step: :meth:`World.check`, and at every applied record: :meth:`World.note_applied`. At the end all
@@ -28,6 +29,7 @@ faults are healed: then every node must be in sync within a bounded number of st
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -35,6 +37,7 @@ from typing import Any, NamedTuple
 
 from openoutcry.actors.book import replica as protocol
 from openoutcry.actors.book.commands import CANCEL_ALL, CLOCK, CONFIGURE, DUPLICATE, SET_TIME, SUBMIT
+from openoutcry.actors.book.core import Core, sends_first
 from openoutcry.actors.book.disk import DiskState
 from openoutcry.actors.book.logtime import LogTime
 from openoutcry.actors.book.messages import LogRead
@@ -47,6 +50,7 @@ from openoutcry.actors.book.replica import (
     KeepDisk,
     KeepFetched,
     LeadershipBegun,
+    LeadershipLost,
     OfferSnapshot,
     PersistRecords,
     PutAside,
@@ -57,19 +61,22 @@ from openoutcry.actors.book.replica import (
     RepairEnded,
     Replica,
     ReportMark,
-    Role,
     Send,
     Stop,
     SwapRecord,
     Troubled,
 )
+from openoutcry.actors.book.requests import NOT_LEADER, FailRequests, Settled
 from openoutcry.actors.book.rules import MarketRules
-from openoutcry.actors.book.wire import Ack, Append, Join, Lead, Objection, Resign, Rewind
+from openoutcry.actors.book.transfer import TakeImage
+from openoutcry.actors.book.wire import Append
 from openoutcry.actors.peers.clocks import Clocks, Offset, judge
 from openoutcry.transport.coordinator import DiskMark, MarketRecord, successor
 
 MARKET = "SIM"
 WINDOW = 256
+FLOOR_EACH = 3
+"""Requests of each node, once all faults are healed, that have to be answered: no schedule passes by doing nothing."""
 STALL_MS = 1000
 SECOND_NS = 1_000_000_000
 BOUND_NS = SECOND_NS
@@ -77,6 +84,14 @@ DAY_NS = 86_400 * SECOND_NS
 EPOCH_NS = 20_000 * DAY_NS
 """The time when a world begins."""
 RULES = MarketRules(dedupe_window=WINDOW)
+
+FOREVER_NS = 10**18
+"""A deadline that no schedule reaches: who waits so long has to be answered unless the node dies."""
+
+FAULTY_STEPS = 0.25
+"""In this part of the steps a fault may happen."""
+FAULT_SCALE = 2.5
+"""How much likelier faults are than _FAULTS says: clients and snapshots have more steps between them."""
 
 _FAULTS = {
     "crash": 0.03,
@@ -99,12 +114,17 @@ _FAULTS = {
 _UNAVAILABLE = object()
 
 
-class State(NamedTuple):
-    """A snapshot on its way from a leader to a follower."""
+@dataclasses.dataclass(eq=False, slots=True)
+class Asked:
+    """A request of a client, as its node's :class:`Requests` knows it."""
 
-    epoch: int
-    tail: Tail
-    book: bytes
+    commands: tuple[Any, ...]
+    deadline_ns: int
+    first_sequence: int = 0
+    sent_to: str | None = None
+    sent_epoch: int = 0
+    sent_ever: bool = False
+    done: bool = False
 
 
 class Forced(NamedTuple):
@@ -191,6 +211,18 @@ class Node:
             repairing=self.marked,
             disk=self.state,
         )
+        self.core = self.world.core_class(
+            self.replica,
+            first_number=self.world.chance.randrange(1, 2**40),
+            restore=self.book_class.restore,
+            sequence_of=lambda book: book.sequence,
+            chunk_size=self.world.chunk_size,
+        )
+        self.submitted: list[Asked] = []
+        """What clients have submitted, and the node has not taken up yet."""
+        self.writing = False
+        self.image: tuple[Tail, bytes] | None = None
+        """An image of the book that is being made into a snapshot."""
         self.journal: deque[Any] = deque()
         self.reads: deque[LogRead] = deque()
         """What was read for followers and is not heard of yet: a leader may write on by itself meanwhile."""
@@ -229,6 +261,7 @@ class Node:
         if self.calls and isinstance(self.calls[0], SwapRecord) and chance.random() < 0.5:
             world.late.append(self.calls[0])
         self.alive = False
+        world.requests.difference_update(self.submitted, self.core.requests.outstanding.values())
         world.hang_up(self.name)
         if chance.random() < world.rates["copy"]:
             self.copy()
@@ -239,38 +272,78 @@ class Node:
 
     # -- the shell of the replica -------------------------------------------------------------------------------
 
-    def run(self, effects: list[Any]) -> None:
-        world = self.world
-        for effect in effects:
-            if isinstance(effect, Send):
-                for node in effect.nodes:
-                    world.send(self.name, node, effect.message)
-            elif isinstance(effect, (PersistRecords, CutJournal, PutAside, ReadJournal, KeepFetched)):
-                self.journal.append(effect)
-            elif isinstance(effect, OfferSnapshot):
-                state = State(self.replica.epoch, self.replica.base, self.book.snapshot())
-                world.send(self.name, effect.node, state)
-            elif isinstance(effect, KeepDisk):
-                self.state = effect.state
-            elif isinstance(effect, Troubled):
-                world.troubles += effect.error is not None
-            elif isinstance(effect, (ReadRecord, CreateRecord, SwapRecord, ReadMarks, ReportMark)):
-                if not (self.observer and isinstance(effect, CreateRecord)):
-                    self.calls.append(effect)
-            elif isinstance(effect, (RepairBegun, RepairEnded)):
-                self.marked = isinstance(effect, RepairBegun)
-            elif isinstance(effect, ApplyRecords):
-                self.apply(effect.records)
-            elif isinstance(effect, LeadershipBegun):
-                epoch = self.replica.epoch
-                assert epoch not in world.leaders, f"{self.name} leads in {epoch}, as {world.leaders[epoch]} has"
-                world.leaders[epoch] = self.name
-                opening = (CLOCK, "", "") if self.replica.tail.sequence else (CONFIGURE, "", "", RULES.to_tuple())
-                self.propose((opening,))
-            elif isinstance(effect, Stop):
-                raise AssertionError(f"{self.name} stopped: {effect.error}")
+    def run(self, effects: Iterable[Any]) -> None:
+        world, core = self.world, self.core
+        todo = list(effects)
+        for effect in todo:
+            match effect:
+                case Send():
+                    for node in effect.nodes:
+                        world.send(self.name, node, effect.message)
+                case PersistRecords():
+                    self.persist(effect, todo)
+                case CutJournal() | PutAside() | ReadJournal() | KeepFetched():
+                    if isinstance(effect, (PutAside, KeepFetched)):
+                        self.image = None  # the book will be another
+                    if isinstance(effect, KeepFetched) and (fetched := core.transfer.fetched) is not None:
+                        self.fetched = fetched.tail, bytes(fetched.data)
+                    self.journal.append(effect)
+                case OfferSnapshot():
+                    todo += core.transfer.offer(effect.node, effect.after, self.now_ns)
+                case TakeImage():
+                    self.image = self.image or (self.replica.base, self.book.snapshot())
+                case KeepDisk():
+                    self.state = effect.state
+                case Troubled():
+                    world.troubles += effect.error is not None
+                case ReadRecord() | CreateRecord() | SwapRecord() | ReadMarks() | ReportMark():
+                    if not (self.observer and isinstance(effect, CreateRecord)):
+                        self.calls.append(effect)
+                case RepairBegun() | RepairEnded():
+                    self.marked = isinstance(effect, RepairBegun)
+                case ApplyRecords():
+                    self.apply(effect.records)
+                case FailRequests():
+                    for request in effect.requests:
+                        world.note_failed(request, effect.error.code)
+                case LeadershipBegun():
+                    epoch = self.replica.epoch
+                    assert epoch not in world.leaders, f"{self.name} leads in {epoch}, as {world.leaders[epoch]} has"
+                    world.leaders[epoch] = self.name
+                    opening = (CLOCK, "", "") if self.replica.tail.sequence else (CONFIGURE, "", "", RULES.to_tuple())
+                    self.propose((opening,))
+                    todo += core.on_leadership_begun()
+                case LeadershipLost():
+                    todo += core.on_leadership_lost()
+                case Stop():
+                    raise AssertionError(f"{self.name} stopped: {effect.error}")
+                case _:
+                    raise AssertionError(f"nothing carries out {effect}")
+
+    def persist(self, effect: PersistRecords, todo: list[Any]) -> None:
+        """Write at once, where the real shell would, or leave it to the disk's thread."""
+        chance = self.world.chance
+        idle = chance.random() < 0.5
+        at_once = self.core.writes_itself(effect, idle=idle, last=effect is todo[-1])
+        if not at_once or self.journal or self.world.sync_slow or chance.random() < 0.2:
+            self.journal.append(effect)
+            return
+        acks, others = sends_first(self.written(effect))
+        for ack in acks:
+            for node in ack.nodes:
+                self.world.send(self.name, node, ack.message)
+        todo += others
+
+    def written(self, effect: PersistRecords) -> Iterable[Any]:
+        """The records of ``effect`` are on the disk."""
+        self.write(effect.records)
+        self.writing = False
+        sequence = effect.records[-1].last_sequence
+        self.committed_on_disk = max(self.committed_on_disk, min(self.replica.committed, sequence))
+        return self.replica.on_durable(effect.generation, sequence, self.now_ns)
 
     def apply(self, records: tuple[Record, ...]) -> None:
+        settled: Settled[Any] = Settled()
         for record in records:
             events = self.book.apply(record.first_sequence, record.timestamp_ns, record.commands)
             if record.commands[0][0] == SET_TIME:
@@ -279,14 +352,33 @@ class Node:
             expected = self.replica.expected_hash
             if expected is not None and expected[0] == record.last_sequence:
                 assert self.book.state_hash() == expected[1], f"{self.name} diverged at {record.last_sequence}"
+            self.core.requests.settle(record, settled)
         self.run(self.replica.on_applied(self.book.sequence, self.book.state_hash()))
+        for request in settled.answered.values():
+            self.world.note_answered(request, records)
+        assert not settled.strangers, f"{self.name} found another's commands under its numbers"
+        self.run(self.core.requests.answered(settled))
 
-    def propose(self, commands: tuple[Any, ...]) -> None:
-        world = self.world
+    def propose(self, commands: tuple[Any, ...], origins: tuple[Any, ...] = ()) -> None:
         last = self.replica.pending[-1].timestamp_ns if self.replica.pending else self.book.timestamp_ns
-        stamp = self.log_time.stamp(last, self.wall_ns, world.now_ns, self.clocks())
-        world.note_stamp(self, last, stamp)
-        self.run(self.replica.propose(commands, (), timestamp_ns=stamp, now_ns=self.now_ns))
+        stamp = self.log_time.stamp(last, self.wall_ns, self.world.now_ns, self.clocks())
+        self.world.note_stamp(self, last, stamp)
+        self.writing = True
+        self.run(self.replica.propose(commands, origins, timestamp_ns=stamp, now_ns=self.now_ns))
+
+    def work_requests(self) -> None:
+        """Take up what was submitted, and make the next record, as the real shell does after each message."""
+        requests = self.core.requests
+        if self.submitted and requests.wants(sum([len(request.commands) for request in self.submitted])):
+            taken, self.submitted = self.submitted, []
+            self.run(requests.take(taken))
+        if not self.writing and (record := requests.next_record()) is not None:
+            self.propose(*record)
+
+    def finish_image(self) -> None:
+        assert self.image is not None
+        (tail, data), self.image = self.image, None
+        self.run(self.core.transfer.on_image(tail, data, self.now_ns))
 
     @property
     def wall_ns(self) -> int:
@@ -299,39 +391,22 @@ class Node:
         offsets = {name: Offset(nodes[name].wall_off_ns - self.wall_off_ns, 0) for name in linked}
         return judge(offsets, BOUND_NS, self.wall_ns - self.world.now_ns)
 
-    def on_append(self, sender: str, message: Append) -> list[Any]:
-        effects = self.replica.on_append(sender, message)
-        if not message.join and effects and isinstance(effects[0], PersistRecords):
-            stamp = effects[0].records[-1].timestamp_ns
-            self.log_time.seen(sender, stamp, self.wall_ns, self.world.now_ns, self.clocks())
-        return effects
-
     def set_time(self) -> None:
         """An operator sets the log's time to this node's clock."""
         self.log_time.forget()
         record = (((SET_TIME, "", "", "set"),), ())
         self.world.tainted = False
+        self.world.stamped = self.log_time, self.world.now_ns
+        self.writing = True
         self.run(self.replica.propose(*record, timestamp_ns=self.wall_ns, now_ns=self.now_ns))
 
     def deliver(self, sender: str, message: Any) -> None:
-        replica, now_ns = self.replica, self.now_ns
-        handlers: dict[type, Callable[[], list[Any]]] = {
-            Append: lambda: self.on_append(sender, message),
-            Ack: lambda: replica.on_ack(sender, message, now_ns),
-            Join: lambda: replica.on_join(sender, message, now_ns),
-            Lead: lambda: replica.on_lead(sender, message),
-            Resign: lambda: replica.on_resign(sender, message),
-            Rewind: lambda: replica.on_rewind(sender, message),
-            Objection: lambda: replica.on_objection(sender, message),
-            State: lambda: self.take_state(sender, message),
-        }
-        self.run(handlers[type(message)]())
-
-    def take_state(self, sender: str, state: State) -> list[Any]:
-        if not self.replica.wants_snapshot(sender, state.epoch, state.tail):
-            return []
-        self.fetched = state.tail, state.book
-        return self.replica.on_snapshot_fetched(state.tail)
+        effects = self.core.on_message(sender, message, self.now_ns)
+        streamed = isinstance(message, Append) and not message.join
+        if streamed and effects and isinstance(persist := effects[0], PersistRecords):
+            stamp = persist.records[-1].timestamp_ns
+            self.log_time.seen(sender, stamp, self.wall_ns, self.world.now_ns, self.clocks())
+        self.run(effects)
 
     # -- the disk -----------------------------------------------------------------------------------------------
 
@@ -402,30 +477,27 @@ class Node:
         if isinstance(self.journal[0], KeepFetched) and self.snapshot is not self.fetched:
             if self.world.faulty and self.world.chance.random() < 0.2:  # no room, or no descriptor, for it
                 self.journal.popleft()
+                self.core.transfer.on_not_kept(self.now_ns)
                 self.run(self.replica.on_snapshot_not_kept())
             else:
                 self.keep_fetched()
             return
         task = self.journal.popleft()
-        now_ns = self.now_ns
         if isinstance(task, PersistRecords):
-            self.write(task.records)
-            sequence = task.records[-1].last_sequence
-            self.committed_on_disk = max(self.committed_on_disk, min(self.replica.committed, sequence))
-            self.run(self.replica.on_durable(task.generation, sequence, now_ns))
+            self.run(self.written(task))
         elif isinstance(task, CutJournal):
             self.cut_disk(task.sequence)
         elif isinstance(task, KeepFetched):
             self.settle()
-            tail = self.snapshot[0]
-            self.book = self.book_class.restore(self.snapshot[1])
-            self.world.note_state(self, tail)
-            self.run(self.replica.on_snapshot_kept(tail))
+            fetched, self.book = self.core.transfer.installed()
+            self.world.note_state(self, fetched.tail)
+            self.world.transfers += 1
+            self.run(self.core.on_installed(fetched.sender, fetched.tail))
         elif isinstance(task, PutAside):
             self.begin_anew()
             self.book = self.book_class.restore(self.snapshot[1])
             self.world.put_aside += 1
-            self.run(self.replica.on_put_aside())
+            self.run(self.core.on_put_aside())
         else:
             self.reads.append(self.read_log(task))
 
@@ -462,14 +534,14 @@ class Node:
         if answer is _UNAVAILABLE:
             self.run(self.replica.on_coordinator_unavailable(call))
         elif isinstance(call, SwapRecord):
-            self.run(self.replica.on_swapped(call, answer, self.now_ns))
+            self.run(self.core.on_swapped(call, answer, self.now_ns))
         elif isinstance(call, ReadMarks):
             self.run(self.replica.on_marks(answer))
         elif isinstance(call, ReportMark):
             self.run(self.replica.on_marked(call.mark))
         else:
             claim = call.claim if isinstance(call, ReadRecord) else None
-            self.run(self.replica.on_record(answer, self.now_ns, claim))
+            self.run(self.core.on_record(answer, self.now_ns, claim))
             self.lost = self.lost and not self.replica._checked
 
 
@@ -484,6 +556,7 @@ class World:
         replica_class: type[Replica] = Replica,
         log_time_class: type[LogTime] = LogTime,
         node_class: type[Node] = Node,
+        core_class: type[Core[Any, OrderBook]] = Core,
         more: str | None = None,
     ) -> None:
         """``more``: faults, joined by "+", that are to be frequent whatever the seed draws."""
@@ -496,6 +569,7 @@ class World:
         self.stamped: tuple[LogTime | None, int] = (None, 0)
         """Who has stamped a record last, and when."""
         self.node_class = node_class
+        self.core_class = core_class
         count = chance.randrange(2, 6) if nodes is None else nodes
         self.observers: set[str] = set()
         if count > 2 and chance.random() < 0.3:
@@ -505,9 +579,13 @@ class World:
         self.in_flight_max = chance.choice((8, 65_536))
         self.batch_max = chance.choice((3, 3, 40))
         self.report_rate = chance.choice((0, 0.02, 0.2))
+        self.chunk_size = chance.choice((64, 400, 4000))
+        self.sync_slow = chance.random() < 0.3
+        """No shell writes by itself: each leaves it to its disk's thread."""
         self.rates = {fault: rate * chance.choice((0, 0.3, 1, 1, 4)) for fault, rate in _FAULTS.items()}
         for fault in more.split("+") if more else ():
             self.rates[fault] = 5 * _FAULTS[fault]
+        self.rates = {fault: FAULT_SCALE * rate / FAULTY_STEPS for fault, rate in self.rates.items()}
         self.now_ns = 1_000_000_000
         self.incarnations = 0
         self.faulty = True
@@ -531,6 +609,11 @@ class World:
         self.lost: set[bytes] = set()
         """The chains of what was acknowledged, and is no more."""
         self.put_aside = 0
+        self.transfers = 0
+        """How many states have been fetched and installed."""
+        self.requests: set[Asked] = set()
+        """What clients wait for."""
+        self.answers = 0
         self.leaders: dict[int, str] = {}
         """Who has begun to lead in each epoch: nobody twice."""
         self.wires: dict[tuple[str, str], deque[Any]] = {}
@@ -622,7 +705,8 @@ class World:
         wrong = sum([self.wrong(name) for name in asked])
         excused = self.tainted or (2 * wrong >= len(asked) and not node.steady)
         assert excused, f"{node.name} stamps a record {off_ns / SECOND_NS} s off"
-        assert off_ns > 0 or 2 * wrong >= len(asked) or stamp_ns == last_ns, f"{node.name} leaves the log's time behind"
+        outvoted = 2 * wrong + 1 >= len(asked)  # the log votes, too, and wins a tie
+        assert off_ns > 0 or outvoted or stamp_ns == last_ns, f"{node.name} leaves the log's time behind"
         self.tainted = True
 
     def check(self) -> None:
@@ -726,13 +810,13 @@ class World:
         self.rising.remove((one, other))
         node = self.nodes[one]
         node.links.add(other)
-        node.run(node.replica.on_peer_up(other))
+        node.run(node.core.on_peer_up(other))
 
     def fall(self, one: str, other: str) -> None:
         self.falling.remove((one, other))
         node = self.nodes[one]
         node.links.discard(other)
-        node.run(node.replica.on_peer_down(other, node.now_ns))
+        node.run(node.core.on_peer_down(other, node.now_ns))
         if not self.nodes[other].alive and self.chance.random() < 0.5:
             node.run(node.replica.on_peer_gone(other, node.now_ns))
 
@@ -769,7 +853,6 @@ class World:
         if self.late:
             may(0.3, self.do_late)
         names = list(nodes)
-        losable = self.losable() if self.faulty else set()
         for at, name in enumerate(names):
             node = nodes[name]
             if not node.alive:
@@ -782,8 +865,12 @@ class World:
                 may(2.0 * pace, node.call_store)
             if node.answers:
                 may(2.0 * pace, node.hear_store)
-            if self.faulty and node.replica.may_propose and len(node.replica.pending) < 8:
-                may(1.5 * pace, self.trade, node)
+            if self.faulty and len(self.requests) < 16:
+                may((1.0 if node.replica.leads else 0.4) * pace, self.trade, node)
+            if node.submitted or (node.core.requests.waiting and not node.writing):
+                may(4.0 * pace, node.work_requests)
+            if node.image is not None:
+                may(1.0 * pace, node.finish_image)
             if node.closing:
                 may(0.5 * pace, self.close, node)
             if self.must_force_again(node):
@@ -791,37 +878,15 @@ class World:
             if self.leader_is_gone(node):
                 may(0.3 * pace, self.lapse, node)
             for other in names[at + 1 :]:
-                if not nodes[other].alive:
-                    continue
                 pair = name, other
-                if frozenset(pair) not in self.connected:
-                    if self.isolated.isdisjoint(pair) and pair not in self.falling and pair[::-1] not in self.falling:
-                        may(1.0 * pace * nodes[other].pace, self.connect, *pair)
-                elif self.faulty:
-                    may(self.rates["cut"], self.cut, *pair)
-                    may(self.rates["stall"], self.stall, pair)
-                    may(self.rates["stall"], self.stall, pair[::-1])
-            if self.faulty:
-                if self.may_force(node):
-                    may(self.rates["force"], self.force, node)
-                may(self.rates["crash"], node.crash)
-                may(self.rates["close"], self.close, node)
-                may(self.rates["slow"], self.change_pace, node)
-                may(self.rates["unreachable"], self.change_reach, node)
-                may(self.rates["jump"] * (3 if self.wrong(name) else 1), self.jump, node)
-                may(self.rates["isolate"] * (10 if name in self.isolated else 1), self.change_isolation, name)
-                if node.replica.leader is not None:
-                    may(self.rates["lapse"] * pace, self.lapse, node)
-                may(self.rates["copy"], node.copy)
-                if node.copies:
-                    may(self.rates["restore"], self.restore, name)
-                if name in losable:
-                    may(self.rates["wipe"], self.wipe, name)
-                    may(self.rates["damage"], self.damage, name)
-        if self.faulty:
-            may(self.rates["outage"] * (10 if self.outage else 1), self.change_outage)
-            for pair in self.stalled:
-                may(0.1, self.resume, pair)
+                if not nodes[other].alive or frozenset(pair) in self.connected:
+                    continue
+                if self.isolated.isdisjoint(pair) and pair not in self.falling and pair[::-1] not in self.falling:
+                    may(1.0 * pace * nodes[other].pace, self.connect, *pair)
+        for pair in self.stalled if self.faulty else ():
+            may(0.1, self.resume, pair)
+        if self.faulty and self.chance.random() < FAULTY_STEPS:
+            self.offer_faults(may)
         action, *arguments = self.chance.choices(actions, weights)[0]
         action(*arguments)
         for node in self.nodes.values():
@@ -829,13 +894,42 @@ class World:
                 node.run(node.replica.announce_commit())
         self.check()
 
+    def offer_faults(self, may: Callable[..., None]) -> None:
+        """Add the faults to what may happen: not in each step, for that costs time, but so much the likelier."""
+        rates, nodes = self.rates, self.nodes
+        alive = [name for name, node in nodes.items() if node.alive]
+        losable = self.losable()
+        for at, name in enumerate(alive):
+            node = nodes[name]
+            for pair in [(name, other) for other in alive[at + 1 :] if frozenset((name, other)) in self.connected]:
+                may(rates["cut"], self.cut, *pair)
+                may(rates["stall"], self.stall, pair)
+                may(rates["stall"], self.stall, pair[::-1])
+            if rates["force"] and self.may_force(node):
+                may(rates["force"], self.force, node)
+            may(rates["crash"], node.crash)
+            may(rates["close"], self.close, node)
+            may(rates["slow"], self.change_pace, node)
+            may(rates["unreachable"], self.change_reach, node)
+            may(rates["jump"] * (3 if self.wrong(name) else 1), self.jump, node)
+            may(rates["isolate"] * (10 if name in self.isolated else 1), self.change_isolation, name)
+            if node.replica.leader is not None:
+                may(rates["lapse"] * node.pace, self.lapse, node)
+            may(rates["copy"], node.copy)
+            if node.copies:
+                may(rates["restore"], self.restore, name)
+            if name in losable:
+                may(rates["wipe"], self.wipe, name)
+                may(rates["damage"], self.damage, name)
+        may(rates["outage"] * (10 if self.outage else 1), self.change_outage)
+
     def tick(self) -> None:
         self.now_ns += self.chance.choice((1, 10, 100, 400)) * 1_000_000
         for node in self.nodes.values():
             if node.alive and self.chance.random() < node.pace:
                 clocks = node.clocks()
                 node.replica.on_clocks(off=clocks.off, right=clocks.right)
-                node.run(node.replica.on_tick(node.now_ns))
+                node.run(node.core.on_tick(node.now_ns))
                 mark = node.replica.mark
                 if mark is not None and mark != self.marks.get(node.name) and self.chance.random() < self.report_rate:
                     node.calls.append(ReportMark(mark))
@@ -857,7 +951,29 @@ class World:
             self.tried.append(command)
             self.floors[account, client_order_id] = self.acknowledged
             commands.append(command)
-        node.propose(tuple(commands))
+        timeout_ns = chance.choice((500 * 10**6, 3 * 10**9, FOREVER_NS, FOREVER_NS))
+        request = Asked(tuple(commands), node.now_ns + timeout_ns)
+        self.requests.add(request)
+        node.submitted.append(request)
+
+    def note_answered(self, request: Asked, records: tuple[Record, ...]) -> None:
+        """A client gets its answer: once, and of its own commands, where the log has them."""
+        assert not request.done, "a request was answered twice"
+        request.done = True
+        self.requests.discard(request)
+        self.answers += 1
+        first = request.first_sequence
+        (record,) = [each for each in records if each.first_sequence <= first <= each.last_sequence]
+        at = first - record.first_sequence
+        found = record.commands[at : at + len(request.commands)]
+        assert found == request.commands, f"asked for {request.commands}, answered for {found}"
+
+    def note_failed(self, request: Asked, code: str) -> None:
+        """A client gets an error: a refusal, or that the outcome is unknown. Where another leads it is routed again."""
+        assert not request.done, "a request failed that was answered"
+        assert code != NOT_LEADER, "a client was told that it had asked the wrong node"
+        request.done = True
+        self.requests.discard(request)
 
     def leader_is_gone(self, node: Node) -> bool:
         """Whether the real shell of ``node`` would find the lease of its leader lapsed."""
@@ -1023,19 +1139,28 @@ class World:
                 self.step()
             self.heal()
             self.converge()
-            last = self.acknowledged
-            leader = next(node for node in self.nodes.values() if node.replica.role is Role.LEADING)
-            self.trade(leader)
-            self.converge()
-            assert self.acknowledged > last, "healed, but nothing is executed any more"
+            self.answer_everybody()
             self.set_time_if_wrong()
             self.mislead_the_leader()
             self.isolate_the_leader()
+            self.answer_everybody()
         finally:
             protocol.IN_FLIGHT_MAX = in_flight_max  # type: ignore[misc]
         for node in self.nodes.values():
             node.book.check()
             assert node.book.sequence >= self.acknowledged, f"{node.name} lost acknowledged commands"
+
+    def answer_everybody(self) -> None:
+        """Healed, every node has its clients' commands executed: the floor of what each schedule has to acknowledge."""
+        acknowledged, answers = self.acknowledged, self.answers
+        for node in [node for node in self.nodes.values() for _ in range(FLOOR_EACH)]:
+            self.trade(node)
+        for request in self.requests:
+            request.deadline_ns += FOREVER_NS
+        self.converge()
+        floor = FLOOR_EACH * len(self.nodes)
+        assert self.answers >= answers + floor, f"{self.answers - answers} answers of {floor} at least"
+        assert self.acknowledged > acknowledged, "healed, but nothing is executed any more"
 
     def leader(self) -> Node:
         return self.nodes[self.store[MARKET].leader]
@@ -1060,7 +1185,7 @@ class World:
         former.wall_off_ns = self.chance.choice((-3, 3)) * DAY_NS
         for _ in range(20_000):
             self.step()
-            if former.replica.role is not Role.LEADING and self.leader().replica.may_propose:
+            if not former.replica.leads and self.leader().replica.may_propose:
                 break
         else:
             raise AssertionError(f"stuck: {former.name} leads on, though its clock is off, and others' are not")
@@ -1105,6 +1230,8 @@ class World:
             raise AssertionError(f"stuck: {record.leader} cannot commit, and none of {others} leads")
         last = self.acknowledged
         self.trade(leader)
+        for request in self.requests:
+            request.deadline_ns += FOREVER_NS
         for _ in range(20_000):
             if self.acknowledged > last:
                 break
@@ -1135,11 +1262,11 @@ class World:
         states = [
             (n.name, n.alive, n.replica.role, n.replica.epoch, n.replica.tail.sequence) for n in self.nodes.values()
         ]
-        raise AssertionError(f"stuck: {self.store.get(MARKET)}, {states}")
+        raise AssertionError(f"stuck: {self.store.get(MARKET)}, {states}, {len(self.requests)} requests unanswered")
 
     def converged(self) -> bool:
         nodes = list(self.nodes.values())
-        if not all([node.alive and not node.closing and not node.marked for node in nodes]):
+        if self.requests or not all([node.alive and not node.closing and not node.marked for node in nodes]):
             return False
         record = self.store.get(MARKET)
         if record is None or set(record.in_sync) != set(self.nodes) - self.observers:
