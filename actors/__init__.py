@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .node import ExchangeNode, open_nodes, spare_gc
     from .remote.refs import RemoteFuture, RemoteRef, Terminated
     from .remote.schema import message
+    from .settings import NodeOptions
 
 __all__ = [
     "Accepted",
@@ -74,6 +75,7 @@ __all__ = [
     "MarketRules",
     "MarketUpdate",
     "MessageRefused",
+    "NodeOptions",
     "Noted",
     "OpenOrder",
     "OpenOutcryError",
@@ -121,6 +123,7 @@ _ROOMS = (
     ".book.commands",
     "..transport.errors",
     ".aio",
+    ".settings",
 )
 
 logging.getLogger("openoutcry").addHandler(logging.NullHandler())
