@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from ...transport.numerals import float_of
+from ...transport.numerals import float_of, written
 
 TIME_FACTOR_VARIABLE: Final = "OPENOUTCRY_TEST_TIME_FACTOR"
 HANDLED_S: Final = 3.0
@@ -44,6 +44,6 @@ def eventually(condition: Callable[[], _T], what: str, within: float = 30.0) -> 
     pause = threading.Event()
     while not (found := condition()):
         if time.monotonic() >= deadline_s:
-            raise AssertionError(f"not within {scaled(within):g} s: {what}")
+            raise AssertionError(f"not within {written(scaled(within))} s: {what}")
         pause.wait(POLL_S)
     return found
