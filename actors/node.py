@@ -44,8 +44,8 @@ from ..transport.errors import (
     RequestTimeout,
     StorageError,
     Unavailable,
-    anew,
-    shown,
+    copied,
+    quoted,
 )
 from ..transport.etcd import is_etcd
 from ..transport.files import read_file, refusal, told
@@ -521,9 +521,9 @@ class ExchangeNode:
 
     def _check_market(self, market: str) -> None:
         if not isinstance(market, str) or not 1 <= len(market) <= NAME_LENGTH_MAX or market in (".", ".."):
-            raise ConfigurationError(f"a market's name has 1 to {NAME_LENGTH_MAX} characters, not {shown(market, 80)}")
+            raise ConfigurationError(f"a market's name has 1 to {NAME_LENGTH_MAX} characters, not {quoted(market, 80)}")
         if fault := fault_of(market):
-            raise ConfigurationError(f"{shown(market, 80)} cannot be a market's name: {fault}")
+            raise ConfigurationError(f"{quoted(market, 80)} cannot be a market's name: {fault}")
         if self._actors_only:
             raise ConfigurationError(
                 f"node {self.name} was started for actors only; to have markets, give it a coordinator or markets",
@@ -652,7 +652,7 @@ class ExchangeNode:
         if type(market) is not str or not _MARKET_NAME.fullmatch(market):
             raise InvalidRequest(
                 f"a new market's name has 1 to {NAME_LENGTH_MAX} letters, digits and any of . _ : / + - or blanks "
-                f"between, not {shown(market, 80)}; names that begin with _ are reserved",
+                f"between, not {quoted(market, 80)}; names that begin with _ are reserved",
                 code="invalid_market",
             )
         checked_rules(rules)
@@ -798,7 +798,7 @@ class ExchangeNode:
 
         refusal, tail, committed = self._read(market, read)
         if refusal is not None:
-            raise anew(refusal)
+            raise copied(refusal)
         plan = ForcePlan(
             market,
             self.node_id,
@@ -926,7 +926,7 @@ class ExchangeNode:
         """Take in what :func:`~.market.queries.readiness` has answered; return whether commands can be sent."""
         ready, failure, rules = found
         if failure is not None:
-            raise anew(failure)
+            raise copied(failure)
         if not ready:
             return False
         own = self._proposed.get(market)
@@ -1429,7 +1429,7 @@ class ExchangeNode:
         after = None if after is None else checked_count(after, "after")
         if to is not None and not callable(to) and not callable(getattr(to, "put", None)):
             raise InvalidRequest(
-                f"a subscriber is a function, or a queue to put into, not {shown(to)}", code="invalid_subscriber"
+                f"a subscriber is a function, or a queue to put into, not {quoted(to)}", code="invalid_subscriber"
             )
         subscription = Subscription(
             market,
@@ -1587,7 +1587,7 @@ class ExchangeNode:
     def _unknown(self, market: str) -> InvalidRequest:
         known = ", ".join(sorted(self._books)) or "none"
         return InvalidRequest(
-            f"node {self.name} has not joined market {shown(market, 80)}; it has: {known}", code="unknown_market"
+            f"node {self.name} has not joined market {quoted(market, 80)}; it has: {known}", code="unknown_market"
         )
 
     def _read(self, market: str, read: Callable[[BookActor], _T]) -> _T:
@@ -1731,7 +1731,7 @@ def _checked_markets(value: object) -> dict[str, MarketRules | None]:
         if not isinstance(market, str) or not (rules is None or isinstance(rules, MarketRules)):
             raise ConfigurationError(
                 "markets are a mapping of names to MarketRules (None: another node opens it), not of "
-                f"{shown(market, 80)} to {shown(rules, 80)}"
+                f"{quoted(market, 80)} to {quoted(rules, 80)}"
             )
     return dict(value)
 
@@ -1803,7 +1803,7 @@ def _write_json(path: Path, value: object) -> None:
 def partly_sent(error: Unavailable, at: int, count: int) -> Unavailable:
     """Return ``error``, by which ``count`` commands failed when ``at`` had been sent, with word of those."""
     sent = f" ({at} of {count} commands were sent before; their outcome is unknown)" if at else ""
-    return anew(error, f"{error.message}{sent}")
+    return copied(error, f"{error.message}{sent}")
 
 
 def _force_note(plan: ForcePlan, reason: str) -> str:

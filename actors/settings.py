@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypedDict, TypeVar, cas
 
 from ..transport.codec import INT64_MAX
 from ..transport.coordinator import Coordinator
-from ..transport.errors import ConfigurationError, shown
+from ..transport.errors import ConfigurationError, quoted
 from ..transport.etcd import is_etcd
 from ..transport.files import checked_path
 from ..transport.identity import SCHEME
@@ -87,7 +87,7 @@ def _that(allowed: Callable[[Any], bool], words: str) -> Check:
 
     def check(what: str, value: Any) -> Any:
         if not allowed(value):
-            raise ConfigurationError(f"{what} is {words}, not {shown(value, 60)}")
+            raise ConfigurationError(f"{what} is {words}, not {quoted(value, 60)}")
         return value
 
     return check

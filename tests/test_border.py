@@ -18,7 +18,7 @@ from openoutcry.actors.market.border import (
     submit_command,
 )
 from openoutcry.transport.codec import INT64_MAX
-from openoutcry.transport.errors import InvalidRequest, shown
+from openoutcry.transport.errors import InvalidRequest, quoted
 
 HUGE = 10**5000
 """Python refuses to write it."""
@@ -130,5 +130,5 @@ def test_a_count_is_a_whole_number_that_a_machine_can_count_to(value: Any) -> No
 
 
 def test_a_value_is_shown_as_far_as_a_message_has_room_for_it() -> None:
-    assert shown("x" * 100, 5) == "'xxxx"
-    assert shown(HUGE) == "a value of type int that cannot be written"
+    assert quoted("x" * 100, 5) == "'xxxx"
+    assert quoted(HUGE) == "a value of type int that cannot be written"

@@ -18,7 +18,7 @@ from openoutcry.actors import ExchangeNode, MarketRules, OpenOutcryError, OrderR
 from openoutcry.actors.book.commands import REJECTED
 from openoutcry.actors.market.views import OrderResult
 from openoutcry.actors.testing import ProcessExchange
-from openoutcry.transport.errors import ConfigurationError, Unavailable, anew
+from openoutcry.transport.errors import ConfigurationError, Unavailable, copied
 
 MARKET = "BTC-USD"
 TEXTS = ("it was refused: 5 is above 4", "", "ü\n\x1b[2J 'quoted' %s {0}", "a lone surrogate: \udc80", "x" * 10_000)
@@ -64,8 +64,8 @@ def clones(error: BaseException) -> Iterator[BaseException]:
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         yield pickle.loads(pickle.dumps(error, protocol))
     if isinstance(error, OpenOutcryError):
-        yield anew(error)
-        yield anew(pickle.loads(pickle.dumps(error)))
+        yield copied(error)
+        yield copied(pickle.loads(pickle.dumps(error)))
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: repr(text[:10]))
@@ -95,17 +95,17 @@ def test_an_exception_of_an_application_that_has_other_arguments_survives_too() 
             super().__init__(f"{market} is away for {seconds:g} s", code="away")
             self.seconds = seconds
 
-    for clone in (anew(Mine("X", seconds=2.0)), copy.copy(Mine("X", seconds=2.0))):
+    for clone in (copied(Mine("X", seconds=2.0)), copy.copy(Mine("X", seconds=2.0))):
         assert isinstance(clone, Mine)
         assert (str(clone), clone.code, clone.seconds) == ("X is away for 2 s", "away", 2.0)
 
 
 def test_another_text_leaves_everything_else_as_it_was() -> None:
     error = ConfigurationError("first", code="rules_mismatch", market=MARKET)
-    other = anew(error, "second")
+    other = copied(error, "second")
     assert (str(error), str(other), other.message, other.args) == ("first", "second", "second", ("second",))
     assert (other.code, other.market) == (error.code, error.market)
-    assert str(anew(RequestTimeout("first"), "second")) == "second"
+    assert str(copied(RequestTimeout("first"), "second")) == "second"
 
 
 def raises(_node: ExchangeNode, error: Exception) -> None:

@@ -38,7 +38,7 @@ from openoutcry.actors import (
 from openoutcry.actors.book.commands import CANCEL, CANCEL_ALL
 from openoutcry.actors.book.messages import JournalFailed
 from openoutcry.actors.testing import eventually
-from openoutcry.transport.errors import anew
+from openoutcry.transport.errors import copied
 
 MARKET = "BTC-USD"
 RULES = MarketRules(tick_size="0.25", lot_size="0.1")
@@ -631,7 +631,7 @@ def test_an_error_that_is_raised_anew_is_the_same_in_all_but_its_traceback() -> 
     error.__cause__ = OSError("gone")
     with pytest.raises(Odd):
         raise error
-    again = anew(error)
+    again = copied(error)
     assert again is not error
     assert (type(again), str(again), again.message, again.code, again.sector) == (
         Odd,

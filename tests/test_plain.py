@@ -31,7 +31,7 @@ from openoutcry.transport.errors import (
     OpenOutcryError,
     ProtocolError,
     RemoteFailure,
-    shown,
+    quoted,
 )
 from openoutcry.transport.log import get_logger
 from openoutcry.transport.plain import fault_of, plain, plain_lines
@@ -181,7 +181,7 @@ def test_what_is_plain_is_one_line_and_stays_as_it_is(text: str) -> None:
 
 @given(st.text())
 def test_an_error_never_carries_what_a_terminal_obeys(text: str) -> None:
-    for error in (OpenOutcryError(f"the peer said {text}"), RemoteFailure(text), InvalidRequest(shown(text))):
+    for error in (OpenOutcryError(f"the peer said {text}"), RemoteFailure(text), InvalidRequest(quoted(text))):
         assert hidden(f"{error}{error.message}{error.args[0]}".replace("\n", "\x00")) == []
 
 

@@ -38,7 +38,7 @@ def sample(name: str, setting: Setting) -> Any:
     return SAMPLES.get(name) or (of_kind[kind.python] if kind.python in of_kind else default + 1)
 
 
-def shown(home: Path, *flags: str, text: str = "", **environment: str) -> dict[str, Any]:
+def quoted(home: Path, *flags: str, text: str = "", **environment: str) -> dict[str, Any]:
     """Return what `config show` prints."""
     (home / "openoutcry.toml").write_text(text)
     result = CliRunner().invoke(
@@ -52,7 +52,7 @@ def shown(home: Path, *flags: str, text: str = "", **environment: str) -> dict[s
 @pytest.mark.parametrize("name", SETTINGS)
 def test_flag_variable_and_key_of_the_file_say_the_same(tmp_path: Path, name: str) -> None:
     value = sample(name, SETTINGS[name])
-    assert shown(tmp_path)[name]["source"] == "default"
+    assert quoted(tmp_path)[name]["source"] == "default"
     flag = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
         flags, text = [flag if value else flag.replace("--", "--no-", 1)], str(value).lower()
@@ -62,12 +62,12 @@ def test_flag_variable_and_key_of_the_file_say_the_same(tmp_path: Path, name: st
         flags, text = [flag, str(value)], str(value)
     file = str(tmp_path / "openoutcry.toml")
 
-    assert shown(tmp_path, *flags)[name] == {"value": value, "source": flag}
-    assert shown(tmp_path, **{f"OPENOUTCRY_{name.upper()}": text})[name] == {
+    assert quoted(tmp_path, *flags)[name] == {"value": value, "source": flag}
+    assert quoted(tmp_path, **{f"OPENOUTCRY_{name.upper()}": text})[name] == {
         "value": value,
         "source": f"OPENOUTCRY_{name.upper()}",
     }
-    assert shown(tmp_path, text=f"[node]\n{name} = {json.dumps(value)}\n")[name] == {"value": value, "source": file}
+    assert quoted(tmp_path, text=f"[node]\n{name} = {json.dumps(value)}\n")[name] == {"value": value, "source": file}
 
 
 def test_node_takes_every_setting_of_its_own_as_a_keyword() -> None:

@@ -1,6 +1,6 @@
 """Certificates: read the identity of a node, and be the authority that issues them. Needs ``cryptography``.
 
-What stands in a certificate is described in :mod:`.identity`. Owns the files of an authority, and reads those of
+:mod:`.identity` describes the contents of a certificate. Owns the files of an authority, and reads those of
 identities; opens no socket.
 """
 
@@ -30,7 +30,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from .errors import ConfigurationError, InvalidRequest, ProtocolError, anew, shown
+from .errors import ConfigurationError, InvalidRequest, ProtocolError, copied, quoted
 from .files import checked_path, read_file, refusal, told
 from .identity import AUTHORITY_DAYS, CERTIFICATE_REFUSED, CLOCK_BEHIND, DAYS, MEMBER, NAME, Member, date_of
 from .log import get_logger
@@ -46,11 +46,11 @@ _ACCOUNT_URI: Final = "openoutcry:account:"
 _BLOCK: Final = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
 _PATTERN_LENGTH_MAX: Final = 65
 _EARLIER: Final = timedelta(hours=1)
-"""How long before it was issued a certificate is in force: clocks differ."""
+"""A certificate is valid from this long before its issue, because clocks differ."""
 
 
 class Identity:
-    """A node's key and certificate, and the authorities whose certificates it takes. Read once, at the node's start."""
+    """A node's key and certificate, and the authorities that it trusts. Read once, at the node's start."""
 
     def __init__(self, pem: str, *, source: str = "the identity") -> None:
         """Read the blocks of ``pem``, in any order; ``source`` names it in errors.
@@ -108,9 +108,9 @@ class Identity:
             pem = read_file(whole).decode("ascii", "replace")
             mode = whole.stat().st_mode & 0o777
         except ConfigurationError as error:
-            raise anew(error, f"{error.message}: it cannot be read", code="identity") from error
+            raise copied(error, f"{error.message}: it cannot be read", code="identity") from error
         except (OSError, ValueError) as error:
-            raise anew(refusal(error, f"the identity {path} cannot be read"), code="identity") from error
+            raise copied(refusal(error, f"the identity {path} cannot be read"), code="identity") from error
         if mode & 0o077:
             logger.warning("identity_exposed", path=path, mode=f"{mode:o}")
         return cls(pem, source=str(path))
@@ -122,15 +122,15 @@ class Identity:
 
     @property
     def seconds_left(self) -> float:
-        """How long the certificate is still in force, in seconds; negative: it has ended."""
+        """Seconds until the certificate expires; negative: it has expired."""
         return self.member.ends_ns / 1e9 - time.time()
 
     def server(self) -> pynng.TLSConfig:
-        """Return the TLS of a socket that listens: it takes whom an authority of ours has certified."""
+        """Return the TLS of a listening socket: it accepts nodes that one of our authorities has certified."""
         return self._config(pynng.TLSConfig.MODE_SERVER)
 
     def client(self, name: str) -> pynng.TLSConfig:
-        """Return the TLS of a socket that dials: it takes the node called ``name``; any member, if that is MEMBER."""
+        """Return the TLS of a dialling socket: it accepts the node called ``name``, or any member if that is MEMBER."""
         config = self._config(pynng.TLSConfig.MODE_CLIENT)
         config.set_server_name(name)
         return config
@@ -144,7 +144,7 @@ class Identity:
         """
         try:
             found = x509.load_der_x509_certificate(certificate)
-        except Exception as error:  # whoever sends it makes what it likes of it: cryptography raises much else too
+        except Exception as error:  # a peer may send anything: cryptography raises many other errors too
             raise _refused(f"it is malformed: {error}") from error
         issuers = [authority for authority in self._authorities if _issued(found, authority)]
         if not issuers:
@@ -158,14 +158,14 @@ class Identity:
             raise _refused(f"{member.name!r:.80} cannot be a node's name")
         for pattern in member.accounts:
             if fault := _fault_of(pattern):
-                raise _refused(f"that of {member.name} is for {shown(pattern)}: {fault}")
+                raise _refused(f"that of {member.name} is for {quoted(pattern)}: {fault}")
         if not {member.name, MEMBER}.issubset(names):  # an authority may issue for other ends too
             raise _refused(f"that of {member.name} is of no node: its DNS names are not {member.name} and {MEMBER}")
         if found.subject.rdns[-1].get_attributes_for_oid(x509.NameOID.COMMON_NAME) != list(found.subject.rdns[-1]):
             raise _refused(f"its subject does not end with the name, {member.name}")  # nng reads on to the end
         if (found.issuer, found.serial_number) in self._revoked:
             raise _refused(f"that of {member.name} is revoked")
-        # TLS takes it no longer than that of who has issued it.
+        # TLS accepts it only as long as its issuer's certificate.
         begins = max(found.not_valid_before_utc, min([each.not_valid_before_utc for each in issuers]))
         ends = min(found.not_valid_after_utc, max([each.not_valid_after_utc for each in issuers]))
         now = datetime.now(UTC)
@@ -204,12 +204,12 @@ class Identity:
 
 
 class Authority:
-    """Who says which nodes belong to an exchange: the key that signs their certificates, in a folder.
+    """Decides which nodes belong to an exchange: the key that signs their certificates, in a folder.
 
     ====================  =============================================================================================
     file                  holds
     ====================  =============================================================================================
-    ``authority.key``     the private key; whoever has it can make members: keep it off the nodes
+    ``authority.key``     the private key; its owner can create members: keep it off the nodes
     ``authority.pem``     its certificate, which every identity holds too
     ``revoked.pem``       the list of what was revoked, once something was
     ``issued/``           each certificate that was issued, as ``NAME-SERIAL.pem``; no key
@@ -243,7 +243,7 @@ class Authority:
         _check_days(days)
         if type(name) is not str or not 1 <= len(name) <= 64 or fault_of(name):
             raise InvalidRequest(
-                f"an authority has a name of 1 to 64 characters that can be seen, not {shown(name)}",
+                f"an authority has a name of 1 to 64 characters that can be seen, not {quoted(name)}",
                 code="invalid_name",
             )
         with told(f"{folder} cannot be the folder of an authority"):
@@ -278,7 +278,7 @@ class Authority:
         if type(name) is not str or not NAME.fullmatch(name) or name == MEMBER:
             raise InvalidRequest(
                 f"a node with an identity has a name of 1 to 63 letters, digits and any of . _ -, and is not called "
-                f"{MEMBER}; not {shown(name)}",
+                f"{MEMBER}; not {quoted(name)}",
                 code="invalid_name",
             )
         _check_days(days)
@@ -289,7 +289,7 @@ class Authority:
             sound = type(pattern) is str and 1 <= len(pattern) <= _PATTERN_LENGTH_MAX and "*" not in pattern[:-1]
             if not sound or _fault_of(pattern):
                 raise InvalidRequest(
-                    f"an account is given by its name, or by the beginning of names and *, not {shown(pattern)}"
+                    f"an account is given by its name, or by the beginning of names and *, not {quoted(pattern)}"
                     f"{f': {_fault_of(pattern)}' if sound else ''}",
                     code="invalid_account",
                 )
@@ -351,7 +351,7 @@ class Authority:
         members = [found for found, _ in self.issued() if found.name == name and serial in (None, found.serial)]
         if not members:
             which = "" if serial is None else f" with the serial number {serial:x}"
-            raise InvalidRequest(f"no certificate{which} was issued to {shown(name)} here", code="unknown_certificate")
+            raise InvalidRequest(f"no certificate{which} was issued to {quoted(name)} here", code="unknown_certificate")
         now = datetime.now(UTC)
         for member in members:
             revoked.setdefault(member.serial, now)
@@ -359,7 +359,7 @@ class Authority:
             x509.CertificateRevocationListBuilder()
             .issuer_name(self._certificate.subject)
             .last_update(now - _EARLIER)
-            .next_update(self._certificate.not_valid_after_utc)  # it may be old, and is nowhere fetched from
+            .next_update(self._certificate.not_valid_after_utc)  # it may be old: nodes do not fetch it
         )
         for number, since in revoked.items():
             one = x509.RevokedCertificateBuilder().serial_number(number).revocation_date(since).build()
@@ -385,7 +385,7 @@ _CRL: Final = "X509 CRL"
 
 
 def _read(certificate: x509.Certificate) -> Member:
-    """Return what a certificate says, whoever has issued it."""
+    """Return the contents of a certificate, without checking who issued it."""
     names = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
     name = str(names[0].value) if len(names) == 1 else ""
     uris = _alternatives(certificate, x509.UniformResourceIdentifier)
@@ -459,7 +459,7 @@ def _fault_of(pattern: str) -> str | None:
 
 def _check_days(days: int) -> None:
     if type(days) is not int or not 1 <= days <= DAYS_MAX:
-        raise InvalidRequest(f"days is a whole number from 1 to {DAYS_MAX}, not {shown(days)}", code="invalid_days")
+        raise InvalidRequest(f"days is a whole number from 1 to {DAYS_MAX}, not {quoted(days)}", code="invalid_days")
 
 
 def _named(name: str, *more: x509.NameAttribute[str]) -> x509.Name:
@@ -491,7 +491,7 @@ def _write_private(path: Path, text: str) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file in one step: who reads it finds the old text or the new."""
+    """Write a file in one step: a reader finds either the old text or the new."""
     new = path.with_name(f"{path.name}.new")
     with told(f"{path} cannot be written"):
         new.unlink(missing_ok=True)

@@ -70,12 +70,12 @@ ADDRESS: Final = Str(255, 1)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Name(Str):
-    """As :class:`Str`, of what cannot be taken for another name; see :func:`.plain.fault_of`."""
+    """A :class:`Str` that cannot be mistaken for another name; see :func:`.plain.fault_of`."""
 
     def __call__(self, value: Any, name: str) -> str:
         found = Str.__call__(self, value, name)
         if fault := fault_of(found):
-            raise ProtocolError(f"{name}: {_shown(value)} is no name: {fault}")
+            raise ProtocolError(f"{name}: {_shown(value)} is not a name: {fault}")
         return found
 
 

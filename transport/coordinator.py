@@ -3,8 +3,8 @@
 Owns the record, the rules of its changes and the protocol that every store implements (:mod:`.sqlite`: all nodes on one
 machine; etcd: many machines). Never decides who should lead, never keeps time, and is never on the path of an order.
 
-Leases, which say when a leader may be taken for dead, are kept in the same store beside the records. Safety does not
-rest on them: a leader that was deposed too early finds its next swap refused, and its acks missing.
+The same store keeps leases, which say when a leader may be considered dead. Safety does not depend on them: if a leader
+is deposed too early, its next swap is refused and its followers stop acknowledging.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class MarketRecord:
     in_sync: tuple[str, ...]
     """Names of the nodes that hold every committed command: sorted, distinct, never empty."""
     forced: int = 0
-    """The last epoch that was begun by force, 0: none. Commands of older epochs may be missing from the log since."""
+    """The last epoch that was begun by force, 0: none. Commands of older epochs may be missing from the log."""
     yielding: bool = False
     """The leader cannot commit: a member of the in-sync set that has lost it, and is linked to enough, may lead."""
 
@@ -60,7 +60,7 @@ class MarketRecord:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DiskMark:
-    """What a node's disk held of one market when the node last reported it: how an old copy of the disk is told.
+    """What a node's disk held of one market at its last report; it reveals an old copy of the disk.
 
     A disk that comes back with less is not the one that was reported, whatever its node id says.
     """
@@ -112,12 +112,12 @@ class Coordinator(Protocol):
         """Return the record of ``market``, None if it was never created."""
 
     def read_all(self) -> tuple[MarketRecord, ...]:
-        """Return all records as of one moment, sorted by market."""
+        """Return all records at one moment, sorted by market."""
 
     def create(self, market: str, leader: str, in_sync: Iterable[str]) -> MarketRecord:
         """Create ``market`` at epoch 1, version 1, unless it is there; return the record that is there afterwards.
 
-        Of many that race exactly one wins: see whose ``leader`` the returned record names.
+        If several nodes race, exactly one wins: the returned record names it as ``leader``.
         """
 
     def swap(
@@ -139,17 +139,17 @@ class Coordinator(Protocol):
         """Keep the lease of ``node`` for another ``ttl_ms``; it belongs to this object, and to one ``holder``.
 
         ``holder`` names the data directory (no blanks): only one process at a time has it, so the next one with the
-        same holder takes the lease over at once. Any other waits until the lease has lapsed.
+        same holder takes the lease over at once. Any other waits until the lease has expired.
 
         Raises:
-            Unavailable: code ``node_id_in_use``: another process holds the lease, and lives as far as can be seen.
+            Unavailable: code ``node_id_in_use``: another process holds the lease and seems to be alive.
         """
 
     def release(self, node: str) -> None:
-        """Give the lease of ``node`` up, if this object holds it: it counts as lapsed at once."""
+        """Release the lease of ``node``, if this object holds it: it counts as expired at once."""
 
     def mark(self, node: str, marks: Mapping[str, DiskMark]) -> None:
-        """Replace what is known of the disk of ``node``, per market. Only the holder of its lease may.
+        """Replace the disk marks of ``node``, per market. Only the holder of its lease may do so.
 
         Raises:
             Unavailable: code ``node_id_in_use``: this object does not hold the lease of ``node``; nothing was written,
@@ -157,19 +157,19 @@ class Coordinator(Protocol):
         """
 
     def marks(self, market: str) -> dict[str, DiskMark]:
-        """Return what is known of each node's disk in ``market``, by node."""
+        """Return the disk marks of every node in ``market``, by node."""
 
     def lapsed(self, node: str) -> bool:
-        """Return whether ``node`` holds no lease: it never did, gave it up, or has let it lapse.
+        """Return whether ``node`` holds no lease: it never did, released it, or let it expire.
 
         A store that can see that the holder's process is gone says so at once.
 
-        It may have been renewed before the caller acts; whoever acts on it has to do so by a swap.
+        The lease may be renewed before the caller acts, so the caller must act by a swap.
         """
 
     @property
     def told_time(self) -> ToldTime | None:
-        """What the clock of the store's host said last; None where it is this machine's, or is not told."""
+        """The last reading of the clock of the store's host; None if that is this machine, or unknown."""
 
     def close(self) -> None:
         """Give up the connection; the store stays. Idempotent."""
@@ -185,7 +185,7 @@ def in_use(node: str, holder: str) -> Unavailable:
 
 
 class OneThread:
-    """Sees to it that what runs ``with`` it is run by one thread at a time: a coordinator has one owner."""
+    """Context manager that lets only one thread at a time use a coordinator."""
 
     def __init__(self) -> None:
         self._in_use = threading.Lock()
@@ -219,8 +219,8 @@ def successor(
     2. A new leader comes from the in-sync set: nobody else is known to hold every committed command.
     3. The leader is in the new in-sync set, which is therefore never empty.
 
-    ``force`` is for a person who knows that the whole in-sync set is gone for good: any node may lead then, in a new
-    epoch and at first alone in sync. What it does not hold is lost; :attr:`MarketRecord.forced` says so ever after.
+    ``force`` is for a person who knows that the whole in-sync set is lost: any node may then lead, in a new epoch and
+    at first alone in sync. Commands that it does not hold are lost; :attr:`MarketRecord.forced` keeps a trace of it.
     """
     in_sync = tuple(sorted(set(in_sync)))
     forced = epoch if force else expected.forced

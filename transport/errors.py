@@ -4,8 +4,8 @@
 
     OpenOutcryError
     ├── InvalidRequest        what you asked for is malformed; nothing was sent
-    │   └── MessageRefused    a message to an actor is not of a type it accepts, or not as its type says
-    ├── AccessDenied          it is not yours to ask for: the account is none that the node may act for
+    │   └── MessageRefused    an actor does not accept this type of message, or a field does not fit it
+    ├── AccessDenied          the node may not act for that account
     ├── OrderRejected         the book refused the command; it carries the result
     ├── Unavailable           the market or its leader cannot be used now; a retry is safe
     │   ├── Overloaded        a bound was hit: slow down, then retry
@@ -14,14 +14,14 @@
     │   ├── ActorStopped      the actor has ended; another may serve under its name
     │   └── Unreachable       there is no link to the actor's node
     ├── RemoteFailure         an actor of another process raised an exception while it handled the message
-    ├── ConfigurationError    the node cannot start, or stopped, because of how it is set up
-    ├── StorageError          the disk or the journal on it cannot be trusted; the replica has stopped
-    ├── InvariantBroken       a check of the program's own failed; what failed it goes no further
-    └── TransportError        something that crosses a process boundary
+    ├── ConfigurationError    the node cannot start, or stopped, because of its settings
+    ├── StorageError          the disk or its journal cannot be trusted; the replica has stopped
+    ├── InvariantBroken       an internal check failed; the part that failed it has stopped
+    └── TransportError        a failure between processes
         ├── Closed            closed by this side
         ├── LinkBroken        broken by the other side, or by the network between
         ├── WouldBlock        the peer is not keeping up; nothing was sent
-        └── ProtocolError     the peer sent what the protocol does not allow
+        └── ProtocolError     the peer broke the protocol
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ class Copied(Exception):
 
 
 class OpenOutcryError(Copied):
-    """Base of every exception this library raises on purpose.
+    """Base of every exception that this library raises on purpose.
 
-    ``code`` is stable and fit for programs; ``message`` says what was wrong and what to do.
+    ``code`` is stable, for programs to compare; ``message`` says what was wrong and what to do.
     """
 
     default_code: ClassVar[str] = "error"
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
         self.message = plain(message)
-        """One line, of what a terminal shows as it is: it may quote what a peer has sent."""
+        """One line that a terminal can show safely: it may quote what a peer has sent."""
         super().__init__(self.message)
         self.code = code or self.default_code
 
@@ -89,7 +89,7 @@ class RequestTimeout(Unavailable, TimeoutError):
 
 
 class MessageRefused(InvalidRequest):
-    """A message to a remote actor, or its answer, is of no registered or accepted type, or too large.
+    """A message to a remote actor, or its answer, has no registered or accepted type, or is too large.
 
     Codes: ``message_refused``, ``message_too_large``, ``reply_refused``.
     """
@@ -98,25 +98,25 @@ class MessageRefused(InvalidRequest):
 
 
 class UnknownActor(Unavailable):
-    """Nobody is registered under that name, at that node or in the directory."""
+    """No actor is registered under that name, at that node or in the directory."""
 
     default_code = "unknown_actor"
 
 
 class ActorStopped(Unavailable):
-    """The remote actor has ended, or is served no more; what it was told last may not have been handled."""
+    """The remote actor has ended, or its node no longer serves it; it may not have handled the last messages."""
 
     default_code = "actor_stopped"
 
 
 class Unreachable(Unavailable):
-    """There is no link to the remote actor's node; what was under way to it may be lost."""
+    """There is no link to the remote actor's node; messages on their way may be lost."""
 
     default_code = "unreachable"
 
 
 class RemoteFailure(OpenOutcryError):
-    """The remote actor raised an exception that is none of this library's; the message names its type and text."""
+    """The remote actor raised an exception from outside this library; the message has its type and text."""
 
     default_code = "remote_failure"
 
@@ -129,7 +129,7 @@ class ConfigurationError(OpenOutcryError):
     def __init__(self, message: str, *, code: str | None = None, market: str | None = None) -> None:
         super().__init__(message, code=code)
         self.market = market
-        """The market whose rules are others (code ``rules_mismatch``)."""
+        """The market that has other rules (code ``rules_mismatch``)."""
 
 
 class StorageError(OpenOutcryError):
@@ -139,10 +139,10 @@ class StorageError(OpenOutcryError):
 
 
 class InvariantBroken(OpenOutcryError):
-    """Something that always holds does not: a fault of this program, or input that its checks have let through.
+    """Something that must always hold does not: a bug in this program, or input that its checks let through.
 
-    Whoever finds it stops rather than go on with a state that is wrong. It is raised, never asserted: ``python -O``
-    drops assertions.
+    The part that finds it stops rather than continue with a wrong state. It is raised, never asserted, because
+    ``python -O`` drops assertions.
     """
 
     default_code = "invariant"
@@ -179,7 +179,7 @@ class ProtocolError(TransportError):
 
 
 def text_of(error: BaseException | None) -> str:
-    """Return type and text of any exception, also one whose text cannot be had."""
+    """Return type and text of any exception, even if ``str`` of it fails."""
     kind = type(error).__qualname__
     try:
         return f"{kind}: {error}"
@@ -205,19 +205,19 @@ def present(value: _T | None, invariant: str) -> _T:
 
 
 def _remade(kind: type[_E], args: tuple[Any, ...]) -> _E:
-    """Return an exception of ``kind`` that has ``args``, not by ``__init__``, whose arguments are others.
+    """Return an exception of ``kind`` with ``args``, without calling ``__init__``, which takes other arguments.
 
-    ``args`` is set afterwards: an OSError (a TimeoutError is one) drops what only its ``__new__`` is given.
+    ``args`` is set afterwards: an OSError (a TimeoutError is one) drops arguments that only ``__new__`` gets.
     """
     made = kind.__new__(kind)
     made.args = args
     return made
 
 
-def anew(error: _Own, message: str | None = None, *, code: str | None = None) -> _Own:
-    """Return the same error as another object, to be raised in its place; with another text or code, if given.
+def copied(error: _Own, message: str | None = None, *, code: str | None = None) -> _Own:
+    """Return a copy of the error to be raised in its place, with another message or code if given.
 
-    What many callers get is raised anew for each: one object would gather the tracebacks of all, and never lose them.
+    Raise a copy for each caller: one shared object would collect the tracebacks of all and never free them.
     """
     made = _remade(type(error), error.args)
     made.__dict__.update(error.__dict__)
@@ -230,9 +230,13 @@ def anew(error: _Own, message: str | None = None, *, code: str | None = None) ->
     return made
 
 
-def shown(value: object, length: int = 40) -> str:
-    """Return at most ``length`` characters of ``value`` as Python writes it, for a message; whatever it is."""
+def quoted(value: object, length: int = 40) -> str:
+    """Return at most ``length`` characters of ``repr(value)`` for a message; works for every value."""
     try:
         return plain(f"{value!r:.{length}}")
     except Exception:  # Python writes no int of more than 4,300 digits; and a class may have a `__repr__` of its own
         return f"a value of type {type(value).__name__} that cannot be written"
+
+
+anew = copied  # the former names, until all branches are merged
+shown = quoted

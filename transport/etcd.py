@@ -20,8 +20,8 @@ Why it is done this way:
   was refused.
 - **A lease is renewed without a write**: etcd keeps every old value until it is compacted, and fills up.
 
-A lease's time is in whole seconds, rounded up, and etcd has a least one: 2 s with its default settings. It ends up to
-half a second late, and starts anew when etcd's own leader changes. A killed process is not seen before that.
+A lease's time is in whole seconds, rounded up, and etcd has a least one: 2 s with its default settings. It expires up
+to half a second late, and restarts when etcd's own leader changes. Until then nobody notices that a process was killed.
 
 Give endpoints by address: looking up a name may take longer than an operation is bounded to.
 """
@@ -74,10 +74,10 @@ from .identity import CLOCK_BEHIND, date_of
 from .numerals import port_of, whole_of
 
 SCHEMES: Final = ("etcd://", "etcds://")
-"""How an address that :func:`open_etcd` understands begins."""
+"""Prefixes of the addresses that :func:`open_etcd` accepts."""
 
 _NO_HOST: Final = re.compile(r"[\s\[\]/?#@\\\x00-\x1f\x7f]")
-"""What is in no name or number of a host."""
+"""Characters that cannot occur in a host's name or number."""
 PORT_DEFAULT: Final = 2379
 PREFIX_DEFAULT: Final = "openoutcry"
 
@@ -145,15 +145,15 @@ class _Failed(Copied):
 
 
 class _LeaseGone(Exception):
-    """The lease that was named has lapsed."""
+    """The named lease has expired."""
 
 
 class EtcdCoordinator:
     """The :class:`~openoutcry.transport.coordinator.Coordinator` in etcd, at ``endpoints``, below ``prefix``.
 
     1. Construction creates the id below ``prefix``, unless it is there, and reads :attr:`coordinator_id`.
-    2. Each operation goes to the endpoint that worked last, and to the others in turn when that one fails, for no more
-       than ``OPERATION_S`` in all; one that follows a failure gives up sooner. It succeeds as soon as a majority of
+    2. Each operation goes to the endpoint that worked last, and to the others in turn when that one fails, for at
+       most ``OPERATION_S`` in all; an operation after a failure gives up sooner. It succeeds as soon as a majority of
        etcd's members has a leader.
     3. A store that was wiped, replaced or restored from a backup under a running process is refused.
 
@@ -470,7 +470,7 @@ class EtcdCoordinator:
         """Return etcd's answer, from whichever endpoint gives one in time.
 
         Raises:
-            _LeaseGone: the request names a lease that has lapsed.
+            _LeaseGone: the request names an expired lease.
             OpenOutcryError: as the protocol says.
         """
         reason = "no answer in time"
@@ -650,7 +650,7 @@ def _endpoint(text: str) -> tuple[str, int]:
 
 
 def _check_certificates(ca: str | Path | None, cert: str | Path | None, key: str | Path | None) -> None:
-    """Find out at once what would otherwise look like a failing connection."""
+    """Check at once for errors that would otherwise look like a failing connection."""
     try:
         context = ssl.create_default_context(cafile=ca)
         if cert is not None and key is not None:

@@ -1,7 +1,7 @@
-"""Files and folders that people name: what is wrong with a path is said in words, by an error of this project.
+"""Files and folders that people name: an error of this project says what is wrong with a path.
 
-Owns no file. Two kinds of errors come of what the operating system refuses: the path is wrong, which no restart mends
-(ConfigurationError), or the machine has no room, descriptors or threads left, or its disk fails, which may pass.
+Owns no file. An error of the operating system becomes one of two kinds. The path is wrong, and a restart does not help
+(ConfigurationError). Or space, file descriptors or threads ran out, or the disk fails, which may pass.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from .errors import ConfigurationError, OpenOutcryError, StorageError, Unavailable, shown
+from .errors import ConfigurationError, OpenOutcryError, StorageError, Unavailable, quoted
 
 FILE_SIZE_MAX: Final = 4 * 1024 * 1024
 """Most bytes of a file of settings, names or certificates; a longer one is refused."""
@@ -35,7 +35,7 @@ _ADVICE: Final = {
     errno.ETXTBSY: "it is a program that runs",
     errno.EILSEQ: "this disk does not take such a name",
 }
-"""What no restart mends, and what it means for a path."""
+"""Errors that a restart does not cure, and what each means for a path."""
 _PASSING: Final = {
     errno.EMFILE: "this process has as many files and connections open as it may; raise `ulimit -n`",
     errno.ENFILE: "this machine has as many files open as it can",
@@ -48,15 +48,15 @@ def checked_path(value: object, what: str) -> Path:
     """Return ``value`` as a path, ``~`` as its user's home; ``what`` names it in errors.
 
     Raises:
-        ConfigurationError: it is no path: of another type, empty, with a NUL byte, or ``~`` of nobody (``bad_path``).
+        ConfigurationError: wrong type, empty, with a NUL byte, or ``~`` of an unknown user (``bad_path``).
     """
     if not isinstance(value, (str, os.PathLike)):
-        raise ConfigurationError(f"{what} is a path, not {shown(value)}", code="bad_path")
+        raise ConfigurationError(f"{what} is a path, not {quoted(value)}", code="bad_path")
     text = os.fsdecode(value)
     if not text:
         raise ConfigurationError(f"{what} is an empty path; for the current folder write .", code="bad_path")
     if "\0" in text:
-        raise ConfigurationError(f"{what} is {shown(text, 80)}: no path has a NUL byte", code="bad_path")
+        raise ConfigurationError(f"{what} is {quoted(text, 80)}: no path has a NUL byte", code="bad_path")
     return expanded(Path(text), what)
 
 
@@ -64,7 +64,7 @@ def expanded(path: Path, what: str) -> Path:
     """Return ``path`` with ``~`` as its user's home.
 
     Raises:
-        ConfigurationError: there is no such user, or it is not known who runs this process (code ``bad_path``).
+        ConfigurationError: the user is unknown, or this process's user is (code ``bad_path``).
     """
     try:
         return path.expanduser()
@@ -77,9 +77,9 @@ def expanded(path: Path, what: str) -> Path:
 
 
 def refusal(error: BaseException, what: str, *, said: bool = False) -> OpenOutcryError:
-    """Return the error of ours for what the operating system refused, which begins with ``what``.
+    """Return our error for an error of the operating system; its message begins with ``what``.
 
-    ``said``: ``what`` says already which file it is about, and what the system's own words are.
+    ``said``: ``what`` already names the file and quotes the system's message.
     """
     code = error.errno if isinstance(error, OSError) else None
     reason = what if said else f"{what}: {_words(error, what)}"
@@ -103,7 +103,7 @@ def _words(error: BaseException, what: str) -> str:
 
 @contextlib.contextmanager
 def told(what: str) -> Iterator[None]:
-    """Raise what the operating system refuses in the block as :func:`refusal` says it."""
+    """Raise errors of the operating system in the block as :func:`refusal` words them."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -113,10 +113,10 @@ def told(what: str) -> Iterator[None]:
 
 
 def read_file(path: Path, *, size_max: int = FILE_SIZE_MAX) -> bytes:
-    """Return what is in an ordinary file; what else has a name (a pipe, a device) could keep its reader for ever.
+    """Return the contents of an ordinary file; reading a pipe or a device could block for ever.
 
     Raises:
-        OSError: it is none, is longer than ``size_max``, or cannot be read.
+        OSError: it is not an ordinary file, is longer than ``size_max``, or cannot be read.
         ValueError: no file can have that path.
     """
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:

@@ -1,14 +1,14 @@
 """What a child of ``fork()`` inherits: sockets, locks and threads that are still its parent's, and that it must let go.
 
-A fork copies memory and descriptors, but no thread: nobody in the child serves what it finds there. nng cannot be used
-again at all: its first call in a child ends the process. So in a child, before any code of the program runs:
+A fork copies memory and descriptors, but no thread, so nothing in the child serves the inherited objects. nng cannot be
+used at all: its first call in a child ends the process. So in a child, before any code of the program runs:
 
-1. The descriptors of nng's connections and listeners are closed, and what :func:`guard` was given is let go: an orphan
-   that outlives its parent keeps no port, no connection and no data directory.
+1. The descriptors of nng's connections and listeners are closed, and every object given to :func:`guard` releases its
+   resources: an orphan that outlives its parent keeps no port, no connection and no data directory.
 2. Every object that :func:`guard` was given refuses all calls at once by :class:`Closed`, code ``forked``. ``close``
    does nothing, so that ``with`` and ``finally`` of the parent's code end in order.
-3. nng's functions refuse, too, by :class:`ConfigurationError`, code ``forked``, instead of ending the process; what
-   frees something does nothing. That includes what pynng calls at the end of the process, which would hang.
+3. nng's functions refuse, too, by :class:`ConfigurationError`, code ``forked``, instead of ending the process;
+   functions that free something do nothing. pynng calls one of those at exit, and would hang.
 
 A child of a process that has not used nng yet may use it. Only ``os.fork`` and what is made of it (``multiprocessing``
 with the start method ``fork``) is seen here; a program that is executed inherits nothing.
@@ -35,7 +35,7 @@ logger = get_logger(__name__)
 
 CODE: Final = "forked"
 _FREES: Final = ("_close", "_free", "_fini")
-"""How the names of nng's functions end that free something: in a child there is nothing to free."""
+"""Endings of the names of nng's functions that free something: in a child there is nothing to free."""
 
 _T = TypeVar("_T")
 _guarded: weakref.WeakKeyDictionary[Any, tuple[Callable[[Any], object] | None, bool]] = weakref.WeakKeyDictionary()
@@ -52,7 +52,7 @@ _forking = threading.local()
 def guard(holder: _T, let_go: Callable[[_T], object] | None = None, *, refuse: bool = True) -> None:
     """Have ``holder`` refuse every call in a child of this process, unless told otherwise.
 
-    ``let_go`` is called with it in the child first, to close what it holds there. It may wait for nothing.
+    The child first calls ``let_go(holder)`` to close its resources. It must not wait for anything.
     """
     _guarded[holder] = let_go, refuse
 
@@ -121,7 +121,7 @@ def _let_go() -> None:
 
 
 def _refusing_kind(kind: type, parent: int) -> type:
-    """Return a kind of ``kind`` whose instances refuse everything but to be closed, looked at and thrown away."""
+    """Return a subclass of ``kind`` whose instances refuse every call except ``close`` and ``repr``."""
     if kind in _refusing:
         return _refusing[kind]
     text = f"{kind.__name__} of process {parent}, inherited by a fork"

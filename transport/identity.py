@@ -4,13 +4,13 @@ Each node of an exchange that has identities holds one PEM file: its private key
 of the authorities that it trusts, perhaps with lists of what these have revoked. What a certificate says:
 
 * the common name is the node's name: a node may not announce itself, speak or listen under another;
-* the DNS names are that name, on which whoever dials the node insists, and :data:`MEMBER`, on which whoever dials a
-  rendezvous does: any member may be one;
+* the DNS names are that name, which those who dial the node check, and :data:`MEMBER`, which those who dial a
+  rendezvous check: any member may be one;
 * URIs ``openoutcry:account:PATTERN`` are the accounts that the node may act for: a name, or the beginning of names and
   ``*``. Without any: the account of its own name, and those below it, ``NAME/*``.
 
-Links are TLS with certificates on both sides. nng tells the common name of who is at the other end; the certificate
-itself travels in the first frame, is checked by the receiver, and has to be of that name.
+Links are TLS with certificates on both sides. nng reports the common name of the other end. The certificate
+itself travels in the first frame; the receiver checks it, and that it has this name.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ SCHEME: Final = "tls+tcp"
 MEMBER: Final = "openoutcry"
 """The DNS name that all certificates of an exchange share; no node may be called so."""
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-"""What a node with an identity may be called: the name stands in its certificate as a host's does."""
+"""Names that a node with an identity may have: its certificate holds the name like a host's."""
 DAYS: Final = 365
-"""How long a node's certificate is in force, in days, unless it is said otherwise."""
+"""Days that a node's certificate is valid by default."""
 AUTHORITY_DAYS: Final = 3650
 CERTIFICATE_REFUSED: Final = "certificate_refused"
-"""Code of the ProtocolError of a node that is not who it says, or no member."""
+"""Code of the ProtocolError of a node that is not who it claims to be, or not a member."""
 CLOCK_BEHIND: Final = "clock_behind"
-"""Code of the error of a certificate that is not in force yet by this machine's clock: the clock may be wrong."""
+"""Code of the error of a certificate that is not valid yet by this machine's clock: the clock may be wrong."""
 CERTIFICATE_SIZE_MAX: Final = 16_384
 """Largest certificate, in bytes of DER."""
 _SHOWN_MAX: Final = 5
@@ -42,7 +42,7 @@ _SHOWN_MAX: Final = 5
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Member:
-    """What a certificate says of a node."""
+    """What a certificate says about a node."""
 
     name: str
     accounts: tuple[str, ...]
@@ -90,7 +90,7 @@ def name_of(node: str) -> str:
 
 
 def check_addresses(addresses: Iterable[str], identity: object | None) -> None:
-    """Check that with an identity every address is one of TLS, and without one none is.
+    """Check that every address uses TLS if there is an identity, and none does otherwise.
 
     Raises:
         ConfigurationError: code ``insecure_address``, or ``no_identity``.

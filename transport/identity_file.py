@@ -16,7 +16,7 @@ def open_identity(path: str | Path) -> Identity:
     """Read an identity's file.
 
     Raises:
-        ConfigurationError: it cannot be read or is no identity that can be used (code ``identity``), or the package
+        ConfigurationError: it cannot be read, or is not a usable identity (code ``identity``), or the package
             ``cryptography`` is not installed.
     """
     return cast("Identity", certificates().Identity.load(path))

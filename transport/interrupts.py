@@ -1,4 +1,4 @@
-"""Steps that Ctrl-C does not cut in two: what closes sockets and threads in order is done whole."""
+"""Steps that Ctrl-C does not interrupt halfway, such as closing sockets and threads in order."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import threading
 from collections.abc import Callable
 
 _LOOK_S = 0.2
-"""How often it is looked, in seconds, whether a signal came that the kernel gave to another thread."""
+"""Seconds between checks for a signal that the kernel delivered to another thread."""
 
 
 def uninterrupted(step: Callable[[], object], *, on_interrupt: Callable[[], object] | None = None) -> None:
-    """Do ``step`` on a thread of its own, where Python raises no KeyboardInterrupt, and wait for it.
+    """Run ``step`` on a thread of its own, where Python raises no KeyboardInterrupt, and wait for it.
 
-    1. What ``step`` raises is raised here.
-    2. Ctrl-C meanwhile calls ``on_interrupt``, which may have ``step`` hurry, and is raised once ``step`` is done.
-    3. A second Ctrl-C is raised at once; ``step`` goes on then.
+    1. An exception of ``step`` is raised here.
+    2. Ctrl-C calls ``on_interrupt``, which may make ``step`` hurry, and is raised once ``step`` is done.
+    3. A second Ctrl-C is raised at once; ``step`` continues.
 
-    On other threads Python raises no KeyboardInterrupt: there ``step`` is simply called. So it is where the system has
-    no thread left.
+    On other threads Python never raises KeyboardInterrupt, so ``step`` is simply called; likewise if the system cannot
+    start a thread.
     """
     if threading.current_thread() is not threading.main_thread():
         step()

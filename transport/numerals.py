@@ -62,7 +62,7 @@ def is_huge(value: Decimal) -> bool:
 
 
 class PlainDecimal(Decimal):
-    """A Decimal that is written without an exponent wherever Python makes text of it."""
+    """A Decimal whose text never has an exponent."""
 
     __slots__ = ()
 
@@ -89,7 +89,7 @@ def written(value: float | Decimal, digits: int | None = 6) -> str:
 
 
 def in_json(value: float) -> float:
-    """Return ``value`` such that JSON writes it without an exponent: what is below 0.0001 is rounded to it or to 0."""
+    """Return ``value`` so that JSON writes it without an exponent: values below 0.0001 are rounded to that or to 0."""
     if not math.isfinite(value) or "e" not in repr(value):
         return value
     return round(value, 4) if abs(value) < 1 else int(value)

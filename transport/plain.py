@@ -1,7 +1,7 @@
 """Text that others chose, made plain: what it does to a terminal, and whether it looks like other text. Pure.
 
-A name that two people may take for another one is refused where it comes in (:func:`fault_of`). Text that came in
-otherwise, or long ago, is shown with all that is invisible or moves the cursor as escapes (:func:`plain`).
+A name that people may mistake for another is refused where it comes in (:func:`fault_of`). Other text from outside is
+shown with escapes for everything that is invisible or moves the cursor (:func:`plain`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _INVISIBLE: Final = re.compile(
 )
 """What is invisible though Unicode's category says otherwise: fillers, joiners of graphemes, variation selectors."""
 _USUAL: Final = re.compile(r"[!-~]+(?: [!-~]+)*")
-"""What nearly all names are."""
+"""Nearly all names match this."""
 _SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _ALIKE: Final = frozenset({"ARMENIAN", "CHEROKEE", "COPTIC", "CYRILLIC", "GREEK", "LATIN", "LISU"})
 """Scripts of which many letters look like those of another: the first word of a letter's name in Unicode."""
@@ -38,7 +38,7 @@ def plain_lines(text: str) -> str:
 
 
 def fault_of(name: str) -> str | None:
-    """Return why ``name`` may be taken for another name, or cannot be written; None: it is as it should be.
+    """Return why ``name`` may be mistaken for another, or cannot be encoded; None if it is fine.
 
     Whole words in another script that look like a Latin one are not found: no rule of characters can.
     """

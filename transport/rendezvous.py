@@ -51,10 +51,10 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 LEASES_MAX: Final = 16_384
-"""Most entries that one rendezvous leases."""
+"""Most entries that one rendezvous leases; further announcements are refused (``directory_full``)."""
 
 SILENT_S: Final = 60 + TTL_MS_MAX / 1000
-"""How long nothing may come over a connection of TLS, in seconds: by then its leases have lapsed."""
+"""Seconds of silence after which a TLS connection is closed; its leases have expired long before."""
 
 _IDLE_MS = 100
 
@@ -219,7 +219,7 @@ class Rendezvous:
 
     1. It listens from construction; :meth:`start` starts the one thread that answers.
     2. A lease ends when its client says goodbye, when the pipe it came over goes (a killed process: within
-       milliseconds), or when its TTL lapses (a stopped process, a cut cable).
+       milliseconds), or when its TTL expires (a stopped process, a cut cable).
     3. Every answer names the other rendezvous (``peers``), so that clients learn of them.
     4. :meth:`close` stops the thread, joins it, then closes the socket. Nothing is kept: after a restart, clients
        reconnect and announce again.
@@ -239,7 +239,7 @@ class Rendezvous:
     ) -> None:
         """Listen at ``address``; with an ``identity``, only to members of its exchange.
 
-        Each of these may then announce nodes of its own name only.
+        Each member may then announce only nodes of its own name.
         """
         check_addresses([address, *([advertise] if advertise else [])], identity)
         if len(peers) > RENDEZVOUS_MAX or not all(0 < len(peer) <= 255 for peer in (*peers, advertise or address)):
@@ -267,7 +267,7 @@ class Rendezvous:
         except BaseException:
             self._socket.close()
             raise
-        # Who asks here knows of it: what is told is for others, who could not dial 0.0.0.0.
+        # Clients of this rendezvous know its address; the answer is for others, who could not dial 0.0.0.0.
         own = advertise or self.address
         self._addresses = tuple(peers) if sockets.is_wildcard(own) else (own, *peers)
         self._thread = threading.Thread(target=self._serve, name="rendezvous", daemon=True)
@@ -321,7 +321,7 @@ class Rendezvous:
             return
         pipe = message.pipe
         if pipe is None or self._stopping.is_set():
-            return  # it has gone already, or has only come to wake this thread
+            return  # it is closed already, or it only woke this thread
         if self._silent is not None:
             self._silent.received(pipe.id, pipe)
         try:
@@ -347,7 +347,7 @@ class Rendezvous:
         with self._lock:
             if isinstance(request, Announce):
                 answer = self._announce(pipe_id, request)
-                # Only now: a pipe that went right after its announcement may not leave a lease behind.
+                # Only now: a pipe that closed right after its announcement must not leave a lease behind.
                 self._expire()
                 return ANSWERS.encode(answer)
             self._expire()
@@ -386,7 +386,7 @@ class Rendezvous:
 
 
 def _check_own(request: Announce, name: str) -> None:
-    """Check that who is certified as ``name`` announces its own nodes only, and takes back no other's."""
+    """Check that the owner of certificate ``name`` announces and withdraws only its own nodes."""
     for _, node, _, _ in request.rows:
         if not name or name_of(node) != name:
             raise ProtocolError(

@@ -48,7 +48,7 @@ _POLL_MS = 100
 _SEND_MS = 20
 _NEVER_MS: Final = 1_000_000_000
 _RETIRED_S: Final = 2.0
-"""How long a socket is kept that may be connecting: longer than ``reconnect_ms`` and a look-up, in seconds."""
+"""Seconds to keep a closed socket that may still be connecting: longer than ``reconnect_ms`` and a look-up."""
 _PROBE_S = 0.1
 _TCP = ("tcp", "tls+tcp")
 SCHEMES: Final = ("tcp", "tls+tcp", "ipc", "inproc")
@@ -64,7 +64,7 @@ _WILDCARD: Final = re.compile(r"[a-z0-9+]+://(0\.0\.0\.0|\[::\]|\*|):")
 _opened: weakref.WeakSet[pynng.Socket] = weakref.WeakSet()
 """Every socket of this project, as long as Python holds it."""
 _pids: Final[set[int]] = set()
-"""This process once it has opened a socket; and those it was forked from, whose sockets it must not touch."""
+"""Ids of this process, once it has opened a socket, and of its parents by fork, whose sockets it must not touch."""
 
 
 def open_socket(
@@ -169,9 +169,9 @@ def dial(socket: pynng.Socket, address: str) -> None:
 
 
 def certified_name(pipe: pynng.Pipe) -> str:
-    """Return the common name in the certificate of who is at the other end of ``pipe``.
+    """Return the common name in the certificate of the other end of ``pipe``.
 
-    Empty without TLS, once the pipe has gone, and where nng makes no name of it: there is none, or it is too long.
+    Empty without TLS, after the pipe has closed, and if nng cannot read a name: there is none, or it is too long.
     """
     try:
         return str(_PEER_NAME.__get__(pipe, type(pipe)))
@@ -180,10 +180,10 @@ def certified_name(pipe: pynng.Pipe) -> str:
 
 
 def refuses(address: str) -> bool:
-    """Return whether the host of ``address`` answers that nobody listens there: who did has ended.
+    """Return whether the host of ``address`` answers that nothing listens there: the process there has ended.
 
-    False wherever that is not certain: no answer within 0.1 s, a transport that is not over TCP, a host that is not
-    given by number (to look a name up may take long), or what is no address at all.
+    False if that is uncertain: no answer within 0.1 s, a transport other than TCP, a host given by name (looking it
+    up may take long), or a malformed address.
     """
     scheme, _, rest = address.partition("://")
     host, _, port = rest.rpartition(":")
@@ -210,15 +210,15 @@ def refuses(address: str) -> bool:
 
 
 _retired: deque[tuple[float, pynng.Socket]] = deque()
-"""Sockets that are to be closed, and since when."""
+"""Sockets to be closed, and the time since when."""
 
 
 def close_dialled(socket: pynng.Socket) -> None:
-    """Close a socket that has been dialled: its connections at once, and what nng keeps of it when that is safe.
+    """Close a dialled socket: its connections at once, and the rest when nng can do it safely.
 
-    At each attempt to connect, nng looks the address up, also a number, on a thread of its own. A close that frees the
-    attempt at the moment when this ends has nng abort the process (nanomsg/nng#2110). So a socket that may be at it
-    makes no more attempts, and is closed when a later one is opened or closed, or by the kernel with the process.
+    For each attempt to connect, nng resolves the address on a thread of its own, even a number. If a close frees the
+    attempt just as this ends, nng aborts the process (nanomsg/nng#2110). So a socket that may be connecting makes no
+    further attempts. It is closed when a later one is opened or closed, or by the kernel with the process.
     """
     _close_retired()
     dialers = socket.dialers
@@ -235,7 +235,7 @@ def close_dialled(socket: pynng.Socket) -> None:
 
 
 def _stop_dialling(dialer: Any) -> None:
-    """Have nng make no attempt to connect after the next, or after the end of the connection that there is."""
+    """Stop nng from connecting again after its next attempt, or after the current connection ends."""
     pynng.lib.nng_dialer_set_ms(dialer, b"reconnect-time-min", _NEVER_MS)  # it waits for a random part of that
 
 
@@ -252,9 +252,9 @@ def _close_retired() -> None:
 
 @contextlib.contextmanager
 def woken(socket: pynng.Socket, kind: type[pynng.Socket]) -> Iterator[None]:
-    """Have the one thread that receives from ``socket`` get something at once, to be joined in the block.
+    """Wake the one thread that receives from ``socket``, so that the block can join it at once.
 
-    It would else see that it is to end only when its time-out has passed: ``kind`` is what talks to that socket.
+    Otherwise it would notice its stop flag only at its next timeout. ``kind`` is the class that sends to that socket.
     """
     address = f"inproc://{uuid.uuid4()}"
     waker = kind(send_timeout=_POLL_MS)
@@ -269,7 +269,7 @@ def woken(socket: pynng.Socket, kind: type[pynng.Socket]) -> Iterator[None]:
 
 
 class Closable(Protocol):
-    """What :func:`close_at_exit` takes."""
+    """An object that :func:`close_at_exit` can close."""
 
     def close(self) -> None:
         """Close it. Idempotent."""
@@ -292,9 +292,9 @@ def _leave_nng() -> None:
     process ("panic: pthread_mutex_lock: Invalid argument"; one exit in two, with a listener that never accepts).
     The kernel frees all of it anyway.
 
-    What is left must not call Python, nor be closed by it, while the interpreter ends: a thread of nng that is inside
-    a callback then never returns, and a close waits for it. So no pipe of any socket of the process, a host program's
-    included, has a callback afterwards, and our sockets are not closed by their ``__del__``.
+    While the interpreter ends, the remaining sockets must not call Python, and Python must not close them: a thread of
+    nng inside a callback would never return, and a close would wait for it. So afterwards no pipe in this process has a
+    callback, not even those of a host program, and ``__del__`` does not close our sockets.
     """
     for reader in list(_readers):
         reader.close()
@@ -368,9 +368,9 @@ class Inbox:
     """A listening ``Pull0`` with one reader thread: every frame that peers send to this node.
 
     ``on_frame(pipe_id, frame)`` runs on the reader thread, in order of arrival for each pipe; if it raises, the
-    error is counted and logged, and the pipe is closed: what was in the frame is lost, and its sender is to know.
+    error is counted and logged, and the pipe is closed: the frame is lost, and its sender must notice.
     ``on_pipe_removed(pipe_id)`` runs on the reader thread too, after the last frame of the pipe. With an ``identity``
-    only who has a certificate of the exchange gets a connection.
+    only members of the exchange can connect.
     """
 
     def __init__(
@@ -391,7 +391,7 @@ class Inbox:
         self._certified: dict[int, str] = {}
         self._silent = SilentPipes(self._socket, SILENT_S) if identity is not None else None
         self.frames_refused = 0
-        """Frames that cost their sender the link, since the start."""
+        """Frames that broke the protocol, since the start; each closed its sender's link."""
         self._socket.add_post_pipe_remove_cb(lambda pipe: self._removed.put(pipe.id))
         try:
             self.address = listen(self._socket, address)
@@ -406,7 +406,7 @@ class Inbox:
         self._thread.start()
 
     def certified(self, pipe_id: int) -> str:
-        """Return whose certificate stands behind the pipe of the frame that is being handed on. Reader thread only."""
+        """Return the certified name of the sender of the current frame. Call this on the reader thread only."""
         return self._certified[pipe_id]
 
     def close(self) -> None:
@@ -465,9 +465,9 @@ class Inbox:
 class Outlet:
     """A ``Push0`` that is dialled to one remote :class:`Inbox` and carries one session of one link.
 
-    Frames arrive in order or not at all; there is no lingering and no silent loss while the session lives:
-    when the pipe goes (``on_broken``), the owner closes this outlet and opens another. Both callbacks run on nng's
-    threads and may only hand over. With an ``identity`` it is only ever connected to the node called ``name``.
+    Frames arrive in order or not at all, and none is lost silently while the session lives:
+    when the pipe closes (``on_broken``), the owner closes this outlet and opens another. Both callbacks run on nng's
+    threads and may only hand over. With an ``identity`` it connects only to the node called ``name``.
     """
 
     def __init__(
@@ -572,8 +572,8 @@ class Outlet:
         """Close the socket, while no other thread sends. Idempotent."""
         with self._sending:
             closed, self._closed = self._closed, True
-            made = self._made  # not of later: a pipe that comes now is not taken, and another is attempted
-        if made:  # then it makes no more attempts
+            made = self._made  # a pipe that comes later is refused, and nng attempts another
+        if made:  # then it stops connecting
             self._socket.close()
         elif not closed:
             close_dialled(self._socket)

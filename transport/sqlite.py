@@ -113,10 +113,10 @@ class SqliteCoordinator:
 
     1. Construction opens the file, creates its schema or checks it, and reads :attr:`coordinator_id`.
     2. Each operation is one transaction. Whatever fails, the connection is closed, which undoes the transaction and
-       drops every lock; the next operation opens the file anew.
+       drops every lock; the next operation opens the file again.
     3. A file that was deleted or replaced under a running process is refused: two nodes must never use two stores.
 
-    An operation waits for no more than twice ``BUSY_MS``, however long others keep the file locked.
+    An operation waits at most twice ``BUSY_MS``, however long others keep the file locked.
 
     Raises:
         ConfigurationError: ``path`` cannot be opened, or is not a coordinator file of the version known here.
@@ -404,7 +404,7 @@ def _holds(process: str, expires_ns: int) -> bool:
 def _process(pid: int) -> str:
     """Return what names process ``pid`` for ever: boot id, pid and start time; another text once it is dead.
 
-    CLOCK_MONOTONIC is one clock for all processes of one boot, and starts anew with the next: hence the boot id.
+    CLOCK_MONOTONIC is one clock for all processes of one boot, and restarts with the next boot: hence the boot id.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -3,13 +3,13 @@
 Owns one ``Surveyor0`` that is dialled to one to seven rendezvous (:mod:`.rendezvous`). Never keeps a lease itself,
 never starts a thread, and never decides what a service is good for.
 
-How a survey ends as soon as its outcome can be known (nng itself waits for its whole survey time):
+How a survey ends as soon as its outcome is known (nng itself waits for its whole survey time):
 
 1. pipes that come and go are queued by nng's threads and wake the wait through an ``os.pipe``;
 2. the survey goes to the pipes connected at that moment, and these are awaited;
 3. an answer, a malformed answer or the removal of its pipe each takes one pipe off the list; an empty list ends it;
-4. a rendezvous that let a whole survey pass (stopped, cut off) is from then on given only ``SILENT_GRACE_MS`` after
-   the others have answered, until it answers again.
+4. a rendezvous that let a whole survey pass (stopped, cut off) then gets only ``SILENT_GRACE_MS`` after the others have
+   answered, until it answers again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ logger = get_logger(__name__)
 SURVEY_FRAME_SIZE_MAX: Final = 256 * 1024
 """Largest frame, in bytes, of a survey or an answer."""
 PAGE_SIZE_MAX: Final = SURVEY_FRAME_SIZE_MAX - 32 * 1024
-"""Most bytes of entries in one frame; the rest is room for everything else in it."""
+"""Most bytes of entries in one frame; the rest is left for the other fields."""
 ENTRY_SIZE_MAX: Final = 2048
 """Largest entry, in bytes of msgpack."""
 ENTRIES_PER_NODE_MAX: Final = 512
@@ -52,7 +52,7 @@ RENDEZVOUS_MAX: Final = 7
 TTL_MS_MIN: Final = 100
 TTL_MS_MAX: Final = 600_000
 SILENT_GRACE_MS: Final = 25
-"""How long a rendezvous that let the previous survey pass is waited for once the others have answered."""
+"""Milliseconds to wait, after the others have answered, for a rendezvous that missed the previous survey."""
 
 _PAGES_MAX = 1024
 _RECONNECT_MS = (10, 200)
@@ -199,11 +199,11 @@ def decode(codec: Codec[Any], frame: bytes) -> Any:
 
 
 class _PipeEvents:
-    """Which pipes are connected: told by nng's threads, applied by the owner's, which it also wakes."""
+    """Which pipes are connected: nng's threads report changes and wake the owner's thread, which applies them."""
 
     def __init__(self, socket: pynng.Socket, on_change: Callable[[], None] | None) -> None:
         self.connected: set[int] = set()
-        """Ids of the pipes that are up, as of the last :meth:`drain`."""
+        """Ids of the pipes that were up at the last :meth:`drain`."""
         self.came_up = False
         """Whether a pipe came up; the owner resets it."""
         self._on_change = on_change
@@ -228,7 +228,7 @@ class _PipeEvents:
             self._on_change()
 
     def drain(self) -> None:
-        """Apply what nng's threads have told."""
+        """Apply the changes that nng's threads have reported."""
         with contextlib.suppress(BlockingIOError):
             os.read(self.wake_fd, 4096)
         while True:
@@ -249,7 +249,7 @@ class _PipeEvents:
                 self.came_up = True
 
     def close(self) -> None:
-        """Wake nobody from now on, and begin no call. To be called once, before the socket is closed."""
+        """Stop waking the owner. Call this once, before the socket is closed."""
         with self._lock:
             self._open = False
             os.close(self.wake_fd)
@@ -263,7 +263,7 @@ class _Round:
     answers: list[Any]
     asked: int
     complete: bool
-    """At least one answer, and nobody left who could still give one."""
+    """There was at least one answer, and nobody is left who could still answer."""
 
 
 @dataclass(slots=True)
@@ -298,8 +298,8 @@ class _Sight:
 class _View:
     """A watched service: the union of what each rendezvous last reported. Pure: no sockets, no clocks.
 
-    A rendezvous' newer report replaces its older one. That of a rendezvous which does not answer, or has been
-    restarted (it is then another instance), stays for one TTL: by then every live node has announced itself again.
+    A rendezvous' newer report replaces its older one. If a rendezvous does not answer, or was restarted (it is then
+    another instance), its report stays for one TTL: until then every live node has announced itself again.
     """
 
     def __init__(self, *, ttl_s: float) -> None:
@@ -332,9 +332,9 @@ class Directory:
 
     Used by one thread, which also closes it. ``on_change()`` runs on one of nng's threads whenever a rendezvous
     has connected or gone, and may only hand over: the owner then calls :meth:`reconnected`, and if that is true
-    :meth:`refresh`. The owner also calls :meth:`refresh` every third of ``ttl_ms``. Any rendezvous that lives is
-    enough; the peers that they name are dialled too, up to ``RENDEZVOUS_MAX`` in all. With an ``identity``, they have
-    to be members of its exchange.
+    :meth:`refresh`. The owner also calls :meth:`refresh` every third of ``ttl_ms``. One live rendezvous is
+    enough; the client also dials the peers that it names, up to ``RENDEZVOUS_MAX`` in all. With an ``identity``, they
+    must be members of its exchange.
     """
 
     def __init__(
@@ -495,8 +495,8 @@ class Directory:
     def poll(self, service: str) -> Changes:
         """Return how ``service`` has changed since the last poll; the first one returns all there is as added.
 
-        Takes at most one survey time for a page; cheap when nothing has changed. Who is reported by a rendezvous
-        that does not answer stays for one TTL after its last answer.
+        Takes at most one survey time for a page; cheap if nothing has changed. Entries from a rendezvous that does not
+        answer stay for one TTL after its last answer.
 
         Raises:
             InvalidRequest: ``service`` is not a valid name.
@@ -509,7 +509,7 @@ class Directory:
         return view.update(finding, now_s=time.monotonic())
 
     def forget(self, service: str) -> None:
-        """End the polls of ``service``: the next one begins anew."""
+        """End the polls of ``service``: the next one starts again with all entries."""
         self._views.pop(service, None)
 
     def _announce(self, rows: list[Row], *, ttl_ms: int) -> int:

@@ -34,10 +34,10 @@ from ...transport.errors import (
     ProtocolError,
     StorageError,
     Unavailable,
-    anew,
+    copied,
     ensure,
     present,
-    shown,
+    quoted,
 )
 from ...transport.files import refusal
 from ...transport.identity import Member
@@ -954,7 +954,7 @@ class BookActor(NodeActor):
     def _placed(self, error: OpenOutcryError) -> OpenOutcryError:
         """Return ``error`` with this node's data directory in the commands it names, where the pure core wrote DIR."""
         folder = shlex.quote(str(self._folder.parent.parent.absolute()))
-        return anew(error, _DIR.sub(lambda found: f"{folder} OTHERS..." if found[1] else folder, error.message))
+        return copied(error, _DIR.sub(lambda found: f"{folder} OTHERS..." if found[1] else folder, error.message))
 
     def _stop_replica(self, stopped: OpenOutcryError) -> None:
         error = self._placed(stopped)
@@ -967,7 +967,7 @@ class BookActor(NodeActor):
     def _end_watches(self, why: OpenOutcryError | None) -> None:
         watchers, self._watchers = self._watchers, []
         for watcher in watchers:
-            self._tell_watcher(watcher, None if why is None else anew(why))
+            self._tell_watcher(watcher, None if why is None else copied(why))
 
     def _tell_watcher(self, watcher: Watcher, news: Applied | OpenOutcryError | None) -> bool:
         """Call a watcher; return whether it watches on. One that raises is told so and dropped: the market goes on."""
@@ -978,7 +978,7 @@ class BookActor(NodeActor):
             with contextlib.suppress(Exception):
                 watcher(
                     Unavailable(
-                        f"market {self._market}: the subscriber raised {shown(error, 200)} and was cut; subscribe "
+                        f"market {self._market}: the subscriber raised {quoted(error, 200)} and was cut; subscribe "
                         "again with after=last_sequence",
                         code="subscriber_failed",
                     )
@@ -1049,7 +1049,7 @@ class BookActor(NodeActor):
 
     def _watch(self, message: Watch) -> int:
         if self.failure is not None:
-            raise anew(self.failure)
+            raise copied(self.failure)
         book = self.book
         after = book.sequence if message.after is None else message.after
         missed = book.events_after(after)
@@ -1237,4 +1237,4 @@ def _logged_sign(folder: Path) -> Path:
 
 def _fail(future: Future[Any], error: OpenOutcryError) -> None:
     with contextlib.suppress(InvalidStateError):  # it has been told that the outcome is unknown
-        future.set_exception(anew(error))
+        future.set_exception(copied(error))

@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Any, Final
 
 from ...transport.codec import INT64_MAX
-from ...transport.errors import ConfigurationError, InvalidRequest, ProtocolError, shown
+from ...transport.errors import ConfigurationError, InvalidRequest, ProtocolError, quoted
 from ...transport.numerals import DIGITS_MAX, PlainDecimal, decimal_of, is_huge, written
 
 DEDUPE_WINDOW_MAX: Final = 2**20
@@ -62,7 +62,7 @@ class MarketRules:
             unit = decimal_of(value) if type(value) is str else None
             if unit is None or unit <= 0 or len(written(unit)) > DIGITS_MAX:
                 raise ConfigurationError(
-                    f'{name} must be a positive decimal string such as "0.01", not {shown(value, 60)}'
+                    f'{name} must be a positive decimal string such as "0.01", not {quoted(value, 60)}'
                 )
             object.__setattr__(self, name, written(unit))
         for name, low in (
@@ -78,7 +78,7 @@ class MarketRules:
         ):
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= INT64_MAX:
-                raise ConfigurationError(f"{name} must be an integer of at least {low}, not {shown(value, 60)}")
+                raise ConfigurationError(f"{name} must be an integer of at least {low}, not {quoted(value, 60)}")
         if type(self.amend_keeps_priority) is not bool:
             raise ConfigurationError("amend_keeps_priority must be true or false")
         if self.dedupe_window > DEDUPE_WINDOW_MAX:
@@ -144,7 +144,7 @@ def _times(count: int, unit: str) -> Decimal:
 
 
 def _shown(value: DecimalLike) -> str:
-    return shown(value) if isinstance(value, str) else written(value)
+    return quoted(value) if isinstance(value, str) else written(value)
 
 
 def _to_units(value: DecimalLike, unit: str, what: str, unit_name: str) -> int:

@@ -16,7 +16,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from ...transport.errors import OpenOutcryError, Overloaded, RequestTimeout, anew, present
+from ...transport.errors import OpenOutcryError, Overloaded, RequestTimeout, copied, present
 from .commands import Command, Event
 from .messages import SUBMITTED, Submitted
 from .meters import MarketMeters
@@ -109,7 +109,7 @@ class Request:
     def result(self) -> Outcome:
         """Return the answer, or raise what it is, without waiting."""
         if self._error is not None:
-            raise anew(self._error)  # others have it too
+            raise copied(self._error)  # others have it too
         if self._outcome is None:
             raise RequestTimeout("no answer in time: the outcome is unknown; retry with the same client order id")
         return self._outcome

@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
-from ...transport.errors import shown
+from ...transport.errors import quoted
 from ...transport.numerals import float_of, whole_of
 
 
 def _written(kind: Any, value: Any, read: Callable[[str], object], param: Any, ctx: Any) -> Any:
     """Return ``value``, a number by the grammar of :mod:`openoutcry.transport.numerals`."""
     if isinstance(value, str) and read(value) is None:
-        kind.fail(f"{shown(value)} is no {kind.name}: write it in digits, as 1000", param, ctx)
+        kind.fail(f"{quoted(value)} is no {kind.name}: write it in digits, as 1000", param, ctx)
     return value
 
 

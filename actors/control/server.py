@@ -43,7 +43,7 @@ from ...transport.errors import (
     RequestTimeout,
     TransportError,
     Unavailable,
-    anew,
+    copied,
 )
 from ...transport.files import read_file, refusal
 from ...transport.forks import guard
@@ -689,7 +689,7 @@ class ControlClient:
             answer = self._ask(request, Result)
         except (LinkBroken, RequestTimeout) as error:
             text = f"{error.message}; this request's client order id is {request.client_order_id}"
-            raise anew(error, text) from error
+            raise copied(error, text) from error
         result = OrderResult(
             answer.market,
             answer.sequence,

@@ -29,7 +29,7 @@ import pykka
 from pykka._envelope import Envelope
 from pykka.messages import _ActorStop
 
-from ...transport.errors import InvalidRequest, Overloaded, shown
+from ...transport.errors import InvalidRequest, Overloaded, quoted
 from ...transport.files import refusal
 from ...transport.forks import guard
 from ...transport.log import get_logger
@@ -451,7 +451,7 @@ def put_always(ref: pykka.ActorRef[Any], envelope: Envelope[Any]) -> bool:
 def _seconds(value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= DELAY_S_MAX:
         raise InvalidRequest(
-            f"a timer's delay is 0 to {written(DELAY_S_MAX)} seconds, not {shown(value)}", code="invalid_delay"
+            f"a timer's delay is 0 to {written(DELAY_S_MAX)} seconds, not {quoted(value)}", code="invalid_delay"
         )
     return float(value)
 

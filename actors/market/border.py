@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar, cast
 
 from ...transport.codec import INT64_MAX, NAME_LENGTH_MAX
-from ...transport.errors import InvalidRequest, ProtocolError, shown
+from ...transport.errors import InvalidRequest, ProtocolError, quoted
 from ...transport.numerals import written
 from ...transport.plain import fault_of
 from ..book.commands import (
@@ -106,22 +106,22 @@ def checked_expiry(value: ExpiryLike, now_ns: Callable[[], int] = time.time_ns) 
                 expire_ns = now_ns() + value // timedelta(microseconds=1) * 1000
             elif value.utcoffset() is None:
                 raise _no_expiry(
-                    f"{shown(value, 80)} has no time zone: give value.astimezone() if it is this machine's local time, "
-                    "value.replace(tzinfo=UTC) if it is UTC"
+                    f"{quoted(value, 80)} has no time zone: give value.astimezone() if it is this machine's local "
+                    "time, value.replace(tzinfo=UTC) if it is UTC"
                 )
             else:
                 expire_ns = (value - _EPOCH) // timedelta(microseconds=1) * 1000
         except (OverflowError, TypeError, ArithmeticError) as error:
-            raise _no_expiry(f"{shown(value, 80)} cannot be counted: {error}") from error
+            raise _no_expiry(f"{quoted(value, 80)} cannot be counted: {error}") from error
         if not 0 < expire_ns <= INT64_MAX:
-            raise _no_expiry(f"{shown(value, 80)} is outside the years 1970 to 2262")
+            raise _no_expiry(f"{quoted(value, 80)} is outside the years 1970 to 2262")
         return expire_ns
     if type(value) is not int:
         if isinstance(value, float):
-            raise _no_expiry(f"{shown(value)} is a float: floats are too coarse for nanoseconds; {_EXPIRY_RECIPE}")
-        raise _no_expiry(f"{shown(value)} is a {type(value).__name__}; {_EXPIRY_RECIPE}")
+            raise _no_expiry(f"{quoted(value)} is a float: floats are too coarse for nanoseconds; {_EXPIRY_RECIPE}")
+        raise _no_expiry(f"{quoted(value)} is a {type(value).__name__}; {_EXPIRY_RECIPE}")
     if not 0 <= value <= INT64_MAX:
-        raise _no_expiry(f"{shown(value)} is below 0 or above {INT64_MAX}; {_EXPIRY_RECIPE}")
+        raise _no_expiry(f"{quoted(value)} is below 0 or above {INT64_MAX}; {_EXPIRY_RECIPE}")
     for below, unit, factor in _UNITS if value else ():
         if value < below:
             raise _no_expiry(
@@ -166,7 +166,7 @@ def checked(commands: Iterable[Command]) -> tuple[Command, ...]:
     try:
         each = iter(commands)
     except TypeError:
-        raise InvalidRequest(f"a batch is a list of commands, not {shown(commands)}", code="invalid_command") from None
+        raise InvalidRequest(f"a batch is a list of commands, not {quoted(commands)}", code="invalid_command") from None
     try:
         made = checked_commands(tuple(each))
     except ProtocolError as error:
@@ -195,11 +195,11 @@ def checked_service(service: str, address: str = "", metadata: Mapping[str, str]
     """Return the name of a service if all that is told of it is text; the directory looks at the rest."""
     _text(address, "a service's address", "invalid_request")
     if metadata is not None and not isinstance(metadata, Mapping):
-        raise InvalidRequest(f"a service's metadata are a mapping of strings, not {shown(metadata)}")
+        raise InvalidRequest(f"a service's metadata are a mapping of strings, not {quoted(metadata)}")
     for each in itertools.chain.from_iterable((metadata or {}).items()):
         _text(each, "a key or value of a service's metadata", "invalid_request")
     if fault := fault_of(_text(service, "a service's name", "invalid_request")):
-        raise InvalidRequest(f"{shown(service, 80)} cannot be a service's name: {fault}")
+        raise InvalidRequest(f"{quoted(service, 80)} cannot be a service's name: {fault}")
     return service
 
 
@@ -213,7 +213,7 @@ def checked_rules(value: MarketRules) -> MarketRules:
 def checked_order_id(value: int) -> int:
     """Return ``value`` if it can be the number of an order."""
     if type(value) is not int or not 1 <= value <= INT64_MAX:
-        raise InvalidRequest(f"an order id is a positive integer, not {shown(value)}", code="invalid_order_id")
+        raise InvalidRequest(f"an order id is a positive integer, not {quoted(value)}", code="invalid_order_id")
     return value
 
 
@@ -231,7 +231,7 @@ def checked_timeout(seconds: float) -> float:
     """Return ``seconds`` if a call can wait so long."""
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= TIMEOUT_S_MAX:
         raise InvalidRequest(
-            f"a timeout is 0 to {written(TIMEOUT_S_MAX)} seconds, not {shown(seconds)}", code="invalid_timeout"
+            f"a timeout is 0 to {written(TIMEOUT_S_MAX)} seconds, not {quoted(seconds)}", code="invalid_timeout"
         )
     return seconds
 
@@ -240,7 +240,7 @@ def checked_count(value: int, what: str, *, at_least: int = 0) -> int:
     """Return ``value`` if it can say how many; ``what`` names it."""
     if type(value) is not int or not at_least <= value <= INT64_MAX:
         raise InvalidRequest(
-            f"{what} is a whole number from {at_least} to {INT64_MAX}, not {shown(value)}", code=f"invalid_{what}"
+            f"{what} is a whole number from {at_least} to {INT64_MAX}, not {quoted(value)}", code=f"invalid_{what}"
         )
     return value
 
@@ -255,18 +255,18 @@ def _member(kind: type[_Choice], value: str | _Choice, what: str) -> _Choice:
             found = choices.get(value.lower())
         if found is not None:
             return cast("_Choice", found)
-    raise InvalidRequest(f"{what} is one of {', '.join(choices)}, not {shown(value)}", code=f"invalid_{what}")
+    raise InvalidRequest(f"{what} is one of {', '.join(choices)}, not {quoted(value)}", code=f"invalid_{what}")
 
 
 def _name(value: str, what: str, code: str) -> str:
     if type(value) is not str or not 1 <= len(value) <= NAME_LENGTH_MAX or not (value.isascii() or is_utf8(value)):
         raise InvalidRequest(f"the {what} is a string of 1 to {NAME_LENGTH_MAX} characters", code=code)
     if fault := fault_of(value):
-        raise InvalidRequest(f"{shown(value, 80)} cannot be the {what}: {fault}", code=code)
+        raise InvalidRequest(f"{quoted(value, 80)} cannot be the {what}: {fault}", code=code)
     return value
 
 
 def _text(value: str, what: str, code: str) -> str:
     if not isinstance(value, str):
-        raise InvalidRequest(f"{what} is a string, not {shown(value)}", code=code)
+        raise InvalidRequest(f"{what} is a string, not {quoted(value)}", code=code)
     return value

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 
 from ...transport import codec
 from ...transport.codec import NAME_LENGTH_MAX
-from ...transport.errors import ConfigurationError, ProtocolError, shown
+from ...transport.errors import ConfigurationError, ProtocolError, quoted
 from ...transport.identity import CERTIFICATE_SIZE_MAX
 from ...transport.plain import fault_of
 from ...transport.sockets import checked_address
@@ -27,7 +27,7 @@ def checked_node_name(name: str) -> str:
     if not sound or "/" in name or name in (".", "..") or fault_of(name):
         raise ConfigurationError(
             f"a node's name has 1 to {NAME_LENGTH_MAX} characters that can be seen, none of them '/', and is not . or "
-            f"..; not {shown(name, 80)}{f': {fault_of(name)}' if sound else ''}"
+            f"..; not {quoted(name, 80)}{f': {fault_of(name)}' if sound else ''}"
         )
     return name
 

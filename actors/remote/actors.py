@@ -51,7 +51,7 @@ from ...transport.errors import (
     RequestTimeout,
     UnknownActor,
     Unreachable,
-    shown,
+    quoted,
 )
 from ...transport.forks import guard
 from ...transport.log import get_logger
@@ -201,7 +201,7 @@ class RemoteActors:
         _checked_name(name)
         _checked_ref(ref, "an actor to register")
         if isinstance(accepts, type) or not isinstance(accepts, Iterable):
-            raise InvalidRequest(f"accepts is a list of message classes, not {shown(accepts, 80)}")
+            raise InvalidRequest(f"accepts is a list of message classes, not {quoted(accepts, 80)}")
         kinds = {(kind := type_of(accepted)).key: kind for accepted in accepts}
         with self._lock:
             self._check_open()
@@ -483,7 +483,7 @@ def ended_by(ref: pykka.ActorRef[Any], timeout_s: float) -> Terminated:
 
 def _checked_ref(ref: object, what: str) -> None:
     if not isinstance(ref, pykka.ActorRef):
-        raise InvalidRequest(f"{what} is given by its pykka.ActorRef, not {shown(ref, 80)}", code="invalid_actor_ref")
+        raise InvalidRequest(f"{what} is given by its pykka.ActorRef, not {quoted(ref, 80)}", code="invalid_actor_ref")
 
 
 def _checked_name(name: str) -> None:
@@ -491,6 +491,6 @@ def _checked_name(name: str) -> None:
     if not sound or fault_of(name):
         raise InvalidRequest(
             f"an actor's name has 1 to {NAME_LENGTH_MAX} characters that can be seen, none of them '@', not "
-            f"{shown(name, 80)}{f': {fault_of(name)}' if sound else ''}",
+            f"{quoted(name, 80)}{f': {fault_of(name)}' if sound else ''}",
             code="invalid_actor_name",
         )

@@ -28,7 +28,7 @@ from ...transport.errors import (
     RequestTimeout,
     UnknownActor,
     Unreachable,
-    anew,
+    copied,
     present,
     text_of,
 )
@@ -299,7 +299,7 @@ class RemoteLink:
 
     def _check_open(self) -> None:
         if self._closed is not None:
-            raise anew(self._closed)
+            raise copied(self._closed)
 
     # What this node's actors do.
 
@@ -517,7 +517,7 @@ class RemoteLink:
             self._changed.notify_all()
         error = ActorStopped(f"the actor is heard no more: {reason}; whether it handled the message is unknown")
         for future in futures:
-            future.set_exception(_as_exc_info(anew(error)))
+            future.set_exception(_as_exc_info(copied(error)))
         for ref, watcher in watchers:
             tell_end(watcher, Terminated(ref, reason, detail))
 
@@ -560,7 +560,7 @@ class RemoteLink:
             self._watchers.clear()
             self._changed.notify_all()
         for future in futures:
-            future.set_exception(_as_exc_info(anew(error)))
+            future.set_exception(_as_exc_info(copied(error)))
         for ref, watcher in watchers:
             tell_end(watcher, Terminated(ref, "unreachable", error.message))
 

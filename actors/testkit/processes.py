@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
-from ...transport.errors import present, shown
+from ...transport.errors import present, quoted
 from ...transport.forks import guard
 from ...transport.numerals import written
 
@@ -217,7 +217,7 @@ class _Sender:
             pickle.loads(whole)  # noqa: S301 (our own: some exceptions can be pickled but not made again)
         except Exception as error:
             what = f"a {type(value).__qualname__}, which cannot be passed on: {error!r}"
-            what = shown(value, 500) if kind == "failed" else what
+            what = quoted(value, 500) if kind == "failed" else what
             whole = pickle.dumps(("failed", AssertionError(f"the node's process answered with {what}")))
         with contextlib.suppress(OSError), self._one_at_a_time:
             self._pipe.send_bytes(whole)
