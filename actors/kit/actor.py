@@ -1,12 +1,12 @@
-"""What Pykka leaves to its users: bounded mailboxes, timers that are messages, and to be told when an actor ends.
+"""What Pykka leaves to its users: bounded mailboxes, timers that are messages, and notices when an actor ends.
 
 :class:`Actor` is a ``pykka.ThreadingActor`` and is used like one. The life of an actor of this kind:
 
-1. ``Actor.start(…)`` makes it; its thread runs ``on_start``. If that fails, ``on_failure`` runs, as for a message.
-2. Messages are handled in the order in which they were put into the mailbox; a mailbox that is full refuses.
+1. ``Actor.start(…)`` creates it; its thread runs ``on_start``. If that fails, ``on_failure`` runs, as for a message.
+2. It handles messages in the order in which they entered the mailbox; a full mailbox refuses messages.
 3. It is stopped, or fails by an exception in ``on_receive``: ``on_stop`` or ``on_failure`` runs, its timers end.
-4. What is left in the mailbox, or comes later, is answered by ``pykka.ActorDeadError`` if it was asked, else dropped.
-5. Whoever called :meth:`Mailbox.on_end` is told, once, by what it failed; None if it was stopped.
+4. Messages that are left in the mailbox, or come later, are discarded; asks among them get ``pykka.ActorDeadError``.
+5. The functions given to :meth:`Mailbox.on_end` are called once, with the actor's failure; None if it was stopped.
 
 Nothing here knows of nodes or markets.
 """
@@ -38,23 +38,23 @@ from ...transport.numerals import written
 logger = get_logger(__name__)
 
 MAILBOX_SIZE_MAX: Final = 10_000
-"""How many messages wait for an :class:`Actor` at most, unless its class says otherwise."""
+"""Most messages that wait for an :class:`Actor` by default; at the bound, senders get Overloaded."""
 DELAY_S_MAX: Final = 366 * 86_400.0
 """Longest delay or interval of a timer, in seconds."""
 
 Ended = Callable[[BaseException | None], None]
-"""Called when an actor has ended, with what it failed by; None if it was stopped."""
+"""Called when an actor has ended, with its failure; None if it was stopped."""
 
 
 # -- timers ---------------------------------------------------------------------------------------------------------
 
 
 class Timer:
-    """A message that its actor will be told by a clock: once, or again and again. Made by :meth:`Actor.tell_after`.
+    """A message that a clock sends to its actor, once or repeatedly. Made by :meth:`Actor.tell_after`.
 
-    At most one message of a timer waits or is being handled: while the actor is busy with one, further ones are left
-    out rather than piled up. Once :meth:`cancel` has returned on the actor's own thread, no message of it comes any
-    more, not even one that waited in the mailbox already.
+    At most one message of a timer waits or is being handled: while the actor is busy with one, the timer skips further
+    ones. Once :meth:`cancel` has returned on the actor's own thread, no message of the timer arrives any more, not even
+    one that already waited in the mailbox.
     """
 
     __slots__ = ("_mailbox", "cancelled", "due_s", "interval_s", "message", "pending")
@@ -65,7 +65,7 @@ class Timer:
         self.due_s = due_s
         """When it is due (next), on its clock."""
         self.interval_s = interval_s
-        """Seconds between two messages; None = it comes once."""
+        """Seconds between two messages; None: only one message."""
         self.cancelled = False
         self.pending = False
         """Whether a message of it waits in the mailbox, or is being handled."""
@@ -75,7 +75,7 @@ class Timer:
         return f"<Timer {often}: {self.message!r:.80}{' (cancelled)' if self.cancelled else ''}>"
 
     def cancel(self) -> None:
-        """Tell the message no more. Idempotent."""
+        """Send the message no more. Idempotent."""
         self.cancelled = True
         self._mailbox.timers.discard(self)
 
@@ -109,7 +109,7 @@ class SystemClock:
         self.forget()
 
     def forget(self) -> None:
-        """Have no timers, and no thread yet: as in a forked child, where those of the parent do not run."""
+        """Start without timers and without a thread, also in a forked child, where those of the parent do not run."""
         self._changed = threading.Condition()
         self._due: list[tuple[float, int, Timer]] = []
         self._numbers = itertools.count()
@@ -131,7 +131,7 @@ class SystemClock:
                 self._changed.notify()
 
     def _push(self, timer: Timer) -> None:
-        if len(self._due) >= self._clean_at:  # the cancelled ones would else stay until they were due
+        if len(self._due) >= self._clean_at:  # otherwise the cancelled ones would stay until they are due
             self._due = [entry for entry in self._due if not entry[2].cancelled]
             heapq.heapify(self._due)
             self._clean_at = max(1024, 2 * len(self._due))
@@ -153,7 +153,7 @@ _clocks: Final[list[Clock]] = [SYSTEM_CLOCK]
 
 
 def use_clock(clock: Clock | None) -> None:
-    """Give ``clock`` to every :class:`Actor` that is made from now on; None: the system's again. For tests."""
+    """Give ``clock`` to every :class:`Actor` created from now on; None: the system's clock. For tests."""
     _clocks[1:] = [] if clock is None else [clock]
 
 
@@ -163,9 +163,10 @@ def use_clock(clock: Clock | None) -> None:
 class Mailbox:
     """An actor's inbox: bounded, a ``SimpleQueue`` within (several times quicker than Pykka's ``Queue``).
 
-    The policy: when ``size_max`` messages wait, a tell or ask from another thread raises Overloaded in its sender, who
-    was not heard (a few threads that put at one moment may exceed the bound by one each). Never refused are: a request
-    to stop, timers, death notices, and what the actor tells itself, which would else block it or be lost.
+    The policy: while ``size_max`` messages wait, a tell or ask from another thread raises Overloaded in its sender, and
+    the message is not sent (a few threads that put at the same moment may exceed the bound by one each). The mailbox
+    never refuses a request to stop, timers, death notices, and messages of the actor to itself: those would block it
+    or be lost.
     """
 
     def __init__(self, name: str, size_max: int) -> None:
@@ -211,7 +212,7 @@ class Mailbox:
         self.put_always(envelope)
 
     def put_always(self, envelope: Envelope[Any]) -> None:
-        """Add a message that is bounded by other means."""
+        """Add a message past the bound; something else must bound such messages."""
         self._queue.put(envelope)
         if self._ended:
             self._drain()
@@ -239,7 +240,7 @@ class Mailbox:
             return Envelope(timer.message)
 
     def on_end(self, ended: Ended) -> None:
-        """Call ``ended`` once when the actor has ended, on its thread, or now if it has. It may only hand over."""
+        """Call ``ended`` once: on the actor's thread when it ends, or now if it has ended. It must not block."""
         with self._lock:
             if not self._ended:
                 self._watchers.append(ended)
@@ -247,12 +248,12 @@ class Mailbox:
         ended(self._error)
 
     def off_end(self, ended: Ended) -> None:
-        """Take :meth:`on_end` back, of the same function; a call may be under way already."""
+        """Undo :meth:`on_end` of the same function; a call may already be running."""
         with self._lock, contextlib.suppress(ValueError):
             self._watchers.remove(ended)
 
     def end(self, error: BaseException | None, on_unhandled: Callable[[Any], None]) -> None:
-        """Give up what waits and what still comes, and tell those who watch. Called by the actor at its end."""
+        """Discard waiting and later messages, and notify the watchers. The actor calls this at its end."""
         self._error = error
         self._on_unhandled = on_unhandled
         for timer in list(self.timers):
@@ -281,7 +282,7 @@ class Mailbox:
                 elif not isinstance(message, _ActorStop):
                     try:
                         self._on_unhandled(message)
-                    except Exception:  # it is not to cost the others their answer, nor who watches its notice
+                    except Exception:  # a failure here must not cost the others their answer, nor watchers their notice
                         logger.exception("unhandled_failed", actor=self._name)
                     if reply_to is not None:
                         dead = pykka.ActorDeadError(f"{self._name} stopped before handling the message")
@@ -294,7 +295,7 @@ class Mailbox:
 
 
 class Actor(pykka.ThreadingActor):
-    """A Pykka actor with a bounded :class:`Mailbox`, timers, and an end that others can be told of.
+    """A Pykka actor with a bounded :class:`Mailbox`, timers, and notices of its end.
 
     >>> class Metronome(Actor):
     ...     def on_start(self) -> None:
@@ -306,20 +307,20 @@ class Actor(pykka.ThreadingActor):
     >>> metronome.actor_stopped.wait(5)
     True
 
-    Its thread is a daemon: an actor that was forgotten does not keep the process alive, but is cut off without
-    ``on_stop`` when that ends. Stop it by ``ref.stop()`` or :func:`stop_and_join`.
+    Its thread is a daemon: a forgotten actor does not keep the process alive, but ends with it without ``on_stop``.
+    Stop it by ``ref.stop()`` or :func:`stop_and_join`.
     """
 
     use_daemon_thread: ClassVar[bool] = True
     mailbox_size_max: ClassVar[int] = MAILBOX_SIZE_MAX
-    """How many messages may wait; see :class:`Mailbox` for what happens beyond. 0 = no bound."""
+    """Most messages that may wait; beyond, :class:`Mailbox` refuses. 0 = no bound."""
 
     def __init__(self) -> None:
         super().__init__()
         self.clock: Clock = _clocks[-1]
-        """The clock of its timers; ``self.clock.now_s()`` tells a time that fits them."""
+        """The clock of its timers; ``self.clock.now_s()`` returns its time."""
         self.failed_by: BaseException | None = None
-        """What ended the actor, if it was not stopped; set before ``on_failure``. Not an ``on_stop`` that raises."""
+        """The actor's failure, None if it was stopped; set before ``on_failure``. An error in ``on_stop`` does not count."""
 
     @property
     def mailbox(self) -> Mailbox:
@@ -339,7 +340,7 @@ class Actor(pykka.ThreadingActor):
     def tell_every(self, interval_s: float, message: object) -> Timer:
         """Tell this actor ``message`` every ``interval_s`` seconds, first after one interval, at a fixed rate.
 
-        Those that fall due while one waits or is being handled are left out. As :meth:`tell_after` otherwise; an
+        It skips messages that are due while one waits or is being handled. Otherwise as :meth:`tell_after`; an
         interval of 0 is refused.
         """
         if not _seconds(interval_s):
@@ -379,7 +380,7 @@ class Actor(pykka.ThreadingActor):
                 _threads.pop(self.actor_urn, None)
 
     def _actor_loop_setup(self) -> None:
-        # Pykka's own ends the actor too, but tells nobody.
+        # Pykka's own loop ends the actor too, but notifies nobody.
         try:
             self.on_start()
         except Exception as error:
@@ -387,15 +388,18 @@ class Actor(pykka.ThreadingActor):
             self.on_failure(type(error), error, error.__traceback__)
 
     def _actor_loop_teardown(self) -> None:
-        """Leave the rest to :meth:`Mailbox.end`."""
+        """Leave the remaining messages to :meth:`Mailbox.end`."""
 
     def on_not_started(self) -> None:
-        """Give up what ``__init__`` has opened: the system has no thread for this actor. Does nothing by default."""
+        """Release what ``__init__`` opened, because the system has no thread for this actor.
+
+        Does nothing by default.
+        """
 
     def on_unhandled(self, message: Any) -> None:
-        """Give up a message that came too late, at the actor's end or after it, then on its sender's thread.
+        """Handle a message that came too late. After the actor's end this runs on the sender's thread.
 
-        Does nothing by default; who asked is answered anyway.
+        Does nothing by default; asks are answered anyway.
         """
 
     def _handle_failure(
@@ -404,13 +408,15 @@ class Actor(pykka.ThreadingActor):
         exception_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self.failed_by is None and not self.actor_stopped.is_set():  # else it was stopped, whatever on_stop does
+        if (
+            self.failed_by is None and not self.actor_stopped.is_set()
+        ):  # otherwise it was stopped, whatever on_stop does
             self.failed_by = exception_value
         super()._handle_failure(exception_type, exception_value, traceback)
 
 
 def stop_and_join(ref: pykka.ActorRef[Any], *, timeout_s: float) -> bool:
-    """Stop an actor after what it has been told so far and join its thread; return whether ``timeout_s`` sufficed."""
+    """Stop an actor after the messages sent so far and join its thread; return whether ``timeout_s`` sufficed."""
     thread = _threads.get(ref.actor_urn)
     with contextlib.suppress(pykka.ActorDeadError, pykka.Timeout):
         ref.stop(timeout=timeout_s)
@@ -423,7 +429,7 @@ def stop_and_join(ref: pykka.ActorRef[Any], *, timeout_s: float) -> bool:
 
 
 def tell(ref: pykka.ActorRef[Any], message: object) -> bool:
-    """Tell ``ref``; return False, without an error, if it has stopped."""
+    """Send ``message`` to ``ref``; return False, without an error, if it has stopped."""
     try:
         ref.tell(message)
     except pykka.ActorDeadError:
@@ -432,7 +438,7 @@ def tell(ref: pykka.ActorRef[Any], message: object) -> bool:
 
 
 def tell_always(ref: pykka.ActorRef[Any], message: object) -> bool:
-    """As :func:`tell`, for a message that a full mailbox must not refuse and that is bounded by other means."""
+    """As :func:`tell`, for a message that a full mailbox must not refuse; something else must bound such messages."""
     return put_always(ref, Envelope(message))
 
 
@@ -460,7 +466,7 @@ _threads: Final[dict[str, threading.Thread]] = {}
 
 
 def _forget_parents_actors() -> None:
-    """In a forked child no actor of its parent runs; one that it starts does, and its timers."""
+    """In a forked child no actor of the parent runs; actors that the child starts do, with their timers."""
     SYSTEM_CLOCK.forget()
     _threads.clear()
     pykka.ActorRegistry._actor_refs_lock = threading.RLock()

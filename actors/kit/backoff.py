@@ -1,4 +1,4 @@
-"""When something that failed is tried again: after a pause that doubles. Pure: it is told the time."""
+"""When to retry something that failed: after a pause that doubles. Pure: the caller passes the time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(slots=True)
 class Backoff:
-    """The pauses of one thing that is tried again and again."""
+    """The pauses between the retries of one thing."""
 
     min_s: float
     """Seconds to wait after the first failure; each further one doubles that."""

@@ -13,7 +13,7 @@ COMMANDS: Final = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0,
 
 
 class Histogram:
-    """How many values were at most each of some bounds."""
+    """Counts how many values were at most each of some bounds."""
 
     __slots__ = ("bounds", "counts", "total")
 

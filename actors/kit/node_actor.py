@@ -21,7 +21,7 @@ logger = get_logger(__name__)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ActorFailed:
-    """Any actor to the node: ``who`` has failed by ``error`` and is gone."""
+    """Any actor to the node: ``who`` has failed with ``error`` and has ended."""
 
     who: str
     error: BaseException
@@ -35,7 +35,7 @@ TICK: Final = Tick()
 
 
 class Quiet:
-    """The inbox to its actor: nothing has come for the time it was asked to wait, see :meth:`TickingInbox.linger`."""
+    """The inbox to its actor: no message has arrived for the requested time, see :meth:`TickingInbox.linger`."""
 
 
 QUIET: Final = Quiet()
@@ -44,7 +44,7 @@ QUIET: Final = Quiet()
 class TickingInbox(Mailbox):
     """A mailbox that hands out a tick when one is due.
 
-    Ticks are made when the actor asks for its next message, so they cannot pile up in front of a slow actor.
+    The mailbox makes a tick when the actor takes its next message, so ticks cannot pile up in front of a slow actor.
     """
 
     def __init__(self, name: str, size_max: int, tick_ms: int) -> None:
@@ -54,7 +54,7 @@ class TickingInbox(Mailbox):
         self._linger_s = 0.0
 
     def linger(self, seconds: float) -> None:
-        """Hand out :data:`QUIET` if nothing comes for so long after the message that is being handled, or a tick."""
+        """Hand out :data:`QUIET` if no message arrives for this long after the current message or a tick."""
         self._linger_s = seconds
 
     def get(self) -> Envelope[Any]:
@@ -76,7 +76,7 @@ class TickingInbox(Mailbox):
 class NodeActor(Actor):
     """Base of a node's actors. Messages are told; :meth:`on_receive` handles one; an exception ends the actor.
 
-    Their mailboxes have no bound of their own: what is told to them is bounded where it enters the node.
+    Their mailboxes have no bound of their own: messages are bounded where they enter the node.
     ``ExchangeNode.close`` stops them in order and joins them, at interpreter exit if nobody did before.
     """
 
@@ -97,7 +97,7 @@ class NodeActor(Actor):
         exception_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Give up what the actor owns (:meth:`on_stop`), and report to the node, which decides what is restarted."""
+        """Release what the actor owns (:meth:`on_stop`), and report to the node, which decides what to restart."""
         del exception_type, traceback
         error = exception_value or RuntimeError("unknown failure")
         try:
@@ -107,14 +107,14 @@ class NodeActor(Actor):
         self._report(ActorFailed(str(self), error))
 
     def on_not_started(self) -> None:
-        """Give up what the actor owns."""
+        """Release what the actor owns."""
         self.on_stop()
 
     @property
     def idle(self) -> bool:
-        """Whether no message waits: the moment to send what was held back to travel with something else."""
+        """Whether no message waits: the moment to send what was held back to travel together."""
         return bool(self.actor_inbox.empty())
 
     def linger(self, seconds: float) -> None:
-        """Receive :data:`QUIET` if nothing comes for ``seconds`` after the message that is being handled."""
+        """Receive :data:`QUIET` if no message arrives for ``seconds`` after the current one."""
         cast("TickingInbox", self.actor_inbox).linger(seconds)

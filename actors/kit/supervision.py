@@ -1,9 +1,10 @@
-"""Supervisor: starts actors, starts each that fails again (one for one) with a growing pause, and escalates at a limit.
+"""Supervisor: starts actors, restarts each one that fails (one for one) after a growing pause, and escalates at a
+limit.
 
 =========================================  ======================================================================
 a child                                    then
 =========================================  ======================================================================
-was stopped, by whoever                    it is supervised no more
+was stopped, by anyone                     the supervisor releases it
 failed, for the n-th time in ``window_s``  n <= ``restarts_max``: it is started again after a pause; others go on
 …                                          n > ``restarts_max``: it is given up: ``on_escalation``, or else the
                                            supervisor fails by :class:`RestartLimit` and stops its other children
@@ -32,7 +33,7 @@ from .actor import Actor, Mailbox, stop_and_join, tell_always
 logger = get_logger(__name__)
 
 STOP_S_MAX: Final = 10.0
-"""How long a supervisor that ends waits for each child, in seconds."""
+"""Seconds that an ending supervisor waits for each child."""
 
 Start = Callable[[], pykka.ActorRef[Any]]
 """Starts one incarnation of a child; it runs on the supervisor's thread."""
@@ -46,14 +47,14 @@ class RestartLimit(OpenOutcryError):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RestartPolicy:
-    """How a failed child is started again.
+    """How to restart a failed child.
 
     The pause before the n-th restart within the window is ``backoff_min_s * 2**(n-1)``, at most ``backoff_max_s``, made
-    shorter or longer by a random part of up to ``jitter`` of it, so that many do not return at one moment.
+    shorter or longer at random by up to ``jitter`` of it, so that many children do not restart at one moment.
     """
 
     restarts_max: int = 5
-    """Restarts within ``window_s`` before it is given up."""
+    """Restarts within ``window_s`` before the supervisor gives the child up."""
     window_s: float = 60.0
     backoff_min_s: float = 0.1
     backoff_max_s: float = 10.0
@@ -85,7 +86,7 @@ class Escalation:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Supervise:
-    """Ask: start a child and supervise it; answers its ref. What the first start raises is raised to who asked."""
+    """Ask: start a child and supervise it; answers its ref. An exception of the first start is raised in the asker."""
 
     name: str
     start: Start
@@ -95,7 +96,7 @@ class Supervise:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Release:
-    """Ask: stop a child and supervise it no more; answers whether there was one."""
+    """Ask: stop a child and release it; answers whether there was one."""
 
     name: str
 
@@ -149,7 +150,7 @@ class Supervisor(Actor):
     False
 
     A child's ref is that of one incarnation; ask :class:`CurrentRef` after a restart, or let ``start`` hand it to those
-    who need it. Children are :class:`~.actor.Actor`: of others Pykka cannot tell whether they failed.
+    who need it. Children must be :class:`~.actor.Actor`: for others Pykka cannot tell whether they failed.
     """
 
     def __init__(
@@ -199,7 +200,7 @@ class Supervisor(Actor):
         return ref
 
     def release(self, name: str) -> bool:
-        """Stop a child, if it lives, and supervise it no more; return whether there was one."""
+        """Stop a child, if it lives, and release it; return whether there was one."""
         child = self._children.pop(name, None)
         if child is not None and child.ref is not None:
             stop_and_join(child.ref, timeout_s=STOP_S_MAX)
@@ -219,14 +220,14 @@ class Supervisor(Actor):
         self.on_stop()
 
     def _begin(self, name: str, child: _Child) -> pykka.ActorRef[Any]:
-        child.number = next(self._numbers)  # never that of another: notices of one that was released may still come
+        child.number = next(self._numbers)  # ignore others: notices of a released child may still arrive
         number, supervisor = child.number, self.actor_ref
         ref = child.start()
         if not isinstance(ref.actor_inbox, Mailbox):
             ref.stop(block=False)
             raise ConfigurationError(f"{ref} cannot be supervised: it is no openoutcry.actors.Actor")
         child.ref = ref
-        # The notice is never refused: without it the child would stay dead.
+        # The mailbox never refuses the notice: without it the child would stay dead.
         ref.actor_inbox.on_end(lambda error: _notify(supervisor, ChildEnded(name, number, error)))
         return ref
 

@@ -1,7 +1,7 @@
 """Which market leaders should change nodes, so that each node leads about as many as any other. Pure.
 
-:func:`plan` is a function of the coordinator's records and of who is there: nodes that see the same come to the same
-plan, and each carries out its own part of it. Owns no state, knows no clock; :mod:`.catalogue` acts on it.
+:func:`plan` is a function of the coordinator's records and of the live nodes: nodes that see the same make the same
+plan, and each carries out its own part. Owns no state, knows no clock; :mod:`.catalogue` acts on it.
 
 A node's load is the number of markets that it leads. A move takes a market from its leader to another member of its
 in-sync set, and belongs to a path from a node to one that leads at least two markets fewer. So each path lowers the
@@ -18,7 +18,7 @@ from typing import Final
 from ...transport.coordinator import MarketRecord
 
 PLAN_MAX: Final = 32
-"""Most moves of one plan; what is left follows in the next."""
+"""Most moves of one plan; further moves follow in the next plan."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,12 +37,12 @@ def plan(
 
     Args:
         records: the coordinator's records, all of one moment.
-        alive: ids of the nodes that are there; others neither get markets nor count.
+        alive: ids of the live nodes; others neither get markets nor count.
         held: markets that stay where they are; they count.
         moves_max: return no more moves than this.
 
-    Any of the moves may be left out or delayed: none of them makes the spread worse for good, and the plan made from
-    what has become of them is shorter. A market may move more than once; then each move starts where the last ended.
+    Any of the moves may be left out or delayed: no move makes the spread worse permanently, and the next plan is
+    shorter. A market may move more than once; then each move starts where the last ended.
     """
     leads: dict[str, dict[str, MarketRecord]] = {node: {} for node in sorted(alive)}
     load = dict.fromkeys(leads, 0)

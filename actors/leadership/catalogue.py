@@ -1,7 +1,7 @@
-"""MarketsActor: keeps one node's markets as the exchange has them: joins those that are new, evens out who leads.
+"""MarketsActor: keeps one node's markets as the exchange has them: joins new ones, and balances leadership.
 
-It looks at the coordinator's records every ``PERIOD_S`` or so, and once more soon after something has changed. It is on
-the path of no order, and carries out one thing at a time. What to hand over is decided in :mod:`.balance`.
+It looks at the coordinator's records every ``PERIOD_S`` or so, and once more soon after something has changed. It is
+not on the path of an order, and does one thing at a time. :mod:`.balance` decides what to hand over.
 
 The coordinator's records are the exchange's one list of markets: linearizable, there as long as any market is, and what
 a leader needs anyway. A market's rules are not part of it: they are the first command of its log, as for every market.
@@ -26,17 +26,17 @@ from .messages import LookSoon
 logger = get_logger(__name__)
 
 PERIOD_S: Final = 2.0
-"""How often the records are looked at, in seconds, give or take a quarter, so that nodes do not look all at once."""
+"""Seconds between reads of the records, varied by a quarter, so that nodes do not all read at once."""
 SOON_S: Final = 0.2
-"""Least time between two looks, in seconds."""
+"""Fewest seconds between two reads."""
 HOLD_S: Final = 30.0
-"""How long a market that was handed over to this node stays, in seconds."""
+"""Seconds that a market stays at this node after it was handed over to it."""
 AGAIN_S: Final = 5.0
-"""How long a market that could not be handed over stays before it is tried again, in seconds."""
+"""Seconds before a failed hand-over of a market is retried."""
 
 
 class MarketsActor(NodeActor):
-    """Looks after which markets the node ``node`` has and leads. Holds nothing of worth: it may be started anew."""
+    """Manages which markets the node ``node`` has and leads. It has no state to lose: it may be restarted."""
 
     tick_ms: ClassVar[int] = 100
 
@@ -51,9 +51,9 @@ class MarketsActor(NodeActor):
         open_again: Callable[[], None],
         report: Callable[[ActorFailed], None],
     ) -> None:
-        """Begin to look; all functions may raise OpenOutcryError, which is logged and tried again.
+        """Begin to look; all functions may raise OpenOutcryError, which is logged, and the step is retried.
 
-        ``open_again``: try to open the markets that could not be opened, those whose time has come.
+        ``open_again``: retry the markets that could not be opened, if they are due.
 
         ``read_all``: the coordinator's records; ``alive``: ids of the nodes that this one has links to, and its own;
         ``join``: join a market unless it is joined; None: join none. ``hand_over``: make a move of which this node is
@@ -99,7 +99,7 @@ class MarketsActor(NodeActor):
         for record in records:
             try:
                 self._join(record.market)
-            except Exception as error:  # whatever is wrong with one market is none of the others' business
+            except Exception as error:  # a problem with one market must not affect the others
                 if record.market not in self._not_joined:
                     logger.error("market_not_joined", node=self._node, market=record.market, error=error)
                 self._not_joined.add(record.market)
@@ -115,7 +115,7 @@ class MarketsActor(NodeActor):
         before, self._records = self._records, {record.market: record for record in records}
         for market, record in self._records.items():
             former = before.get(market, record)
-            # Handed over, by hand or by balance, by one who is there; if others led in between, it was taken over.
+            # A live node handed it over, by hand or by balance; if others led in between, it was taken over.
             given = former.leader in alive and record.epoch == former.epoch + 1
             if record.leader == self._node != former.leader and given:
                 self._held_until_s[market] = now_s + HOLD_S

@@ -1,13 +1,13 @@
 """CoordinatorActor: the one thread that talks to the node's coordinator, so that no order waits for it.
 
-It keeps the node's lease, by which the others tell a dead leader from a slow one, and carries out the calls of the
-BookActors. A store that cannot be reached is an answer too: markets that need no change go on without it.
+It keeps the node's lease, which lets the others distinguish a dead leader from a slow one, and carries out the calls of
+the BookActors. An unreachable store is an answer too: markets that need no change go on without it.
 
 It also reports how far each market's log is on this node's disk (:class:`~openoutcry.transport.coordinator.DiskMark`):
-for all markets in one write, with the lease; so an old copy of the disk is found out when it comes back.
+for all markets in one write, with the lease. The report reveals an old copy of the disk that comes back.
 
-Messages: CoordinatorCall, DiskMarked; answers CoordinatorAnswer to whom the call names. StoreStatus (ask) answers what
-is wrong, StoreQuery (ask) what it is asked to read. NodeIdTaken goes to all BookActors when the lease is another's.
+Messages: CoordinatorCall, DiskMarked; answers with CoordinatorAnswer. StoreStatus (ask) returns what
+is wrong, StoreQuery (ask) what it reads. NodeIdTaken goes to all BookActors when the lease is another's.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from .messages import CoordinatorAnswer, CoordinatorCall, DiskMarked, NodeIdTake
 logger = get_logger(__name__)
 
 LEASES_WAITED: Final = 2
-"""A node that starts waits this many times its lease for another process to let go of its node id."""
+"""How many times its lease a starting node waits for another process to release its node id."""
 LEASE_LATE_S: Final = 2.0
-"""And this many seconds more: etcd rounds leases up, and ends them late."""
+"""Seconds to wait beyond that: etcd rounds leases up, and ends them late."""
 LEASE_LOOK_S: Final = 0.1
-"""How often it looks meanwhile, in seconds."""
+"""Seconds between two tries meanwhile."""
 MARKS_LATE_S: Final = 0.05
-"""How long the first report of a market's disk may wait for those of others to travel with it, in seconds."""
+"""Seconds that the first report of a market's disk may wait for others to be written together."""
 
 
 def open_coordinator(address: str | Path) -> Coordinator:
     """Open the store at ``address``: etcd's (``etcd://…``), or the path of an SQLite file, made if absent.
 
     Raises:
-        ConfigurationError: it is no address, or the file is none of ours.
+        ConfigurationError: the address is malformed, or the file is not a coordinator's.
         Unavailable: it cannot be reached.
     """
     if isinstance(address, str) and is_etcd(address):
@@ -60,7 +60,7 @@ def open_coordinator(address: str | Path) -> Coordinator:
 
 
 def holder_of(folder: Path) -> str:
-    """Return what names a data directory, as long as its machine runs: a copy of it has another name."""
+    """Return a name of a data directory that is stable until its machine restarts; a copy has another name."""
     try:
         machine = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -70,10 +70,10 @@ def holder_of(folder: Path) -> str:
 
 
 def take_lease(coordinator: Coordinator, node: str, *, holder: str, lease_ms: int) -> None:
-    """Take the lease of ``node``; wait until that of a process that was killed has lapsed, if its disk was another.
+    """Take the lease of ``node``; wait until the lease of a killed process has expired, if its disk was another.
 
     Raises:
-        ConfigurationError: code ``node_id_in_use``: another process goes on renewing it.
+        ConfigurationError: code ``node_id_in_use``: another process keeps renewing it.
         Unavailable: the store cannot be reached.
     """
     until_s = time.monotonic() + LEASES_WAITED * lease_ms / 1000 + LEASE_LATE_S
@@ -92,16 +92,16 @@ def take_lease(coordinator: Coordinator, node: str, *, holder: str, lease_ms: in
 
 @dataclasses.dataclass(slots=True)
 class StoreMeters:
-    """What is counted about the coordinator as this node finds it."""
+    """Counters about the coordinator, seen from this node."""
 
     seconds: Histogram = dataclasses.field(default_factory=lambda: Histogram(SECONDS))
-    """Questions to the coordinator, answered or not, in seconds."""
+    """Seconds of each request to the coordinator, answered or not."""
     failures: int = 0
-    """Questions to the coordinator that failed."""
+    """Requests to the coordinator that failed."""
     error: str | None = None
-    """Why the lease could not be renewed last time; None: it was."""
+    """Why the last renewal of the lease failed; None if it succeeded."""
     clock: ClockMeter = dataclasses.field(default_factory=ClockMeter)
-    """How far the wall clock of the store's host is from ours, where it tells."""
+    """How far the wall clock of the store's host is from ours, if known."""
 
 
 class CoordinatorActor(NodeActor):
@@ -120,7 +120,7 @@ class CoordinatorActor(NodeActor):
         meters: StoreMeters | None = None,
         ending: threading.Event | None = None,
     ) -> None:
-        """Once ``ending`` is set, a store that fails once is asked nothing more: what waits here is refused at once."""
+        """Once ``ending`` is set, a store that fails once is not used again: waiting calls are refused at once."""
         super().__init__(report=report)
         self._coordinator = coordinator
         self._node = node
@@ -128,17 +128,17 @@ class CoordinatorActor(NodeActor):
         self._holder = holder
         self._lease_ms = lease_ms
         self._marks: dict[str, DiskMark] = {}
-        """Of the markets whose disk holds more than was reported."""
+        """Marks of markets whose disk holds more than was reported."""
         self._asked: list[DiskMarked] = []
-        """Reports that somebody waits for."""
+        """Reports that an actor waits for."""
         self._asked_since_s = 0.0
         self._books: set[pykka.ActorRef[Any]] = set()
         self._taken: OpenOutcryError | None = None
-        """Another process has the lease of this node: nothing is asked of the store any more."""
+        """Another process has the lease of this node: this actor no longer uses the store."""
         self._meters = meters or StoreMeters()
         self._ending = ending or threading.Event()
         self._away = False
-        """Whether the store failed when it was asked last."""
+        """Whether the last request to the store failed."""
         self._renew_at_s = 0.0
         self._error: Exception | None = None
 
@@ -169,7 +169,7 @@ class CoordinatorActor(NodeActor):
             self._asked.append(message)
 
     def _write_marks(self) -> None:
-        """Report what has changed, of all markets at once."""
+        """Report the changed disk marks of all markets at once."""
         asked, self._asked = self._asked, []
         error: Exception | None = self._taken
         if error is None:
@@ -192,14 +192,14 @@ class CoordinatorActor(NodeActor):
         except OpenOutcryError as error:
             tell(call.reply_to, CoordinatorAnswer(call.what, None, error))
         except Exception as error:
-            # A fault of ours or of the store's library. Whoever asked has to hear of it, and asks again.
+            # A bug of ours or of the store's library. The caller must learn of it, and retries.
             self._log.exception("coordinator_call_broken", what=type(call.what).__name__)
             tell(call.reply_to, CoordinatorAnswer(call.what, None, error))
         else:
             tell(call.reply_to, CoordinatorAnswer(call.what, answer, None))
 
     def _compare_clocks(self) -> None:
-        """Take in what the store's host said of its clock, where it does."""
+        """Note the clock of the store's host, if it is known."""
         told = self._coordinator.told_time
         if told is not None:
             now_ns = uptime_ns() - (time.monotonic_ns() - told.at_ns)

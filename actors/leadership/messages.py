@@ -23,7 +23,7 @@ class CoordinatorCall:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CoordinatorAnswer:
-    """CoordinatorActor to BookActor: what the store said; ``error`` if it could not be reached."""
+    """CoordinatorActor to BookActor: the store's answer; ``error`` if it could not be reached."""
 
     what: Any
     record: Any
@@ -32,9 +32,9 @@ class CoordinatorAnswer:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoreQuery:
-    """The API or the MarketsActor to the CoordinatorActor (ask): answers, or raises, what ``run(coordinator)`` does.
+    """The API or the MarketsActor to the CoordinatorActor (ask): returns, or raises, what ``run(coordinator)`` does.
 
-    It only reads.
+    It must only read.
     """
 
     run: Callable[[Any], Any]
@@ -42,7 +42,7 @@ class StoreQuery:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StoreStatus:
-    """The API to the CoordinatorActor (ask): answers what is wrong with the store, None if nothing."""
+    """The API to the CoordinatorActor (ask): returns what is wrong with the store, None if nothing."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,9 +52,9 @@ class LookSoon:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DiskMarked:
-    """BookActor to the CoordinatorActor: this node's disk holds so much of ``market``; report it with the lease.
+    """BookActor to the CoordinatorActor: this node's disk holds ``market`` up to ``mark``; report it with the lease.
 
-    With ``what`` at once, with others that start: CoordinatorAnswer then brings ``what`` back to ``reply_to``.
+    If ``what`` is given, report soon, and send it back to ``reply_to`` in a CoordinatorAnswer.
     """
 
     reply_to: ActorRef[Any]

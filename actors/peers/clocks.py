@@ -1,8 +1,8 @@
 """How far this machine's wall clock is from those of its peers, and which of them are right. Pure.
 
-Every hello carries its sender's wall clock, and how long ago the sender heard ours; half the round trip is the error.
-:class:`ClockMeter` keeps what was measured of one peer, :func:`judge` says whose clock is off: one that differs by more
-than a bound from more than half of the others. Where there are two clocks and nothing else, both are.
+Every hello carries its sender's wall clock, and how long ago the sender received ours; half the round trip is the
+error. :class:`ClockMeter` keeps the measurements of one peer. :func:`judge` says which clocks are off: those that
+differ by more than a bound from more than half of the others. If only two clocks exist and differ, both are off.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any, Final, NamedTuple
 BOUND_MS: Final = 1000
 """How far a clock may be from those of most of its peers, in milliseconds, until it counts as off: the default."""
 SAMPLES: Final = 8
-"""Of how many hellos the one with the quickest round trip is believed: some 1.6 s, so that a jump shows soon."""
+"""Number of hellos of which the one with the shortest round trip counts: about 1.6 s, so that a jump shows soon."""
 ROUND_TRIP_NS_MAX: Final = 1_000_000_000
-"""A hello whose round trip took longer says nothing of clocks: one of the processes was stopped meanwhile."""
+"""Nanoseconds beyond which a round trip says nothing about clocks: one of the processes was stopped meanwhile."""
 STALE_NS: Final = 5_000_000_000
-"""A measurement that is older says nothing of clocks any more."""
+"""Nanoseconds after which a measurement no longer counts."""
 STEP_NS: Final = 10_000_000
-"""By how much the wall clock may have moved against the monotonic one since it was compared: more is a jump."""
+"""Nanoseconds that the wall clock may move against the monotonic one between comparisons; more is a jump."""
 STORE: Final = "coordinator"
-"""Under which name the clock of the coordinator's host is compared, where it has one of its own."""
+"""Name of the clock of the coordinator's host, if that is another machine."""
 
 
 class Offset(NamedTuple):
@@ -34,7 +34,7 @@ class Offset(NamedTuple):
 
 
 class ClockMeter:
-    """What was measured of one other clock. One writer; read at any time."""
+    """Measurements of one other clock. One writer; read at any time."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[int, int, int]] = deque(maxlen=SAMPLES)

@@ -19,7 +19,7 @@ DIALLING,  ``DIAL_S`` or ``GREET_S`` have passed                 CLOSE, OPEN; ne
 GREETING
 =========  ====================================================  ===================================================
 
-So no state but UP lasts longer than its bound, and UP lasts as long as the peer is heard.
+So no state except UP lasts longer than its bound, and UP lasts as long as frames arrive from the peer.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ import enum
 from typing import Final
 
 SILENCE_MS_MAX: Final = 2000
-"""A link without a hello for this long, in milliseconds, goes down."""
+"""Milliseconds without a hello after which a link goes down."""
 DIAL_S: Final = 2.0
-"""Seconds until a connection that is not made is given up and made again; doubled each time, up to ``DIAL_S_MAX``."""
+"""Seconds to wait for a connection before dialling again; doubled each time, up to ``DIAL_S_MAX``."""
 DIAL_S_MAX: Final = 5.0
-"""Longest that one attempt to connect lasts, in seconds: a slow handshake is to succeed in the end."""
+"""Most seconds for one attempt to connect; long, so that a slow handshake succeeds in the end."""
 GREET_S: Final = 2.0
-"""Seconds until a connection over which no link comes up is given up, and made again; doubled as ``DIAL_S``."""
+"""Seconds to wait for a link over a new connection before dialling again; doubled as ``DIAL_S``."""
 PAUSE_S: Final = 0.2
 """Seconds before the next attempt after a connection that ended early; doubled each time, up to ``PAUSE_S_MAX``."""
 PAUSE_S_MAX: Final = 2.0
@@ -51,14 +51,14 @@ class State(enum.Enum):
 
 
 class Effect(enum.Enum):
-    """What the owner of the life is to do, in order."""
+    """What the owner of the life must do, in order."""
 
     CLOSE = "close"
     """Close our connection, if there is one."""
     OPEN = "open"
     """Connect, for the current session."""
     HELLO = "hello"
-    """Say hello with the current sessions; if that fails, :meth:`Life.broke`, and do nothing of what follows."""
+    """Send a hello with the current sessions; if that fails, call :meth:`Life.broke` and skip the rest."""
     UP = "up"
     """Announce that the link is up."""
     DOWN = "down"
@@ -75,7 +75,7 @@ class Life:
         self.their_session = 0
         """The peer's number of this life as received last; 0 before."""
         self.reason = ""
-        """Why the link went down last, or an attempt was given up."""
+        """Why the link last went down, or why the last attempt failed."""
         self._their_pipe = 0
         self._due_s = now_s
         self._heard_s = now_s
@@ -88,7 +88,7 @@ class Life:
 
     @property
     def received(self) -> bool:
-        """Whether a hello has come over the connection that the peer has now."""
+        """Whether a hello has arrived over the peer's current connection."""
         return self._their_pipe != 0
 
     def made(self, session: int, now_s: float) -> list[Effect]:
@@ -99,7 +99,7 @@ class Life:
         return [Effect.HELLO]
 
     def broke(self, session: int, now_s: float, reason: str) -> list[Effect]:
-        """Our connection of ``session`` has ended, or takes no frame, or the peer broke the protocol."""
+        """Our connection of ``session`` has ended or takes no frame, or the peer broke the protocol."""
         return self._again(now_s, reason, pauses=True) if session == self.session else []
 
     def pipe_removed(self, pipe: int, now_s: float) -> list[Effect]:
@@ -125,7 +125,7 @@ class Life:
                 effects = self._again(now_s, "the peer began the link again", pauses=False)
             elif self.state is State.WAITING:
                 self._due_s = min(self._due_s, now_s + PAUSE_S)
-            self._failed = 0  # it is there, and began a life: as likely as not it has just been started
+            self._failed = 0  # it is there, and began a life: probably it has just started
             self.their_session = session
             effects += [Effect.HELLO] if self.connected else []
         if echo == self.session and self.state is State.GREETING:
@@ -134,7 +134,7 @@ class Life:
         return effects
 
     def tick(self, now_s: float, heard_s: float) -> list[Effect]:
-        """Some time has passed; anything was last received from the peer at ``heard_s``."""
+        """Some time has passed; the last frame from the peer arrived at ``heard_s``."""
         if self.state is State.UP:
             if now_s - max(self._heard_s, heard_s) <= SILENCE_MS_MAX / 1000:
                 return [Effect.HELLO]
@@ -148,7 +148,10 @@ class Life:
         return self._again(now_s, reason, pauses=False)
 
     def _again(self, now_s: float, reason: str, *, pauses: bool) -> list[Effect]:
-        """Give the current session up. A link that was up is dialled at once; else a peer may end each attempt."""
+        """Give up the current session.
+
+        Dial at once if the link was up; otherwise pause, as the peer may end every attempt.
+        """
         was_up = self.state is State.UP
         self.reason = reason
         self.session += 1

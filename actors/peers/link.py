@@ -16,7 +16,7 @@ from .meters import LinkMeters
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SendFrame:
-    """Any actor to a PeerActor: send this frame if the link is still the one of ``session``; else drop it."""
+    """Any actor to a PeerActor: send this frame if the link is still the one of ``session``; otherwise discard it."""
 
     session: int
     frame: bytes
@@ -24,7 +24,7 @@ class SendFrame:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SendNext:
-    """A node's remote actors to a PeerActor: send what ``take`` returns, if the link is still that of ``session``."""
+    """Remote actors to a PeerActor: send what ``take`` returns, if the link is still the one of ``session``."""
 
     session: int
     take: Callable[[], bytes | None]
@@ -32,7 +32,7 @@ class SendNext:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ResetLink:
-    """Any actor to a PeerActor: the peer broke the protocol in this life of the link; end it, and begin anew."""
+    """Any actor to a PeerActor: the peer broke the protocol in this life of the link; end it and start again."""
 
     session: int
     reason: str
@@ -41,8 +41,8 @@ class ResetLink:
 class Link:
     """One life of a link, while it is up: sends frames from any thread, in each thread's order.
 
-    A frame goes out on the sender's own thread when nng takes it at once: a hand-over to the PeerActor would cost the
-    frame more time than the network. What nng has no room for waits at the PeerActor, and all that follows behind it.
+    If nng takes a frame at once, it goes out on the sender's own thread: a hand-over to the PeerActor would cost more
+    time than the network. If nng has no room, the frame and all later ones wait at the PeerActor.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Link:
 
     @property
     def busy(self) -> bool:
-        """Whether frames wait: one more would, too."""
+        """Whether frames wait; a further frame would wait too."""
         return self._queued > 0
 
     def send(self, frame: bytes) -> None:
-        """Send ``frame``, or drop it if the link has ended."""
+        """Send ``frame``, or discard it if the link has ended."""
         with self._lock:
             if self._ended:
                 return
@@ -77,7 +77,7 @@ class Link:
         tell(self._peer, SendFrame(self.session, frame))
 
     def send_next(self, take: Callable[[], bytes | None]) -> None:
-        """Send what ``take`` returns on the PeerActor's thread: all that has come together by then, in one frame."""
+        """Send what ``take`` returns on the PeerActor's thread: everything collected until then, in one frame."""
         with self._lock:
             if self._ended:
                 return
@@ -89,7 +89,7 @@ class Link:
         tell(self._peer, ResetLink(self.session, reason))
 
     def sent(self, taken: bytes | None = None) -> None:
-        """A frame that waited, or was ``taken`` last, has been sent. PeerActor only."""
+        """A waiting frame, or the one ``taken`` last, has been sent. PeerActor only."""
         with self._lock:
             self._queued -= 1
             if taken is not None:
@@ -97,6 +97,6 @@ class Link:
                 self._meters.bytes_out += len(taken)
 
     def end(self) -> None:
-        """Send nothing more; afterwards no other thread uses the outlet. PeerActor only."""
+        """Stop sending; afterwards no other thread uses the outlet. PeerActor only."""
         with self._lock:
             self._ended = True

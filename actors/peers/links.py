@@ -1,7 +1,7 @@
-"""Links: whom a node knows, whom it is linked to, and whose frames come over which connection.
+"""Links: which nodes a node knows, which it is linked to, and which node's frames come over which connection.
 
 Touched by the inbox's reader, by PeerActors, by the node's supervisor and by its callers: the state is under one lock.
-What a message means to a market, or to remote actors, is not decided here: it is handed on.
+It passes messages of markets and of remote actors on, without interpreting them.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 PEERS_MAX: Final = 256
-"""Most other nodes that a node keeps links to; the hello of one more costs its sender the link."""
+"""Most other nodes that a node keeps links to; the hello of a further node is refused."""
 ABSENT_S_MAX: Final = 60.0
-"""How long a node that is in no directory may be without a link before it is forgotten, in seconds."""
+"""Seconds without a link after which a node that is not in the directory is forgotten."""
 JUDGE_NS: Final = 200_000_000
-"""How often clocks are compared, in nanoseconds: as often as hellos come."""
+"""Nanoseconds between comparisons of clocks: as often as hellos arrive."""
 LINK_OF: Final = "link to "
-"""Before a node's id, the name of its PeerActor among those that are supervised."""
+"""Prefix of a node's id that makes the supervised name of its PeerActor."""
 _POLICY: Final = RestartPolicy(restarts_max=5, window_s=60.0, backoff_min_s=0.1, backoff_max_s=5.0)
-"""How a link is started again; one that is given up is made anew when its node is heard of."""
+"""How a PeerActor is restarted; one that was given up is created again when its node reappears."""
 
 Start = Callable[[], pykka.ActorRef[Any]]
 
 
 class FollowsLinks(Protocol):
-    """Who is told of links on the thread that found out, ahead of the actors that listen."""
+    """Notified of links on the thread that noticed, before the listening actors are."""
 
     def link_up(self, up: PeerUp) -> None:
         """A link has come up."""
@@ -55,11 +55,11 @@ class FollowsLinks(Protocol):
         """The link to ``node`` has ended."""
 
     def forget(self, node: str) -> None:
-        """``node`` is known no more."""
+        """``node`` was forgotten."""
 
 
 class Links:
-    """The links of one node. Any thread, but for what says otherwise."""
+    """The links of one node. Call from any thread, except where a docstring says otherwise."""
 
     def __init__(
         self,
@@ -76,19 +76,19 @@ class Links:
         clock_bound_ms: int = BOUND_MS,
         store_clock: ClockMeter | None = None,
     ) -> None:
-        """Know nobody yet.
+        """Start without peers.
 
-        With an ``identity``, nobody is taken for another than who it is certified to be; ``certified(pipe_id)`` is the
-        name that TLS has seen to, on the reader's thread.
+        With an ``identity``, a peer must have the name in its certificate; ``certified(pipe_id)`` returns the name that
+        TLS has verified, on the reader's thread.
 
-        ``remote`` is told of links besides those that :meth:`listen`. ``hand_on(node, message)`` takes what ``node``
-        has sent that is no hello, on the reader's thread; ``codec`` knows all that may come. ``again(kind, start)``
+        ``remote`` is notified of links in addition to the listeners. ``hand_on(node, message)`` takes every message
+        of ``node`` except hellos, on the reader's thread; ``codec`` decodes all frames. ``again(kind, start)``
         counts how often ``start`` is called. ``clock_bound_ms``: how far clocks may differ until one counts as off;
         ``store_clock``: what was measured of the coordinator's host.
         """
         self._me = me
         self._joining_all: set[str] = set()
-        """Those that have announced that they join every market."""
+        """Nodes that have announced that they join every market."""
         self._meters = meters
         self._remote = remote
         self._codec = codec
@@ -102,7 +102,7 @@ class Links:
         self._clocks = ALONE
         self._judged_ns = 0
         self._credentials: dict[int, Member] = {}
-        """What the certificate says that has come over a connection to the inbox, by nng's number. The reader's."""
+        """The certificate received over a connection to the inbox, by nng's number. The reader's."""
         self._lock = threading.RLock()
         self._closed = False
         self._names: dict[str, str] = {}
@@ -110,22 +110,22 @@ class Links:
         self._announced: set[str] = set()
         self._absent_since_s: dict[str, float] = {}
         self._at: dict[str, str] = {}
-        """Where each node that is known is dialled, by its id."""
+        """The address of each known node, by its id."""
         self._strangers: dict[str, str] = {}
-        """Names of nodes that have said hello and use another coordinator, by their ids."""
+        """Names of nodes that said hello and use another coordinator, by their ids."""
         self.peers: dict[str, pykka.ActorRef[PeerActor]] = {}
-        """The PeerActor of each node that is known, by its id."""
+        """The PeerActor of each known node, by its id."""
         self.up: dict[str, PeerUp] = {}
         """The links that are up, by the node's id."""
         self.pipes: dict[int, str] = {}
-        """Whose frames come over a connection to the inbox, by nng's number of it. The reader's."""
+        """The node that sends over a connection to the inbox, by nng's number. The reader's."""
         self.members: dict[str, Member] = {}
-        """What the certificates of nodes say that have said hello, by their ids; empty without an identity."""
+        """The certificates of nodes that said hello, by their ids; empty without an identity."""
 
     # -- questions ----------------------------------------------------------------------------------------------
 
     def known(self) -> dict[str, dict[str, Any]]:
-        """Return name and state of each node that is known, by its id, as JSON would carry it."""
+        """Return name and state of each known node, by its id, as JSON would carry it."""
         with self._lock:
             return {
                 node: {
@@ -138,7 +138,7 @@ class Links:
             }
 
     def strangers(self) -> list[str]:
-        """Return the names of nodes that are known, and use another coordinator: they are of another exchange."""
+        """Return the names of known nodes that use another coordinator: they belong to another exchange."""
         with self._lock:
             return sorted(self._strangers.values())
 
@@ -148,7 +148,7 @@ class Links:
             return set(self.up)
 
     def id_of(self, node: str) -> str:
-        """Return the id of the node, this one or linked to it, that is called ``node`` or has that id.
+        """Return the id of the node, this one or a linked one, whose name or id is ``node``.
 
         Raises:
             InvalidRequest: there is none (code ``unknown_node``), or several have that name (``ambiguous_node``).
@@ -177,7 +177,7 @@ class Links:
             return [node for node, peer in self.peers.items() if not peer.is_alive()]
 
     def clocks(self) -> Clocks:
-        """Return this machine's clock among those of the nodes that are linked, as of a moment ago."""
+        """Return this machine's clock among those of the linked nodes, measured a moment ago."""
         now_ns = uptime_ns()
         with self._lock:
             if now_ns - self._judged_ns < JUDGE_NS:
@@ -189,7 +189,7 @@ class Links:
             ahead = {node: each for node, meter in meters.items() if (each := meter.ahead(now_ns)) is not None}
             offsets = {node: Offset(each.offset_ns - ours_ns, each.error_ns) for node, each in ahead.items()}
             before = self._clocks
-            # It has to come well within the bound to count as right again: no flapping at the bound.
+            # It counts as right again only well within the bound: no flapping at the bound.
             bound_ns = self._clock_bound_ns * 3 // 4 if before.off else self._clock_bound_ns
             self._clocks = judge(offsets, bound_ns, ours_ns)
             names = dict(self._names)
@@ -199,22 +199,22 @@ class Links:
             log("clock_off" if self._clocks.off else "clock_right", node=self._me.node, peers_ahead_s=apart)
         return self._clocks
 
-    # -- telling ------------------------------------------------------------------------------------------------
+    # -- notices ------------------------------------------------------------------------------------------------
 
     def listen(self, ref: pykka.ActorRef[Any]) -> None:
-        """Tell an actor PeerUp, PeerDown and PeerGone from now on; and now PeerUp for each link that is up."""
+        """Send PeerUp, PeerDown and PeerGone to an actor from now on, and PeerUp now for each link that is up."""
         with self._lock:
             self._listeners.append(ref)
             for link in self.up.values():
                 tell(ref, link)
 
     def ignore(self, ref: pykka.ActorRef[Any]) -> None:
-        """Tell an actor nothing more."""
+        """Stop notifying an actor."""
         with self._lock:
             self._listeners = [listener for listener in self._listeners if listener is not ref]
 
     def tell_all(self, message: PeerUp | PeerDown | PeerGone) -> None:
-        """Note what has become of a link, and tell who listens."""
+        """Note a change of a link, and notify the listeners."""
         with self._lock:
             if isinstance(message, PeerUp):
                 self.up[message.node] = message
@@ -231,10 +231,10 @@ class Links:
     # -- frames, on the reader's thread ---------------------------------------------------------------------------
 
     def hear(self, pipe_id: int, frame: bytes, supervisor: pykka.ActorRef[Any]) -> None:
-        """Take one frame in.
+        """Handle one received frame.
 
         Raises:
-            ProtocolError: it is not one that may come over this connection.
+            ProtocolError: this frame is not allowed over this connection.
         """
         message = self._codec.decode(frame)
         if isinstance(message, Hello):
@@ -259,18 +259,18 @@ class Links:
         self._hand_on(sender, message)
 
     def _certify(self, pipe_id: int, credentials: Credentials) -> None:
-        """Note what the certificate says that belongs to a pipe."""
+        """Note the certificate that belongs to a pipe."""
         if self._identity is None:
             raise ProtocolError("a certificate, where nodes have no identities")
         if pipe_id in self._credentials:
-            raise ProtocolError("a second certificate")  # to check one takes long, as frames go
+            raise ProtocolError("a second certificate")  # checking a certificate takes long compared with other frames
         member = self._identity.verified(credentials.certificate)
         if member.name != self._certified(pipe_id):
             raise ProtocolError(f"the certificate of {member.name} over a link of another", code=CERTIFICATE_REFUSED)
         self._credentials[pipe_id] = member
 
     def _introduce(self, pipe_id: int, hello: Hello) -> None:
-        """Note whose frames come over a pipe: one node's, which is another than this, of the same exchange."""
+        """Note which node sends over a pipe: it must be another node, of the same exchange."""
         member = self._credentials.get(pipe_id)
         if self._identity is not None:
             if member is None:
@@ -296,7 +296,7 @@ class Links:
             with self._lock:
                 if hello.node in self.peers:
                     self._strangers[hello.node] = hello.name
-            return  # its PeerActor says so; it has nothing to send here but hellos
+            return  # its PeerActor reports it; such a node may send only hellos here
         if hello.node in self._strangers:
             with self._lock:
                 self._strangers.pop(hello.node, None)
@@ -306,16 +306,17 @@ class Links:
             self.members[hello.node] = member
 
     def pipe_removed(self, pipe_id: int) -> None:
-        """A connection to the inbox has ended."""
+        """Handle the end of a connection to the inbox."""
         self._credentials.pop(pipe_id, None)
         node = self.pipes.pop(pipe_id, None)
         peer = self.peers.get(node) if node is not None else None
         if peer is not None:
             tell(peer, PipeRemoved(pipe_id))
         elif node is not None:
-            self.members.pop(node, None)  # there was no room for it, or it is forgotten already
+            self.members.pop(node, None)  # there was no room for it, or it was forgotten already
 
-    # -- who comes and goes, on the supervisor's thread -------------------------------------------------------------
+    # -- nodes that come and go, on the supervisor's thread
+    # -------------------------------------------------------------
 
     def found(self, found: PeerFound, supervisor: Supervisor) -> None:
         """A node is in the directory."""
@@ -327,33 +328,33 @@ class Links:
         self._meet(found, supervisor)
 
     def discovery_begins(self) -> None:
-        """The directory is looked through from its beginning: who is not found again has gone meanwhile."""
+        """The directory is read again from its beginning: nodes that are not found again have left."""
         self._announced.clear()
 
     def lost(self, node: str, supervisor: Supervisor) -> None:
-        """A node is in the directory no more."""
+        """A node has left the directory."""
         self._announced.discard(node)
         self._forget(node, supervisor)
 
     def greeted(self, message: HelloReceived, supervisor: Supervisor) -> None:
-        """A node has said hello that has no PeerActor, or had none."""
+        """A node without a PeerActor has said hello."""
         hello = message.hello
         peer = self._meet(PeerFound(hello.node, hello.name, hello.address), supervisor)
         if peer is not None:
             tell(peer, message)
 
     def given_up(self, node: str) -> None:
-        """A PeerActor has failed too often."""
+        """A PeerActor has failed too often and was given up."""
         with self._lock:
             self.peers.pop(node, None)
 
     def forget_absent(self, supervisor: Supervisor) -> None:
-        """Forget who has neither been announced nor linked for long: nodes come and go, most under new ids.
+        """Forget nodes that were neither announced nor linked for long: nodes come and go, most under new ids.
 
-        And at once, announced or not, who has no link and was where another node is linked now: it has been replaced,
-        as a node that came back at its address with an empty disk. It is known again when it says hello.
+        Forget at once, announced or not, an unlinked node at whose address another node is linked now: it was replaced,
+        such as by a node that came back there with an empty disk. If it says hello, it is known again.
         """
-        self.clocks()  # it tells of a clock that is off, also where nobody else asks
+        self.clocks()  # this reports a clock that is off, even if nobody else asks
         now_s = time.monotonic()
         with self._lock:
             taken = {self._at.get(node) for node in self.up}
@@ -369,9 +370,9 @@ class Links:
                 self._forget(node, supervisor)
 
     def _meet(self, found: PeerFound, supervisor: Supervisor) -> pykka.ActorRef[PeerActor] | None:
-        """Return the PeerActor of a node that was found or has said hello, made if there is none.
+        """Return the PeerActor of a node that was found or said hello; create it if there is none.
 
-        None if there may be none, or none now: it has failed, and waits to be started again.
+        None if the node may not have one, or if it has failed and waits for its restart.
         """
         with self._lock:
             if self._closed or found.node == self._me.node:
@@ -423,7 +424,7 @@ class Links:
         supervisor.release(LINK_OF + node)
 
     def close(self) -> None:
-        """Make no more links, and end those that there are."""
+        """Make no new links, and end the existing ones."""
         with self._lock:
             self._closed = True
             peers = list(self.peers.values())
@@ -432,7 +433,7 @@ class Links:
 
 
 def _compare_clocks(hello: Hello, meters: LinkMeters) -> None:
-    """Take in what a hello says of its sender's clock."""
+    """Note what a hello says about its sender's clock."""
     now_ns = uptime_ns()
     if hello.pong_ns:
         meters.clock.measured(hello.wall_ns, round_trip_ns=now_ns - hello.pong_ns - hello.held_ns, now_ns=now_ns)

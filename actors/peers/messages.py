@@ -18,7 +18,7 @@ class HelloReceived:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PipeRemoved:
-    """nng to a PeerActor: the pipe that the peer sends over is gone."""
+    """nng to a PeerActor: the pipe that the peer sends over has closed."""
 
     pipe_id: int
 
@@ -32,7 +32,7 @@ class OutletConnected:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OutletBroken:
-    """nng to a PeerActor: the pipe of session ``session``, over which it sends, is gone."""
+    """nng to a PeerActor: the pipe of session ``session``, over which it sends, has closed."""
 
     session: int
 
@@ -55,7 +55,7 @@ class PeerDown:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PeerGone:
-    """PeerActor to every BookActor, after PeerDown: nobody listens where ``node`` did, so its process has ended."""
+    """PeerActor to every BookActor, after PeerDown: nothing listens where ``node`` did, so its process has ended."""
 
     node: str
 
@@ -73,6 +73,6 @@ class PeerFound:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PeerLost:
-    """DiscoveryActor to the node: the announcement of ``node`` has gone."""
+    """DiscoveryActor to the node: the announcement of ``node`` has ended."""
 
     node: str

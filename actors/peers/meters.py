@@ -9,7 +9,7 @@ from .clocks import ClockMeter
 
 @dataclasses.dataclass(slots=True)
 class LinkMeters:
-    """What has gone over the links to and from one other node; the hellos that keep a link up are not counted."""
+    """Frames and bytes over the links to and from one other node, without the hellos that keep a link up."""
 
     frames_in: int = 0
     bytes_in: int = 0

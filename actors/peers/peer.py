@@ -1,7 +1,7 @@
 """PeerActor: one remote node: its link, its frames, its health. Knows nothing of markets.
 
-A link is two one-way streams: our outlet into the peer's inbox, and the peer's into ours. What happens to it when, and
-within which time, is decided by :mod:`.life`; this actor owns the outlet and does what is decided.
+A link is two one-way streams: our outlet into the peer's inbox, and the peer's into ours. :mod:`.life` decides what
+happens to it, and when; this actor owns the outlet and does what was decided.
 
 Messages: HelloReceived, PipeRemoved, OutletConnected, OutletBroken, SendFrame, SendNext, ResetLink.
 """
@@ -52,9 +52,9 @@ class PeerActor(NodeActor):
         meters: LinkMeters | None = None,
         identity: Identity | None = None,
     ) -> None:
-        """``me``: how this node introduces itself; ``tell_all``: reaches every actor that cares for links.
+        """``me``: how this node introduces itself; ``tell_all``: sends a message to every actor that listens to links.
 
-        With an ``identity`` the peer has to prove that it is called ``name``.
+        With an ``identity`` the peer must prove that it is called ``name``.
         """
         super().__init__(report=report)
         self._me = me
@@ -96,7 +96,7 @@ class PeerActor(NodeActor):
         elif message is TICK:
             self._tick()
         elif isinstance(message, HelloReceived):
-            self._hear(message)
+            self._received_hello(message)
         elif isinstance(message, OutletConnected):
             effects = life.made(message.session, now_s)
             if effects and self._identity is not None:
@@ -111,7 +111,7 @@ class PeerActor(NodeActor):
             self._do(life.broke(message.session, now_s, message.reason))
         return None
 
-    def _hear(self, message: HelloReceived) -> None:
+    def _received_hello(self, message: HelloReceived) -> None:
         hello, now_s = message.hello, time.monotonic()
         if not may_link(hello.coordinator, self._me.coordinator):
             if not self._complained:
@@ -127,17 +127,17 @@ class PeerActor(NodeActor):
 
     def _tick(self) -> None:
         now_s = time.monotonic()
-        # What is received may wait here behind what is to be sent: the reader notes when it came.
+        # A received message may wait here behind sends, so the reader notes when it arrived.
         self._do(self._life.tick(now_s, self._meters.heard_s))
         self._look_for_it()
         if not self._meters.ups and not self._complained and now_s > self._warn_at_s:
-            self._warn_at_s = math.inf  # once; what else is wrong with the peer is still logged
+            self._warn_at_s = math.inf  # once; other problems with the peer are still logged
             self._log.warning(
                 "link_not_made", address=self._address, connected=self._life.connected, hint=self._why_not_made()
             )
 
     def _why_not_made(self) -> str:
-        """Return what to look at, by how far the link has come: connected, certificates are in order."""
+        """Return a hint what to check, by how far the link has come: connected, certificates valid."""
         if self._life.connected and not self._life.received:
             return f"it was reached; can it reach this node at {self._me.address}?"
         if self._life.connected:
@@ -166,7 +166,7 @@ class PeerActor(NodeActor):
                 self._missed = True
                 self._look_for_it()
             if self._life.session != session:
-                return  # the connection broke meanwhile, and what follows from that is done
+                return  # the connection broke meanwhile, and that was handled
 
     def _hello(self) -> Hello:
         pong_ns, came_ns = self._meters.ping
@@ -191,7 +191,7 @@ class PeerActor(NodeActor):
         self._tell_all(PeerUp(self._node, self._name, self._link))
 
     def _send(self, frame: bytes) -> None:
-        """Send one frame; a peer that takes nothing for ``SILENCE_MS_MAX`` loses its link, not this actor its time."""
+        """Send one frame; close the link if the peer takes nothing for ``SILENCE_MS_MAX``, the longest block allowed."""
         if self._outlet is None:
             return
         try:
@@ -205,7 +205,7 @@ class PeerActor(NodeActor):
         self._do(self._life.broke(self._life.session, time.monotonic(), reason))
 
     def _look_for_it(self) -> None:
-        """Tell a process that has ended from a link that is cut, so that nobody waits for a dead leader's lease."""
+        """Distinguish an ended process from a cut link, so that nobody waits for a dead leader's lease."""
         if self._missed and not self._life.connected and refuses(self._address):
             self._missed = False
             self._log.info("peer_ended", address=self._address)

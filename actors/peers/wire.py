@@ -1,4 +1,4 @@
-"""What nodes say of themselves over a link, and the names that they may have. Values only.
+"""What nodes say about themselves over a link, and the names that they may have. Values only.
 
 A link's life: each side dials the other's inbox and sends :class:`Hello` again and again; the link is up when each has
 echoed the other's session. See :mod:`.life`.
@@ -18,10 +18,10 @@ from ...transport.sockets import checked_address
 
 
 def checked_node_name(name: str) -> str:
-    """Return ``name`` if a node may have it: it names a folder, and stands in lines of logs.
+    """Return ``name`` if a node may have it: it names a folder, and appears in log lines.
 
     Raises:
-        ConfigurationError: it is too long, may be taken for another name, or is no part of a path.
+        ConfigurationError: it is too long, may be mistaken for another name, or cannot be part of a path.
     """
     sound = isinstance(name, str) and 1 <= len(name) <= NAME_LENGTH_MAX
     if not sound or "/" in name or name in (".", "..") or fault_of(name):
@@ -53,14 +53,14 @@ def may_link(one: str, other: str) -> bool:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Hello:
-    """Who sends on this link. Repeated as the link's heartbeat.
+    """Introduces the sender on this link. Repeated as the link's heartbeat.
 
-    ``session`` numbers the sender's life of the link; ``echo`` is the receiver's session as the sender last heard it, 0
-    before. ``to`` is the id of the node that the sender takes the receiver for: another may listen where that was.
+    ``session`` numbers the sender's life of the link; ``echo`` is the receiver's session that the sender last received,
+    0 before. ``to`` is the id of the node that the sender expects; another may listen at that address now.
     ``coordinator`` is the id of the sender's coordinator: nodes that do not share it must not share a market.
-    It is :data:`NO_COORDINATOR` for a node that has no markets and is there for its actors only.
+    It is :data:`NO_COORDINATOR` for a node that has only actors, and no markets.
 
-    Clocks are compared by hellos: ``wall_ns`` is the sender's wall clock, ``ping_ns`` its monotonic one; ``pong_ns`` is
+    Hellos compare clocks: ``wall_ns`` is the sender's wall clock, ``ping_ns`` its monotonic one; ``pong_ns`` is
     the last ping that it has received, ``held_ns`` ago.
     """
 
@@ -79,11 +79,11 @@ class Hello:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Credentials:
-    """The certificate (DER) of who sends on this link, ahead of its first hello. Between nodes with identities only."""
+    """The sender's certificate (DER), sent before its first hello. Between nodes with identities only."""
 
     certificate: Annotated[bytes, codec.Bytes(CERTIFICATE_SIZE_MAX, 1)]
 
 
 LINK_KINDS: Final[dict[int, type]] = {1: Hello, 14: Credentials}
-"""What a PeerActor sends and the inbox's reader takes in, by the number of its kind on the wire."""
+"""Messages from a PeerActor to the inbox's reader, by the number of their kind on the wire."""
 LINK_CODEC: Final[codec.Codec[Any]] = codec.Codec(LINK_KINDS)
