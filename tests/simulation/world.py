@@ -36,6 +36,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from openoutcry.actors.book import replica as protocol
+from openoutcry.actors.book import requests
 from openoutcry.actors.book.commands import CANCEL_ALL, CLOCK, CONFIGURE, DUPLICATE, SET_TIME, SUBMIT
 from openoutcry.actors.book.core import Core, sends_first
 from openoutcry.actors.book.disk import DiskState
@@ -368,11 +369,11 @@ class Node:
 
     def work_requests(self) -> None:
         """Take up what was submitted, and make the next record, as the real shell does after each message."""
-        requests = self.core.requests
-        if self.submitted and requests.wants(sum([len(request.commands) for request in self.submitted])):
+        mine = self.core.requests
+        if self.submitted and mine.wants(sum([len(request.commands) for request in self.submitted])):
             taken, self.submitted = self.submitted, []
-            self.run(requests.take(taken))
-        if not self.writing and (record := requests.next_record()) is not None:
+            self.run(mine.take(taken))
+        if not self.writing and (record := mine.next_record()) is not None:
             self.propose(*record)
 
     def finish_image(self) -> None:
@@ -579,6 +580,8 @@ class World:
         self.in_flight_max = chance.choice((8, 65_536))
         self.batch_max = chance.choice((3, 3, 40))
         self.report_rate = chance.choice((0, 0.02, 0.2))
+        self.many = chance.choice((1, 1, 3, 128))
+        """Commands that are worth a record though others are under way: with few, several records are."""
         self.chunk_size = chance.choice((64, 400, 4000))
         self.sync_slow = chance.random() < 0.3
         """No shell writes by itself: each leaves it to its disk's thread."""
@@ -1132,8 +1135,8 @@ class World:
 
     def run(self, steps: int) -> None:
         """Live through ``steps`` faulty steps, then heal everything and require that all nodes converge."""
-        in_flight_max = protocol.IN_FLIGHT_MAX
-        protocol.IN_FLIGHT_MAX = self.in_flight_max  # type: ignore[misc]
+        in_flight_max, many = protocol.IN_FLIGHT_MAX, requests.MANY
+        protocol.IN_FLIGHT_MAX, requests.MANY = self.in_flight_max, self.many  # type: ignore[misc]
         try:
             for _ in range(steps):
                 self.step()
@@ -1145,7 +1148,7 @@ class World:
             self.isolate_the_leader()
             self.answer_everybody()
         finally:
-            protocol.IN_FLIGHT_MAX = in_flight_max  # type: ignore[misc]
+            protocol.IN_FLIGHT_MAX, requests.MANY = in_flight_max, many  # type: ignore[misc]
         for node in self.nodes.values():
             node.book.check()
             assert node.book.sequence >= self.acknowledged, f"{node.name} lost acknowledged commands"
