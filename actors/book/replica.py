@@ -840,6 +840,7 @@ class Replica:
             self.joined = False
             effects += self._set_trouble(None)
             self._inherited = self.tail.sequence
+            self._lapsed = None  # of an earlier leader, which may lead again
             self._stalled_since_ns = None
             self._followers.clear()
             self._offered_to.clear()

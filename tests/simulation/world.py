@@ -1274,5 +1274,7 @@ class World:
         record = self.store.get(MARKET)
         if record is None or set(record.in_sync) != set(self.nodes) - self.observers:
             return False
+        if record.yielding or not self.nodes[record.leader].replica.may_propose:
+            return False
         tails = {(n.replica.tail.chain, n.replica.committed, n.book.sequence) for n in nodes}
         return len(tails) == 1 and nodes[0].replica.tail.sequence == nodes[0].book.sequence
