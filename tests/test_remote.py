@@ -293,7 +293,7 @@ def test_what_is_told_next_does_not_overtake_a_large_item_that_goes_at_once(acto
     take = actor_probe.expect(SendNext).take
     assert take()
     wire.sent(b"")
-    link._heard[6] = 300
+    link._received[6] = 300
     link.credit(6, 300)
     if kind == ASK:
         link.ask(ref, "test.blob/1", bytes(PARCEL_SIZE), 1)
@@ -913,7 +913,7 @@ def test_node_that_sends_an_actor_more_than_its_window_loses_the_link(bench: Ben
     eventually(lambda: len(speaker.heard) == 2 * whole + 1, "there is room again")
     link = bench.remote._links["alice.1"]
     bench.remote.unregister("slow")
-    assert not [counts for counts in (link._heard, link._taken_out, link._owed) if actor in counts]
+    assert not [counts for counts in (link._received, link._taken_out, link._owed) if actor in counts]
     slow.stop()
 
 

@@ -320,7 +320,7 @@ class Actor(pykka.ThreadingActor):
         self.clock: Clock = _clocks[-1]
         """The clock of its timers; ``self.clock.now_s()`` returns its time."""
         self.failed_by: BaseException | None = None
-        """The actor's failure, None if it was stopped; set before ``on_failure``. An error in ``on_stop`` does not count."""
+        """The actor's failure, None if it was stopped or only ``on_stop`` failed; set before ``on_failure``."""
 
     @property
     def mailbox(self) -> Mailbox:

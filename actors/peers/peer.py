@@ -191,7 +191,7 @@ class PeerActor(NodeActor):
         self._tell_all(PeerUp(self._node, self._name, self._link))
 
     def _send(self, frame: bytes) -> None:
-        """Send one frame; close the link if the peer takes nothing for ``SILENCE_MS_MAX``, the longest block allowed."""
+        """Send one frame; close the link if the peer takes nothing for ``SILENCE_MS_MAX``."""
         if self._outlet is None:
             return
         try:

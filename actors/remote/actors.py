@@ -1,30 +1,30 @@
-"""Remote actors: an actor is served under a name at its node; others tell it, ask it and watch it from elsewhere.
+"""Remote actors: a node serves an actor under a name; actors elsewhere tell it, ask it and watch it.
 
 What holds between two nodes:
 
 1. Messages of one sender (a thread, an actor) to one actor are handled in the order in which they were sent.
-2. Each is delivered at most once. None is lost while the link lives and the actor does; what was under way when the
-   link ended is lost, and whoever watches the actor is told ``Terminated``.
+2. Each is delivered at most once. None is lost while both the link and the actor live. When the link ends, messages on
+   their way are lost, and those who watch the actor receive ``Terminated``.
 3. Nothing is unbounded: a node may have :data:`~.link.WINDOW_SIZE` bytes on their way to one actor, those in
    its mailbox included (a message counts its size and :data:`~.link.MESSAGE_OVERHEAD`). Beyond, a sender waits,
-   then gets Overloaded; a node that sends more than its share all the same loses the link.
-4. A message is of a type that the actor accepts, and passes that type's checks here and there; nothing is unpickled.
+   then gets Overloaded; a node that exceeds its share anyway loses the link.
+4. A message has a type that the actor accepts, and passes that type's checks on both sides; nothing is unpickled.
 
-One life of a link carries :class:`~.wire.Parcel` frames of items: what queued up while the last frame was being
-written travels in the next. Who sends an item to an actor for the first time in a life of the link asks to be told of
-its end; the end of the link is the end of all that was heard over it.
+One life of a link carries :class:`~.wire.Parcel` frames of items: items that queue up while one frame is written travel
+in the next. The first item to an actor in a life of the link also watches that actor. The end of the link ends all
+remote actors that were reached over it.
 
 ========================================  ==========================================================================
 item                                      meaning
 ========================================  ==========================================================================
 ``TELL  actor, type, body``               a message
-``ASK   actor, type, body, request``      a message that is to be answered
+``ASK   actor, type, body, request``      a message that needs an answer
 ``REPLY request, code, type, body``       the answer; with a code the body is the text of an error
-``FIND  request, name``                   who is served under that name? Answered by FOUND, or REPLY with a code
+``FIND  request, name``                   which actor is served under that name? Answered by FOUND, or REPLY with a code
 ``FOUND request, actor, name, accepted``  this one, and these are the keys and signatures of what it accepts
-``WATCH actor``                           tell me of the actor's end
-``GONE  actor, reason, detail``           the actor has ended, or is served no more
-``CREDIT actor, bytes``                   so many bytes of your messages have been taken from its mailbox
+``WATCH actor``                           notify me when the actor ends
+``GONE  actor, reason, detail``           the actor has ended, or is no longer served
+``CREDIT actor, bytes``                   the actor has taken this many bytes of your messages
 ========================================  ==========================================================================
 """
 
@@ -80,17 +80,17 @@ logger = get_logger(__name__)
 SERVED_MAX: Final = 400
 """Most actors that one node serves: each is announced in the directory."""
 EARLY_SIZE_MAX: Final = 8 * 1024 * 1024
-"""Bytes of parcels that wait for this side of a link to come up, counted as messages are."""
+"""Most bytes of parcels that wait for this side of a link to come up, counted like messages."""
 POLL_MS: Final = 50
-"""How soon the end of an actor is seen that is no :class:`~..kit.actor.Actor`, in milliseconds."""
+"""Milliseconds until the end of an actor that is not an :class:`~..kit.actor.Actor` is noticed."""
 SERVICE_PREFIX: Final = "actor/"
 """An actor is announced in the directory as the service ``actor/NAME``."""
 DRAIN_S_MAX: Final = 1.0
-"""How long a node that closes waits for others to have read what its actors were told to send, in seconds."""
+"""Seconds that a closing node waits for others to read the last messages of its actors."""
 
 
 class _LocalWatch:
-    """An actor of this process that another of it watches."""
+    """An actor of this process that another one in it watches."""
 
     __slots__ = ("_actors", "_watcher", "ref")
 
@@ -100,14 +100,14 @@ class _LocalWatch:
         self._watcher = watcher
 
     def ended(self, error: BaseException | None) -> None:
-        """Tell the watcher, on the thread of the actor that has ended."""
+        """Notify the watcher, on the thread of the actor that has ended."""
         if self._actors.take_watch(self):
             tell_end(self._watcher, Terminated(self.ref, *reason_of(error)))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Off:
-    """To the watchman: call ``ended`` no more."""
+    """To the watchman: do not call ``ended`` any more."""
 
     urn: str
     ended: Callable[[BaseException | None], None]
@@ -115,7 +115,7 @@ class _Off:
 
 @dataclasses.dataclass(slots=True)
 class _Early:
-    """Parcels of one life of a link that this side does not know to have begun."""
+    """Parcels of a life of a link that this side does not yet know about."""
 
     session: int
     size: int = 0
@@ -124,7 +124,7 @@ class _Early:
 
 
 class _Watchman(NodeActor):
-    """Sees the end of actors that tell nobody of it themselves. Started with the first of them."""
+    """Notices the end of actors that do not report it themselves. Started with the first of them."""
 
     tick_ms: ClassVar[int] = POLL_MS
 
@@ -160,17 +160,17 @@ class RemoteActors:
         announce: Callable[[str, bool], None],
         report: Callable[[ActorFailed], None],
     ) -> None:
-        """``timeout_s`` checks a time-out and fills in the default; ``announce(service, whether)`` must not block."""
+        """``timeout_s`` checks a timeout and fills in the default; ``announce(service, whether)`` must not block."""
         self.node = node
         self.name = name
         guard(self)
         self.seconds = timeout_s
         self.refused = 0
-        """Messages of other nodes that were of no type, or not as their type says, since the start."""
+        """Messages from other nodes with an unknown type, or that did not fit it, since the start."""
         self._announce = announce
         self._report = report
         self._lock = threading.Condition()
-        """Innermost: a link may hold its own when it asks here, so none is asked for anything under this one."""
+        """Innermost lock: links may hold their locks when they call here, so call no link while holding this one."""
         self._hearing = threading.Lock()
         self._actor_ids = itertools.count(time.time_ns())  # never those of an earlier life of this node
         self._names: dict[str, Served] = {}
@@ -185,7 +185,7 @@ class RemoteActors:
     # Serving.
 
     def queues(self) -> dict[str, tuple[int, int]]:
-        """Return the fullest of the links' queues by their names, with their bounds: bytes, asks and bytes."""
+        """Return the fullest queue of each kind over all links, with its bound: bytes, asks and bytes."""
         with self._lock:
             links = list(self._links.values()) or [self._own]
         depths = [link.depths() for link in links]
@@ -250,7 +250,7 @@ class RemoteActors:
         return self._served.get(actor)
 
     def named(self, name: str, link: RemoteLink) -> Served | None:
-        """Return the actor that is served under ``name``, and tell ``link`` of its end."""
+        """Return the actor served under ``name``, and notify ``link`` of its end."""
         with self._lock:
             served = self._names.get(name)
             if served is None or not served.ref.is_alive():
@@ -259,7 +259,7 @@ class RemoteActors:
             return served
 
     def watched(self, actor: int, link: RemoteLink) -> None:
-        """Tell ``link`` of the actor's end, now if it is not served."""
+        """Notify ``link`` when the actor ends, or now if it is not served."""
         with self._lock:
             served = self._served.get(actor)
             if served is not None:
@@ -272,7 +272,7 @@ class RemoteActors:
     def find(self, address: str, timeout_s: float, lookup: Callable[[str, float], Iterable[str]]) -> RemoteRef:
         """Return the actor at ``name@node``, or, for a bare name, one that ``lookup(service, seconds)`` finds.
 
-        Of those that are found, nodes with a link come first; each has an equal share of the time that is left.
+        Of the nodes found, linked ones come first; each gets an equal share of the remaining time.
         """
         name, at, node = address.partition("@") if isinstance(address, str) else (address, "", "")
         _checked_name(name)
@@ -290,7 +290,7 @@ class RemoteActors:
             try:
                 return self._find_at(name, self._link(node, share_s), share_s)
             except (Unreachable, UnknownActor, RequestTimeout) as error:
-                last = error  # it is announced there, but has gone, or cannot be reached from here
+                last = error  # it is announced there, but has ended, or cannot be reached from here
         raise last
 
     def _find_at(self, name: str, link: RemoteLink, deadline_s: float) -> RemoteRef:
@@ -366,7 +366,7 @@ class RemoteActors:
                     self._off_end(ref, watch.ended)
 
     def take_watch(self, watch: _LocalWatch) -> bool:
-        """Take a local watch out; return whether it was there still, so that it is told once."""
+        """Remove a local watch; return whether it still existed, so that the watcher is notified once."""
         with self._lock:
             urn = watch.ref.actor_urn
             before = self._local_watches.get(urn, [])
@@ -412,7 +412,7 @@ class RemoteActors:
                 try:
                     for parcel in early.parcels:
                         link.hear(parcel.items)
-                except ProtocolError as error:  # it costs the peer the link, as later; not the PeerActor its life
+                except ProtocolError as error:  # ends the link, as later, but not the PeerActor
                     up.link.reset(error.message)
 
     def link_down(self, node: str) -> None:
@@ -431,7 +431,7 @@ class RemoteActors:
             if link is not None and link.accepts_parcels_of(parcel.session):
                 link.hear(parcel.items)
                 return
-            # Of a life that has ended, or of one that this side does not know to have begun: its hello is on the way.
+            # It belongs to a life that has ended, or to one that this side does not know yet: its hello is on the way.
             early = self._early.get(node)
             if early is None or early.session != parcel.session:
                 early = self._early[node] = _Early(parcel.session)
@@ -442,12 +442,12 @@ class RemoteActors:
             early.parcels.append(parcel)
 
     def forget(self, node: str) -> None:
-        """A node is known no more."""
+        """A node was forgotten."""
         with self._hearing:
             self._early.pop(node, None)
 
     def close(self) -> None:
-        """End all links, with what was told before; the actors that were served live on. Idempotent."""
+        """End all links after sending what was told before; the served actors live on. Idempotent."""
         deadline_s = time.monotonic() + DRAIN_S_MAX
         with self._lock:
             used = [link for link in self._links.values() if link.used and not self._closed]
@@ -472,7 +472,7 @@ class RemoteActors:
 
 
 def ended_by(ref: pykka.ActorRef[Any], timeout_s: float) -> Terminated:
-    """Return how an actor of this process, that has stopped, has ended; waits for the last of its ``on_stop``."""
+    """Return how a stopped actor of this process ended; waits until its ``on_stop`` is done."""
     found: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()
     if isinstance(ref.actor_inbox, Mailbox):
         ref.actor_inbox.on_end(found.put)

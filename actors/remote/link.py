@@ -1,6 +1,6 @@
 """One life of the link between the actors of two nodes: windows, asks, watches, and the parcels that carry them.
 
-What holds of it, and the items that travel, are described in :mod:`.actors`.
+:mod:`.actors` describes its guarantees and the items that travel.
 """
 
 from __future__ import annotations
@@ -42,23 +42,23 @@ from .wire import ASK, CREDIT, FIND, FOUND, GONE, PARCEL_CODEC, REPLY, TELL, WAT
 logger = get_logger(__name__)
 
 WINDOW_SIZE: Final = 1024 * 1024
-"""Bytes that one node may have on their way to one actor of another; see the module's docstring."""
+"""Most bytes that one node may have on their way to one actor of another; then its senders wait."""
 MESSAGE_OVERHEAD: Final = 256
-"""Bytes that each message counts beyond its size: also small ones cost memory."""
+"""Bytes that each message counts beyond its size: small ones cost memory too."""
 PARCEL_SIZE: Final = 64 * 1024
-"""Bytes of one frame, give or take one message: what comes after it is not held up for long."""
+"""Most bytes of one frame, give or take one message, so that later messages do not wait long."""
 OUTBOX_SIZE_MAX: Final = 16 * 1024 * 1024
-"""Bytes of answers that wait for a slow link; an answer beyond is replaced by the error Overloaded.
+"""Most bytes of answers that wait for a slow link; a further answer is replaced by the error Overloaded.
 
-Whoever asks on, and does not take even twice as much, loses the link.
+A node that keeps asking, and does not even read twice as much, loses the link.
 """
 ASKS_MAX: Final = 65_536
-"""Most asks of one node to another that are unanswered."""
+"""Most unanswered asks from one node to another; a further ask waits, then gets Overloaded."""
 GONE_MAX: Final = 4096
-"""How many ended actors of a node are remembered."""
+"""Most ended actors of a node that are remembered."""
 _TEXT_MAX: Final = 500
 _ANSWERS: Final = (REPLY, FOUND, GONE)
-"""What the other side brings about; messages of this side's own senders have their windows."""
+"""Kinds of items that the other side causes; messages of this side's own senders have their windows."""
 _REASONS: Final = ("stopped", "failed", "unregistered")
 Item = tuple[Any, ...]
 
@@ -80,11 +80,11 @@ class Served:
         self.ended: tuple[str, str] | None = None
         """Reason and detail once the node no longer serves it."""
         self.retire: Callable[[BaseException | None], None] = lambda _: None
-        """What waits for the actor's end."""
+        """Called when the actor ends."""
 
 
 class _Delivery(Envelope[Any]):
-    """An envelope from another node: its sender's window opens again when the actor takes the message out."""
+    """An envelope from another node: when the actor takes the message out, its sender's window opens again."""
 
     __slots__ = ("_cost", "_link", "_message", "_served")
 
@@ -154,7 +154,7 @@ class _Actors(Reaches, Protocol):
 
 
 class RemoteLink:
-    """One life of the link to a node: what waits to be sent, who waits for answers, whose windows are how full."""
+    """One life of the link to a node: items to be sent, callers that wait for answers, and windows."""
 
     def __init__(self, actors: _Actors, up: PeerUp | None, node: str, name: str) -> None:
         """``up`` None: the link of a node to itself."""
@@ -169,15 +169,18 @@ class RemoteLink:
         self._scheduled = False
         self._requests = itertools.count(1)
         self._asks: dict[int, tuple[RemoteFuture, int | str]] = {}
-        """Who waits for the answer to a request, and what it was: an ask of that actor, or a search for that name."""
+        """The caller that waits for an answer, and its request: an ask of an actor, or a search for a name."""
         self._sweep_at = 1024
         self._under_way: dict[int, int] = {}
         self._gone: dict[int, tuple[EndReason, str]] = {}
         self._watchers: dict[int, list[tuple[RemoteRef, pykka.ActorRef[Any]]]] = {}
-        self._heard: dict[int, int] = {}
-        """Bytes of messages that have come for each actor. Changed where they are heard only: it needs no lock."""
+        self._received: dict[int, int] = {}
+        """Bytes of messages received for each actor. Only the receiving thread changes it: it needs no lock."""
         self._taken_out: dict[int, int] = {}
-        """How many of these the actor has taken out of its mailbox. Its sender has the rest, or more, as under way."""
+        """How many of these bytes the actor has taken from its mailbox.
+
+        The sender counts at least the rest as in flight.
+        """
         self._owed: dict[int, int] = {}
 
     # What this node's senders do.
@@ -197,12 +200,12 @@ class RemoteLink:
         with self._changed:
             self._enter(ref, cost, timeout_s)
             future, request = self._expect(ref.actor_id, timeout_s, deadline_s, repr(ref))
-            self._under_way[ref.actor_id] += cost  # once nothing can refuse it any more
+            self._under_way[ref.actor_id] += cost  # only now nothing can refuse it any more
             self._put((ASK, ref.actor_id, key, body, request), at_once=True)
         return future
 
     def find(self, name: str, timeout_s: float) -> RemoteFuture:
-        """Ask who is served under ``name``; the answer is a :class:`RemoteRef`."""
+        """Ask which actor is served under ``name``; the answer is a :class:`RemoteRef`."""
         with self._changed:
             self._check_open()
             future, request = self._expect(name, timeout_s, time.monotonic() + timeout_s, f"node {self.name}")
@@ -210,7 +213,7 @@ class RemoteLink:
         return future
 
     def watch(self, ref: RemoteRef, watcher: pykka.ActorRef[Any]) -> None:
-        """Have ``watcher`` told of the end of ``ref``, now if it is known to have come."""
+        """Notify ``watcher`` when ``ref`` ends, or now if it is known to have ended."""
         with self._changed:
             if self._closed is None and ref.actor_id not in self._gone:
                 self._follow(ref.actor_id)
@@ -220,23 +223,23 @@ class RemoteLink:
         tell_end(watcher, Terminated(ref, reason, detail))
 
     def unwatch(self, ref: RemoteRef, watcher: pykka.ActorRef[Any]) -> None:
-        """Take a :meth:`watch` back."""
+        """Undo a :meth:`watch`."""
         with self._changed:
             watchers = self._watchers.get(ref.actor_id, [])
             watchers[:] = [entry for entry in watchers if entry[1].actor_urn != watcher.actor_urn]
 
     @property
     def used(self) -> bool:
-        """Whether an actor of the other side was told, asked or watched."""
+        """Whether this side has told, asked or watched an actor of the other side."""
         return bool(self._watchers)
 
     def depths(self) -> tuple[int, int, int]:
-        """Return what waits to be sent, in bytes, the asks without an answer, and the bytes of the fullest window."""
+        """Return the bytes that wait to be sent, the number of unanswered asks, and the bytes of the fullest window."""
         with self._changed:
             return self._waiting_size, len(self._asks), max(self._under_way.values(), default=0)
 
     def drain(self, deadline_s: float) -> None:
-        """Wait until the other side has read what was sent before: it answers in order. nng's sockets do not linger."""
+        """Wait until the other side has read everything sent before, since nng's sockets do not linger."""
         with contextlib.suppress(OpenOutcryError):
             self.find("-", max(0.0, deadline_s - time.monotonic())).get()
 
@@ -258,11 +261,11 @@ class RemoteLink:
         self._check_open()
         if actor in self._gone:
             reason, detail = self._gone[actor]
-            raise ActorStopped(f"{ref!r} is heard no more: {reason}{': ' if detail else ''}{detail}")
+            raise ActorStopped(f"{ref!r} can no longer be reached: {reason}{': ' if detail else ''}{detail}")
         self._follow(actor)
 
     def _follow(self, actor: int) -> None:
-        """Be told of the actor's end, in this life of the link."""
+        """Watch the actor for this life of the link."""
         if actor not in self._watchers:
             self._watchers[actor] = []
             self._under_way[actor] = 0
@@ -281,10 +284,10 @@ class RemoteLink:
         return future, request
 
     def _take_ask(self, request: int, answers: Callable[[int | str], bool] = lambda _: True) -> RemoteFuture | None:
-        """Return the future of an ask that is still waited for, which the caller then settles.
+        """Return the future of an ask that still waits; the caller then settles it.
 
         Raises:
-            ProtocolError: ``answers`` does not hold of what was asked; whoever asked is told by the end of the link.
+            ProtocolError: the request is not one that this item answers; the link then ends, which notifies the asker.
         """
         with self._changed:
             found = self._asks.get(request)
@@ -304,10 +307,10 @@ class RemoteLink:
     # What this node's actors do.
 
     def credit(self, actor: int, cost: int) -> None:
-        """An actor has taken a message out; its sender is told with whatever travels next, or when it adds up."""
+        """An actor has taken a message out; notify the sender with the next frame, or when enough bytes add up."""
         with self._changed:
-            if actor not in self._heard:
-                return  # the other side has been told of its end
+            if actor not in self._received:
+                return  # the other side knows of its end
             self._taken_out[actor] = self._taken_out.get(actor, 0) + cost
             self._owed[actor] = owed = self._owed.get(actor, 0) + cost
             if owed >= WINDOW_SIZE // 4:
@@ -326,16 +329,16 @@ class RemoteLink:
         self.reply((REPLY, request, _sendable(code)[:64], "", _sendable(text).encode()))
 
     def gone(self, served: Served, reason: str, detail: str) -> None:
-        """Tell the other side that an actor is heard no more."""
+        """Notify the other side that an actor can no longer be reached."""
         with self._changed:
-            for counts in (self._heard, self._taken_out, self._owed):
+            for counts in (self._received, self._taken_out, self._owed):
                 counts.pop(served.actor_id, None)
             self._put((GONE, served.actor_id, reason, _sendable(detail)))
 
     # Sending.
 
     def _put(self, item: Item, *, at_once: bool = False) -> None:
-        """Add an item; one that somebody waits for travels at once, others with what comes until the link has room."""
+        """Add an item. An item that somebody waits for travels at once; others wait until the link has room."""
         if self._closed is not None:
             return
         self._waiting.append(item)
@@ -352,7 +355,7 @@ class RemoteLink:
             try:
                 while self._waiting:
                     self.hear(self._taken())
-            finally:  # what raises here costs those items, not all that come later
+            finally:  # an exception here costs those items, but not later ones
                 self._scheduled = False
         else:
             if at_once and not self._link.busy and (frame := self._encoded(self._gathered())):
@@ -365,21 +368,21 @@ class RemoteLink:
             self._put((CREDIT, actor, cost))
 
     def _schedule(self) -> None:
-        """Have the link take what still waits, when its turn comes."""
+        """Let the link take the waiting items when its turn comes."""
         link = present(self._link, "items are scheduled without a link")
         self._scheduled = bool(self._waiting)
         if self._scheduled:
             link.send_next(self._next_frame)
 
     def _gathered(self) -> tuple[Item, ...]:
-        """Take out what travels next, with the credits that are owed."""
+        """Take the next items to send, with the credits that are owed."""
         if self._owed:
             self._scheduled = True  # they wait with the rest
             self._put_credit()
         return self._taken()
 
     def _taken(self) -> tuple[Item, ...]:
-        """Take out the first that wait, about as many as one frame holds."""
+        """Take the first waiting items, about as many as fit into one frame."""
         items, size = [], 0
         while self._waiting and size < PARCEL_SIZE:
             item = self._waiting.popleft()
@@ -391,7 +394,7 @@ class RemoteLink:
         return tuple(items)
 
     def _next_frame(self) -> bytes | None:
-        """Return the next frame, and see to it that the one after it follows; None if nothing waits."""
+        """Return the next frame, and make sure that another follows; None if nothing waits."""
         with self._changed:
             items = self._gathered()
             self._schedule()
@@ -410,7 +413,7 @@ class RemoteLink:
             logger.error("item_not_sent", peer=self.name, item=items[0][0], error=error.message)
             return None
 
-    # Hearing.
+    # Receiving.
 
     def accepts_parcels_of(self, session: int) -> bool:
         """Whether what the peer has sent in its ``session`` belongs to this life."""
@@ -420,7 +423,7 @@ class RemoteLink:
         """Handle what the other side has sent, in order; never blocks.
 
         Raises:
-            ProtocolError: an item that the other side cannot have meant.
+            ProtocolError: an item that makes no sense.
         """
         for item in items:
             kind = item[0]
@@ -447,18 +450,18 @@ class RemoteLink:
         if served is None:
             if answer is not None:
                 answer.set_exception((None, pykka.ActorDeadError(), None))
-            return  # who sent it has been told, or is being told, by GONE
-        heard = self._heard.get(actor, 0) + cost
-        if (waiting := heard - self._taken_out.get(actor, 0)) > WINDOW_SIZE:
+            return  # a GONE has notified its sender, or is about to
+        received = self._received.get(actor, 0) + cost
+        if (waiting := received - self._taken_out.get(actor, 0)) > WINDOW_SIZE:
             raise ProtocolError(f"{waiting} bytes wait for actor {served.name!r}; a window has {WINDOW_SIZE}")
-        self._heard[actor] = heard
+        self._received[actor] = received
         kind = served.accepts.get(key)
         try:
             if kind is None:
                 raise ProtocolError(f"actor {served.name!r} does not accept {key:.80}")
             message = kind.decode(body)
         except ProtocolError as error:
-            # The sender's own checks let it pass: another version of this library, or worse. It hears if it asked.
+            # The sender's own checks let it pass: another version of this library, or worse. An asker gets the error.
             logger.warning("message_refused", peer=self.name, actor=served.name, type=key, error=error.message)
             self._actors.refused += 1
             self.credit(actor, cost)
@@ -467,7 +470,7 @@ class RemoteLink:
             return
         try:
             taken = put_always(served.ref, _Delivery(message, answer, served, self, cost))
-        except Exception as error:  # of an application's own inbox: the other items of the parcel are not its affair
+        except Exception as error:  # from an application's own inbox: it must not affect the other items of the parcel
             logger.exception("inbox_failed", peer=self.name, actor=served.name)
             self.credit(actor, cost)
             if answer is not None:
@@ -480,7 +483,7 @@ class RemoteLink:
         _, request, code, key, body = item
         future = self._take_ask(request, lambda asked: bool(code) or isinstance(asked, int))
         if future is None:
-            return  # who asked has given up
+            return  # the asker has given up
         if code:
             future.set_exception(_as_exc_info(_error_of(code, body.decode(errors="replace"), self.name)))
             return
@@ -515,7 +518,7 @@ class RemoteLink:
             self._gone[actor] = (reason, detail)
             futures = [self._asks.pop(n)[0] for n, (_, asked) in list(self._asks.items()) if asked == actor]
             self._changed.notify_all()
-        error = ActorStopped(f"the actor is heard no more: {reason}; whether it handled the message is unknown")
+        error = ActorStopped(f"the actor can no longer be reached: {reason}; whether it handled the message is unknown")
         for future in futures:
             future.set_exception(_as_exc_info(copied(error)))
         for ref, watcher in watchers:
@@ -532,21 +535,21 @@ class RemoteLink:
             with self._changed:
                 self._put((FOUND, request, served.actor_id, name, accepts), at_once=True)
             if (ended := served.ended) is not None:
-                self.gone(served, *ended)  # a GONE that came before FOUND meant nothing to the other side
+                self.gone(served, *ended)  # the other side ignored a GONE that came before FOUND
 
     def _found(self, item: Item) -> None:
         _, request, actor, name, accepts = item
         with self._changed:
             future = self._take_ask(request, lambda asked: asked == name)
             if future is None:
-                return  # who looked has given up
-            if actor not in self._watchers:  # being found is being watched
+                return  # the searcher has given up
+            if actor not in self._watchers:  # finding an actor also watches it
                 self._watchers[actor] = []
                 self._under_way[actor] = 0
         future.set(RemoteRef(self._actors, self.node, self.name, name, actor, dict(accepts)))
 
     def close(self, error: OpenOutcryError) -> None:
-        """End this life: whoever waits is told, and nothing is sent or heard over it any more."""
+        """End this life: notify everyone who waits; afterwards nothing is sent or received over it."""
         with self._changed:
             if self._closed is not None:
                 return
@@ -600,7 +603,7 @@ def add_living(
 
 
 def tell_end(watcher: pykka.ActorRef[Any], ended: Terminated) -> None:
-    """Tell one watcher; whatever its inbox raises is not the others' affair, nor that of the link's thread."""
+    """Notify one watcher; an exception of its inbox must not affect the others or the link's thread."""
     try:
         tell_always(watcher, ended)
     except Exception:
@@ -614,7 +617,7 @@ _ERRORS: Final[dict[str, type[OpenOutcryError]]] = {
 
 
 def _error_of(code: str, text: str, node: str) -> OpenOutcryError:
-    """Return the error that came instead of an answer; one of this library's by its code, else RemoteFailure."""
+    """Return the error received instead of an answer: one of this library's by its code, else RemoteFailure."""
     kind = _ERRORS.get(code, RemoteFailure)
     return kind(f"node {node}: {text}", code=code)
 

@@ -1,4 +1,4 @@
-"""What an application holds of an actor at another node: a ref to tell and ask it, answers to come, word of its end."""
+"""What an application holds of an actor at another node: a ref, futures, and the notice of its end."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from .schema import MessageType, type_of
 from .wire import TELL
 
 EndReason = Literal["stopped", "failed", "unregistered", "unreachable"]
-"""Why an actor is heard no more: it was stopped; it failed; its node serves it no more; its node cannot be reached."""
+"""Why an actor ended for its watcher: it stopped; it failed; its node no longer serves it, or is unreachable."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Terminated:
-    """A node to a watching actor, once: ``ref`` is heard no more.
+    """A node to a watching actor, once: ``ref`` has ended, or can no longer be reached.
 
-    After ``unreachable`` the actor may live on: look it up again when its node is back. It is never told twice for one
-    call of ``watch``, and nothing of what was under way to the actor is known to have arrived.
+    After ``unreachable`` the actor may live on: look it up again when its node is back. One call of ``watch`` causes
+    only one such message. Messages on their way to the actor may or may not have arrived.
     """
 
     ref: RemoteRef | pykka.ActorRef[Any]
     reason: EndReason
     detail: str = ""
-    """For people: by what it failed, or why the node cannot be reached."""
+    """For people: how it failed, or why the node cannot be reached."""
 
 
 class _Link(Protocol):
-    """The link over which an actor is reached."""
+    """The link that leads to an actor."""
 
     def send(self, ref: RemoteRef, item: tuple[Any, ...], timeout_s: float) -> None:
         """Send a message once the window allows it."""
 
     def ask(self, ref: RemoteRef, key: str, body: bytes, timeout_s: float) -> RemoteFuture:
-        """Send a message that is to be answered."""
+        """Send a message that needs an answer."""
 
 
 class Reaches(Protocol):
@@ -49,22 +49,22 @@ class Reaches(Protocol):
 
     @property
     def seconds(self) -> Callable[[float | None], float]:
-        """Turns what a caller gives for a time-out into seconds."""
+        """Turns a caller's timeout into seconds."""
 
     def link_to(self, ref: RemoteRef) -> _Link:
         """Return the link over which ``ref`` is reached."""
 
     def watch(self, ref: RemoteRef, watcher: pykka.ActorRef[Any]) -> None:
-        """Tell ``watcher`` of the end of ``ref``."""
+        """Notify ``watcher`` of the end of ``ref``."""
 
 
 class RemoteRef:
     """An actor at some node; made by ``ExchangeNode.actor``. Safe to share between threads.
 
-    Two are equal if they stand for one registration: an actor that is served under two names has two.
+    Two refs are equal if they stand for one registration: an actor with two names has two.
 
-    It stands for one incarnation: once the actor has stopped, all calls raise ActorStopped, also when another serves
-    under its name; look that one up anew.
+    A ref stands for one incarnation: once the actor has stopped, all calls raise ActorStopped, even if another actor
+    now has its name; look that one up again.
     """
 
     __slots__ = ("_accepts", "_actors", "actor_id", "name", "node", "node_name")
@@ -105,7 +105,7 @@ class RemoteRef:
         Blocks only while the window is full, for ``timeout`` seconds (default: the node's); with 0 not at all.
 
         Raises:
-            MessageRefused: not of a type that the actor accepts, or not as the type says; ``message_too_large``.
+            MessageRefused: the actor does not accept this type, a field does not fit it, or ``message_too_large``.
             ActorStopped: the actor has ended, as far as is known here.
             Unreachable: there is no link to its node.
             Overloaded: the actor does not keep up; the message was not sent.
@@ -126,7 +126,7 @@ class RemoteRef:
 
         Raises:
             RequestTimeout: no answer within ``timeout`` seconds (default: the node's); it may have been handled.
-            RemoteFailure: the actor raised an exception that is none of this library's; those are raised here as such.
+            RemoteFailure: the actor raised an exception from outside this library; this library's are raised unchanged.
             OpenOutcryError: as :meth:`tell`; ActorStopped and Unreachable also when they come while it waits.
         """
         kind = self._kind_of(message)
@@ -136,7 +136,7 @@ class RemoteRef:
         return future.get() if block else future
 
     def watch(self, watcher: pykka.ActorRef[Any]) -> None:
-        """Have ``watcher`` told once when the actor is heard no more: see ``ExchangeNode.watch``."""
+        """Notify ``watcher`` once when the actor has ended: see ``ExchangeNode.watch``."""
         self._actors.watch(self, watcher)
 
     def _kind_of(self, message: object) -> MessageType:
@@ -153,7 +153,7 @@ class RemoteRef:
 
 
 class RemoteFuture(pykka.ThreadingFuture[Any]):
-    """The answer to a remote ask, as any ``pykka.Future``; it fails by RequestTimeout when the ask's time is over."""
+    """The answer to a remote ask, a ``pykka.Future``; it fails with RequestTimeout when the ask's time is over."""
 
     def __init__(
         self,
@@ -171,7 +171,7 @@ class RemoteFuture(pykka.ThreadingFuture[Any]):
         self.deadline_s = time.monotonic() + timeout_s if deadline_s is None else deadline_s
 
     def get(self, *, timeout: float | None = None) -> Any:
-        """Return the answer or raise what came instead of it.
+        """Return the answer or raise the error received instead.
 
         Raises:
             pykka.Timeout: ``timeout`` seconds are over, but the ask's own are not.

@@ -1,8 +1,8 @@
 """Messages of application actors: frozen dataclasses with a name and a version, checked on both sides. Pure.
 
-A type is registered by :func:`message`; what its annotations allow is compiled then, and an annotation that cannot
-travel is an error then. A message travels as the msgpack array of its fields, under the type's key ``name/version``:
-nothing is pickled, and nothing can be made from a frame but registered types whose fields have the types they say.
+:func:`message` registers a type. It compiles the annotations, and raises an error if one cannot travel. A message
+travels as the msgpack array of its fields, under the type's key ``name/version``: nothing is pickled, and a frame can
+only create registered types whose fields have the declared types.
 
 ==============================  ===============================================================================
 annotation                      travels as
@@ -75,7 +75,7 @@ class MessageType:
         ]
         text = ",".join([f"{name}:{shape.text}" for name, shape in self._fields])
         self.signature = hashlib.sha256(text.encode()).hexdigest()[:12]
-        """Differs where names, order or types of the fields do."""
+        """Differs if names, order or types of the fields differ."""
 
     def to_wire(self, value: Any, name: str) -> tuple[Any, ...]:
         """Return the fields of a message as msgpack can carry them."""
@@ -112,7 +112,7 @@ class MessageType:
             return self.from_wire(_unpacked(body), self.key)
         except ProtocolError:
             raise
-        except Exception as error:  # of the class's own checks, which need not see here what they saw at the sender
+        except Exception as error:  # from the class's own checks, which may depend on this machine
             raise ProtocolError(f"{self.key} cannot be made here: {text_of(error):.{_TEXT_MAX}}") from error
 
 
@@ -213,7 +213,7 @@ def _none(value: Any, name: str) -> None:
 def _decimal_to_wire(value: Any, name: str) -> str:
     if not isinstance(value, decimal.Decimal) or not value.is_finite():
         raise ProtocolError(f"{name}: expected a finite Decimal, got {value!r:.40}")
-    # Not without an exponent: it has to arrive with the same digits, in 64 characters.
+    # With an exponent if need be: it must arrive with the same digits, in 64 characters.
     return _decimal_text(decimal.Decimal.__str__(value), name)
 
 

@@ -1,4 +1,4 @@
-"""Parcels: what the actors of one node have for those of another. Values only; see :mod:`.actors`."""
+"""Parcels: messages from the actors of one node to those of another. Values only; see :mod:`.actors`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _items(value: Any, name: str) -> tuple[tuple[Any, ...], ...]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Parcel:
-    """Node to node: what actors have for actors, in order, in the sender's life ``session`` of the link."""
+    """Node to node: items from actors to actors, in order, in the sender's life ``session`` of the link."""
 
     session: Annotated[int, codec.Int(1)]
     items: Annotated[tuple[tuple[Any, ...], ...], _items]

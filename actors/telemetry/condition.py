@@ -1,4 +1,4 @@
-"""How a replica is, in a word and a sentence, by its status: for health, metrics, errors and operators. Pure."""
+"""The state of a replica in a word and a sentence: for health, metrics, errors and operators. Pure."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from ..book.record import COMMANDS_MAX
 
 READY: Final = "ready"
 NOT_OPEN: Final = "cannot_open"
-"""The role and the state of a market that could not be opened so far."""
+"""The role and the state of a market that could not yet be opened."""
 Condition = tuple[str, str]
 """A state, and a sentence that explains it."""
 
 
 def condition(market: Mapping[str, Any], node: str) -> Condition:
-    """Return how a replica is, by its status; the first that applies of the states below.
+    """Return the state of a replica from its status: the first that applies of the states below.
 
     ==================  =============================================================================
-    failed              it has stopped for good: the node has to be restarted, and may need repair
-    cannot_open         it could not be opened, for want of descriptors, room, …: that is tried again
+    failed              it has stopped: restart the node, which may need repair
+    cannot_open         it could not be opened: descriptors, space, … ran out; the node retries
     unresponsive        it does not answer
-    repairing           its disk is being made good from a peer
+    repairing           it is repairing its disk from a peer
     no_leader           nobody leads, or the leader cannot be reached from here
     below_min_in_sync   fewer replicas are in sync than the market needs: commands are refused
     handing_over        it leads, and another is about to
-    catching_up         it does not hold all that is committed yet
+    catching_up         it lacks committed commands
     not_opened          nobody has given the market rules yet
     ready               it can be traded, and read up to date, here
     ==================  =============================================================================

@@ -1,4 +1,4 @@
-"""How a node is, over HTTP: ``/metrics``, ``/healthz`` and ``/readyz``, for machines that watch it. Changes nothing.
+"""The state of a node over HTTP: ``/metrics``, ``/healthz`` and ``/readyz``, for monitoring. Changes nothing.
 
 ==========  ======================================================  ================================================
 path        200                                                     503
@@ -8,7 +8,7 @@ path        200                                                     503
 /metrics    the metrics of :data:`~.metrics.METRICS`                never
 ==========  ======================================================  ================================================
 
-There is no authentication: listen on the loopback interface, or where only those who may see it reach.
+There is no authentication: listen on the loopback interface, or on an address that only authorised people can reach.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 REQUESTS_MAX: Final = 32
-"""Connections at once; one more is closed."""
+"""Most connections at once; a further one is closed."""
 ANSWER_S_MAX: Final = 5.0
-"""How long an actor may take to say how it is before it counts as stuck, in seconds."""
+"""Seconds that an actor may take to answer before it counts as stuck."""
 _LOOK_S: Final = 0.1
 _CLIENT_S: Final = 2.0
-"""How long a client may be silent, in seconds."""
+"""Seconds of silence after which a client's connection is closed."""
 
 
 def healthz(node: ExchangeNode) -> tuple[bool, dict[str, Any]]:
@@ -111,7 +111,7 @@ class HealthServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Take no more requests, finish those that are served, close the socket."""
+        """Refuse further requests, finish the current ones, close the socket."""
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
@@ -129,7 +129,7 @@ class _Server(socketserver.ThreadingTCPServer):
     def get_request(self) -> Any:
         try:
             return super().get_request()
-        except OSError:  # no descriptor is free, and the connection waits: not at full speed
+        except OSError:  # no descriptor is free: the connection waits, so pause before the next try
             time.sleep(_LOOK_S)
             raise
 
@@ -150,7 +150,7 @@ class _Server(socketserver.ThreadingTCPServer):
             self._room.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 (as its base class calls it)
-        """Ignore a client that went away; tell of anything else."""
+        """Ignore a client that disconnected; log anything else."""
         if not isinstance(sys.exception(), OSError):
             logger.exception("health_failed", client=client_address)
 
@@ -191,6 +191,6 @@ def _handler(node: ExchangeNode, scrape: Callable[[], bytes]) -> type[http.serve
                     self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
-            """Log nothing: they are asked every few seconds."""
+            """Log nothing: monitoring asks every few seconds."""
 
     return Handler

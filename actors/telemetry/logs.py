@@ -27,14 +27,14 @@ from ...transport.plain import plain, plain_lines
 FORMATS: Final = ("console", "json")
 LEVELS: Final = ("debug", "info", "warning", "error")
 LINES_MAX: Final = 10_000
-"""Most lines that wait to be written; beyond, they are left out, counted, and their number is written."""
+"""Most lines that wait to be written; further lines are discarded and counted, and a line says how many."""
 _CLOSE_S: Final = 2.0
 
 _PLAIN: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "event", "taskName"}
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether nobody else is told: an error that an actor has answered with is, and Pykka logs it all the same."""
+    """Whether to log a record of Pykka's: it also logs errors that an actor has already returned to its asker."""
     return record.levelno != logging.INFO or not record.name.startswith("pykka")
 
 
@@ -53,7 +53,7 @@ class LogOutput(logging.Handler):
         lines_max: int = LINES_MAX,
         **fields: str,
     ) -> None:
-        """``form``: one of :data:`FORMATS`. ``file``: None = stderr. ``fields``: said in every line.
+        """``form``: one of :data:`FORMATS`. ``file``: None = stderr. ``fields``: added to every line.
 
         Raises:
             ConfigurationError: the file cannot be opened.
@@ -70,9 +70,9 @@ class LogOutput(logging.Handler):
         self._queue: queue.Queue[logging.LogRecord | None] = queue.Queue(lines_max)
         self._reopen = threading.Event()
         self.lines_dropped = 0
-        """Lines that were left out, since the start."""
+        """Lines discarded since the start."""
         self.lines_failed = 0
-        """Records that no line could be made of, since the start; a line says so of each."""
+        """Records that could not be formatted, since the start; a line reports each."""
         self._dropped_said = 0
 
     def __enter__(self) -> LogOutput:
@@ -88,7 +88,7 @@ class LogOutput(logging.Handler):
         self.close()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take a record in; never blocks."""
+        """Queue a record; never blocks."""
         try:
             self._queue.put_nowait(record)
         except queue.Full:
@@ -100,11 +100,11 @@ class LogOutput(logging.Handler):
         return self._queue.qsize()
 
     def reopen(self) -> None:
-        """Open the file anew before the next line: it has been moved away. Safe in a signal handler."""
+        """Open the file again before the next line, because it was moved away. Safe in a signal handler."""
         self._reopen.set()
 
     def close(self) -> None:
-        """Write what waits, for two seconds at most, and give the root logger back. Idempotent."""
+        """Write the waiting lines, for two seconds at most, and restore the root logger. Idempotent."""
         before, self._before = self._before, None
         if before is not None:
             root = logging.getLogger()
@@ -112,14 +112,14 @@ class LogOutput(logging.Handler):
             try:
                 self._queue.put(None, timeout=_CLOSE_S)
             except queue.Full:
-                return  # nobody takes what the thread writes: it ends with the process
+                return  # nobody reads what the thread writes: it ends with the process
             self._thread.join(_CLOSE_S)
         if self._stream is not sys.stderr and not self._thread.is_alive():
             self._stream.close()
         super().close()
 
     def _withdraw(self) -> None:
-        """In a forked child, where its thread does not run: take no lines any more."""
+        """In a forked child, where its thread does not run: accept no more lines."""
         root = logging.getLogger()
         root.handlers = [handler for handler in root.handlers if handler is not self]
 
@@ -159,7 +159,7 @@ class LogOutput(logging.Handler):
     def _write(self, record: logging.LogRecord) -> None:
         try:
             line = self._line(record)
-        except Exception as error:  # another library's slip in its arguments must not end this thread
+        except Exception as error:  # another library's wrong arguments must not end this thread
             self.lines_failed += 1
             where = f"{record.pathname}:{record.lineno}"
             failed = without_secrets(f"{type(error).__name__}: {error}")
@@ -186,7 +186,7 @@ class LogOutput(logging.Handler):
 
 
 def _opened(path: str, flags: int) -> int:
-    """Open a file for writing; a pipe that nobody reads would else keep the process from its start."""
+    """Open a file for writing, without blocking on a pipe that nobody reads."""
     opened = os.open(path, flags | os.O_NONBLOCK, 0o666)
     os.set_blocking(opened, True)
     return opened
@@ -197,7 +197,7 @@ def _renderer(form: str, *, colors: bool) -> Callable[[dict[str, Any]], str | by
         to_json = structlog.processors.JSONRenderer(default=str)
         return lambda values: to_json(None, "", structlog.processors.format_exc_info(None, "", values))
     console = structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=_traceback)
-    # What other libraries log is as they write it: ours is plain already.
+    # Text of other libraries needs escaping; ours is plain already.
     return lambda values: console(
         None, "", {key: plain(value) if isinstance(value, str) else value for key, value in values.items()}
     )
@@ -206,7 +206,7 @@ def _renderer(form: str, *, colors: bool) -> Callable[[dict[str, Any]], str | by
 def _traceback(stream: TextIO, exc_info: Any) -> None:
     text = io.StringIO()
     structlog.dev.plain_traceback(text, exc_info)
-    # Set in, so that no line of an exception's text looks like one of the log.
+    # Indented, so that no line of an exception looks like a log line.
     stream.write("\n".join([f"  {line}".rstrip() for line in plain_lines(text.getvalue()).split("\n")]))
 
 

@@ -1,7 +1,7 @@
 """What a node counts about itself while it works: plain numbers, each with one writer, read at any time. No I/O.
 
-Counting is done by the batch, not by the order, and costs no lock: a reader may see a sum that is a moment older than
-its count. What they mean to an operator, and under which names they are published, is in :mod:`.metrics`.
+Actors count per batch, not per order, and without a lock: a reader may see a sum that is a moment older than its
+count. :mod:`.metrics` has their meaning and the names under which they are published.
 """
 
 from __future__ import annotations
@@ -23,6 +23,6 @@ class NodeMeters:
     links: dict[str, LinkMeters] = dataclasses.field(default_factory=dict)
     """By the other node's id; kept while that node is known."""
     restarts: Counter[str] = dataclasses.field(default_factory=Counter)
-    """Actors that failed and were started anew, by their class. The supervisor's."""
+    """Actors that failed and were restarted, by their class. The supervisor's."""
     store: StoreMeters = dataclasses.field(default_factory=StoreMeters)
     """The coordinator. The CoordinatorActor's."""

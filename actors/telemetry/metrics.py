@@ -1,6 +1,6 @@
-"""The metrics of a node, in Prometheus' terms. Asks the actors when it is asked; nothing here is on an order's way.
+"""The metrics of a node, in Prometheus' terms. Asks the actors at each scrape; nothing here is on the path of an order.
 
-:data:`METRICS` is the list of all of them: the collector publishes nothing else. Each node has a registry of its own.
+:data:`METRICS` lists all of them: the collector publishes nothing else. Each node has a registry of its own.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ..node import ExchangeNode
 
 SCRAPE_S_MAX: Final = 1.0
-"""How long a scrape waits for the actors, in seconds; what has not answered is left out of it."""
+"""Seconds that a scrape waits for the actors; it leaves out those that have not answered."""
 ROLES: Final = ("leading", "following", "claiming", "observing", "stopped", "unresponsive", NOT_OPEN)
 
 
@@ -48,19 +48,19 @@ _M: Final = ("market",)
 METRICS: Final[Mapping[str, Metric]] = {
     "openoutcry_build_info": Metric("gauge", "1; the labels say what runs.", ("version", "python")),
     "openoutcry_node_failures": Metric("gauge", "Actors that have failed and are not running. 0 is healthy."),
-    "openoutcry_actor_restarts_total": Metric("counter", "Actors that failed and were started anew.", ("actor",)),
-    "openoutcry_log_lines_dropped_total": Metric("counter", "Log lines left out because nobody took them."),
+    "openoutcry_actor_restarts_total": Metric("counter", "Actors that failed and were restarted.", ("actor",)),
+    "openoutcry_log_lines_dropped_total": Metric("counter", "Log lines discarded because the reader was too slow."),
     # A market's replica.
     "openoutcry_market_ready": Metric("gauge", "1 if the market can be traded, and read up to date, here.", _M),
-    "openoutcry_market_condition": Metric("gauge", "1 for the state that /readyz gives.", ("market", "state")),
-    "openoutcry_market_role": Metric("gauge", "1 for what this replica does.", ("market", "role")),
+    "openoutcry_market_condition": Metric("gauge", "1 for the state that /readyz shows.", ("market", "state")),
+    "openoutcry_market_role": Metric("gauge", "1 for the role of this replica.", ("market", "role")),
     "openoutcry_market_epoch": Metric("gauge", "The epoch; it grows by one whenever the leader changes.", _M),
     "openoutcry_in_sync_replicas": Metric("gauge", "Replicas of the in-sync set, as known here.", _M),
     "openoutcry_min_in_sync_replicas": Metric("gauge", "Replicas needed; below it commands are refused.", _M),
     "openoutcry_sequence": Metric(
         "gauge", "The last sequence number appended, durable, committed, applied here.", ("market", "at")
     ),
-    "openoutcry_behind_commands": Metric("gauge", "Commands known to be committed that are not applied here.", _M),
+    "openoutcry_behind_commands": Metric("gauge", "Committed commands that are not applied here yet.", _M),
     "openoutcry_replica_lag_commands": Metric(
         "gauge", "Leader: commands that a replica does not hold durably.", ("market", "peer")
     ),
@@ -73,22 +73,22 @@ METRICS: Final[Mapping[str, Metric]] = {
     "openoutcry_trades": Metric("gauge", "Trades since the market was opened.", _M),
     "openoutcry_open_orders": Metric("gauge", "Orders in the book.", _M),
     "openoutcry_rejections_total": Metric("counter", "Commands that the book rejected, by code.", ("market", "code")),
-    "openoutcry_ack_seconds": Metric("histogram", "From a request's submission here to its answer.", _M),
+    "openoutcry_ack_seconds": Metric("histogram", "Seconds from a request's submission here to its answer.", _M),
     "openoutcry_requests_failed_total": Metric(
         "counter",
         "Requests submitted here that failed, by the error's code.",
         ("market", "code"),
     ),
     "openoutcry_batch_commands": Metric("histogram", "Leader: commands in each record.", _M),
-    "openoutcry_journal_sync_seconds": Metric("histogram", "Writing and syncing the journal, a batch at a time.", _M),
+    "openoutcry_journal_sync_seconds": Metric("histogram", "Seconds to write and sync one batch to the journal.", _M),
     "openoutcry_queue_depth": Metric(
-        "gauge", "What waits in a queue; the market is empty for the node's own.", ("market", "queue")
+        "gauge", "Items in a queue; the market is empty for the node's own queues.", ("market", "queue")
     ),
     "openoutcry_queue_limit": Metric("gauge", "The bound of a queue that has one.", ("market", "queue")),
     "openoutcry_snapshot_sequence": Metric("gauge", "The sequence number of the last snapshot on disk.", _M),
     "openoutcry_snapshot_bytes": Metric("gauge", "The size of the last snapshot on disk.", _M),
     "openoutcry_snapshot_age_seconds": Metric("gauge", "The age of the last snapshot on disk.", _M),
-    "openoutcry_snapshots_failed_total": Metric("counter", "Snapshots that failed, to be tried again.", _M),
+    "openoutcry_snapshots_failed_total": Metric("counter", "Snapshots that failed; the node retries.", _M),
     "openoutcry_swaps_total": Metric("counter", "Attempts of this replica to change leader or in-sync set.", _M),
     "openoutcry_protocol_errors_total": Metric("counter", "Messages from peers that broke the protocol.", _M),
     "openoutcry_subscribers": Metric("gauge", "Subscribers to the market's events.", _M),
@@ -100,12 +100,12 @@ METRICS: Final[Mapping[str, Metric]] = {
     "openoutcry_frames_out_total": Metric("counter", "Frames sent.", ("peer",)),
     "openoutcry_bytes_in_total": Metric("counter", "Bytes of the frames received.", ("peer",)),
     "openoutcry_bytes_out_total": Metric("counter", "Bytes of the frames sent.", ("peer",)),
-    "openoutcry_frames_refused_total": Metric("counter", "Frames that broke the protocol and cost their link."),
+    "openoutcry_frames_refused_total": Metric("counter", "Frames that broke the protocol; each closed its link."),
     "openoutcry_remote_messages_refused_total": Metric(
-        "counter", "Messages to actors here that were not of their types."
+        "counter", "Messages from other nodes that did not fit an accepted type."
     ),
     "openoutcry_certificate_end_timestamp_seconds": Metric(
-        "gauge", "When the node's certificate ends, in seconds since the Unix epoch."
+        "gauge", "When the node's certificate expires, in seconds since the Unix epoch."
     ),
     "openoutcry_clock_off": Metric("gauge", "1 if this machine's clock differs from most of its peers'."),
     "openoutcry_clock_offset_seconds": Metric(
@@ -114,9 +114,9 @@ METRICS: Final[Mapping[str, Metric]] = {
     "openoutcry_market_time_offset_seconds": Metric(
         "gauge", "How far the market's time is ahead of the time that most clocks agree on, if beyond the bound.", _M
     ),
-    "openoutcry_coordinator_up": Metric("gauge", "1 if the coordinator has answered last time."),
-    "openoutcry_coordinator_seconds": Metric("histogram", "Questions to the coordinator, answered or not."),
-    "openoutcry_coordinator_failures_total": Metric("counter", "Questions to the coordinator that failed."),
+    "openoutcry_coordinator_up": Metric("gauge", "1 if the coordinator answered the last request."),
+    "openoutcry_coordinator_seconds": Metric("histogram", "Seconds of a request to the coordinator, answered or not."),
+    "openoutcry_coordinator_failures_total": Metric("counter", "Requests to the coordinator that failed."),
 }
 """Every metric by its name. All have the label ``node``; those of the process itself are named ``process_*``."""
 
@@ -137,7 +137,7 @@ class NodeCollector(Collector):
         return generate_latest(self.registry)
 
     def describe(self) -> list[Any]:
-        """Return nothing: what a node has is known when it is asked."""
+        """Return nothing: a node's metrics are known only when it is scraped."""
         return []
 
     def collect(self) -> Iterator[Any]:

@@ -2,10 +2,10 @@
 
 =================  ================================================================================================
 READY=1            the node has recovered what is on its disk, is announced, and answers the command line
-STATUS=…           how its markets are, in words, for ``systemctl status``
-WATCHDOG=1         the process is at work; what is not said in time has it ended and restarted
-EXTEND_TIMEOUT…    while it recovers: it is at work, however long that takes
-STOPPING=1         it was told to end, hands over and closes
+STATUS=…           the state of its markets in words, for ``systemctl status``
+WATCHDOG=1         the process works; without this in time, systemd ends and restarts it
+EXTEND_TIMEOUT…    while it recovers, however long that takes
+STOPPING=1         it was asked to shut down, hands over and closes
 =================  ================================================================================================
 """
 
@@ -22,11 +22,11 @@ from ...transport.numerals import whole_of
 from ...transport.plain import plain
 
 EXTEND_S: Final = 60
-"""By how much a start that goes on is extended, in seconds; said anew every quarter of that."""
+"""Seconds by which a running start extends its timeout; repeated every quarter of that."""
 
 
 class ServiceManager:
-    """Tells the service manager how the process is; does nothing where there is none."""
+    """Reports the state of the process to the service manager; does nothing if there is none."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         """``environment``: of the process: ``NOTIFY_SOCKET``, ``WATCHDOG_USEC`` and ``WATCHDOG_PID``."""
@@ -34,12 +34,12 @@ class ServiceManager:
         mine = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         period = environment.get("WATCHDOG_USEC", "") if mine else ""
         self.watchdog_s = (whole_of(period) or 0) / 1e6
-        """The process is ended if it says nothing for so long, in seconds; 0: never."""
+        """Seconds without a report after which the service manager ends the process; 0: never."""
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
     def tell(self, **states: object) -> bool:
-        """Tell states, as ``READY=1``; return whether somebody took them."""
+        """Send states such as ``READY=1``; return whether they were received."""
         if not self._address:
             return False
         # A name that begins with @ is in the kernel's namespace of its own.
@@ -52,9 +52,9 @@ class ServiceManager:
         return False
 
     def begin(self, condition: Callable[[], tuple[bool, str]] | None) -> None:
-        """Tell from now on, on a thread, how the process is.
+        """Report the state of the process from now on, on a thread.
 
-        ``condition`` returns whether it is at work, and how it is in words; None: it starts, for as long as it takes.
+        ``condition`` returns whether it works, and its state in words; None while it starts, however long that takes.
         """
         self.end()
         if not self._address:
@@ -76,7 +76,7 @@ class ServiceManager:
         self._thread.start()
 
     def end(self) -> None:
-        """Tell no more. Idempotent."""
+        """Stop reporting. Idempotent."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join()
