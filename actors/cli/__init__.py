@@ -1,8 +1,8 @@
 """The ``openoutcry`` command: words and options in, calls of the library out, lines or JSON to read. Decides nothing.
 
 Exit codes: 0 done; 1 refused, unavailable or failed, with one line on stderr that ends in the error's code; 2 usage;
-74 standard output cannot be written, and what was asked may be done; 78 the settings are wrong; 75, of the processes
-that stay: this machine's clock is behind, try again.
+74 standard output cannot be written, though the command may have been carried out; 78 the settings are wrong; 75, of
+node and directory: this machine's clock is behind, try again.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ COMMANDS: Final = {
 
 
 class _Commands(Group):
-    """Imports the module of a command when that is asked for: ``--help`` and ``--version`` need none of them."""
+    """Imports the module of a command on demand: ``--help`` and ``--version`` need none of them."""
 
     @property
     def commands(self) -> MutableMapping[str, click.Command]:

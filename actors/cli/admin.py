@@ -1,4 +1,4 @@
-"""What an operator asks of a node that runs."""
+"""An operator's commands to a running node."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def transfer(
     timeout: float,
     as_json_text: bool,
 ) -> None:
-    """Give the leadership of MARKET, which the asked node leads, to another node; commands in flight follow."""
+    """Hand the leadership of MARKET over to another node; the asked node must lead it. Commands in flight follow."""
     with connect(node_name, data_dir, timeout) as client:
         found = client.status()
         own, names, already = found["node_id"], names_of(found), False
@@ -51,7 +51,7 @@ def transfer(
 
 @click.group()
 def market() -> None:
-    """Create a market, or list what there is."""
+    """Create a market, or list all markets."""
 
 
 @market.command()
@@ -71,13 +71,13 @@ def create(
     timeout: float,
     as_json_text: bool,
 ) -> None:
-    """Create a market at the asked node, and on every node that joins all. Done again, it changes nothing."""
+    """Create a market at the asked node, and on every node that joins all markets. Repeating it changes nothing."""
     rules = parse_rules([f"tick_size={tick}", f"lot_size={lot}", *pairs])
     with connect(node_name, data_dir, timeout) as client:
         client.create_market(name, rules)
         holders: list[str] = []
         joining: list[str] = []
-        with contextlib.suppress(OpenOutcryError):  # it is created, whatever else can be said of it
+        with contextlib.suppress(OpenOutcryError):  # it is created, even if the answer is incomplete
             found = client.status()
             names, in_sync = names_of(found), found["markets"][name].get("in_sync", ())
             holders = [names.get(at, at) for at in in_sync]
@@ -97,7 +97,7 @@ def create(
 @market.command("list")
 @at_node
 def list_markets(*, node_name: str | None, data_dir: Path | None, timeout: float, as_json_text: bool) -> None:
-    """List every market of the exchange, and whether the asked node has joined it, or waits for it to be opened."""
+    """List every market of the exchange, and whether the asked node has joined it, or waits until it is opened."""
     with connect(node_name, data_dir, timeout) as client:
         found = client.markets()
     if as_json_text:
@@ -124,7 +124,7 @@ def clock() -> None:
 @clock.command("show")
 @at_node
 def show_clock(*, node_name: str | None, data_dir: Path | None, timeout: float, as_json_text: bool) -> None:
-    """Show how far other clocks are ahead of the asked node's, and how far the time of its markets is."""
+    """Show how far other clocks, and the times of its markets, are ahead of the asked node's clock."""
     with connect(node_name, data_dir, timeout) as client:
         found = client.status()
     names, clocks = names_of(found), found["clock"]
@@ -150,9 +150,9 @@ def reset_clock(
 ) -> None:
     """Set the time of MARKET to that of this machine's clock, at the node that leads it.
 
-    For a market whose time a wrong clock has put into the future, or left in the past; see `openoutcry clock show`. It
-    is a command in the log, the same for every replica. No order is changed: one that is good till a date stays good
-    till that date, by the time that holds from then on, and one that is due by it lapses at once.
+    Use it if a wrong clock has moved a market's time into the future or the past; see `openoutcry clock show`. It is a
+    command in the log, the same for every replica. It changes no order: a good-till-date order keeps its date, and
+    expires at once if the new time is past that date.
     """
     with connect(node_name, data_dir, timeout) as client:
         found = client.set_time(market, reason=reason)
@@ -180,12 +180,11 @@ def force_leader(
     timeout: float,
     as_json_text: bool,
 ) -> None:
-    """Make a node lead MARKET when every in-sync replica is gone for good. What only they had is lost.
+    """Make a node lead MARKET after all in-sync replicas are lost. Commands that only they held are lost.
 
-    A market whose leader is gone is taken over by itself as long as one in-sync replica is left; this is for when none
-    is. Of the nodes that are left choose the one with the highest sequence in `openoutcry status`, and make sure that
-    those of the in-sync set do not run anywhere. The log keeps a note of it. A former in-sync replica that comes back
-    after all keeps its log under another name, and joins as new.
+    While one in-sync replica is left, it takes over by itself; use this command only if none is. Choose the remaining
+    node with the highest sequence in `openoutcry status`, and make sure that no node of the in-sync set runs anywhere.
+    The log keeps a note. If a former in-sync replica comes back, it keeps its log under another name, and joins as new.
     """
     with connect(node_name, data_dir, timeout) as client:
         plan = client.force_plan(market)
@@ -203,7 +202,7 @@ def force_leader(
 
 
 def _plan_lines(plan: dict[str, Any]) -> list[str]:
-    """Return what is known of what forcing a leader would lose."""
+    """Return what forcing a leader would lose, as far as known."""
     sequence, known = plan["sequence"], plan["known_committed"]
     lost = f"everything that was answered after sequence {sequence}; nobody left knows how much"
     if known > sequence:

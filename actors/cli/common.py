@@ -1,4 +1,4 @@
-"""What the commands share: errors in one line, signals, the options that name a node, JSON."""
+"""Shared by the commands: errors in one line, signals, the options that name a node, JSON."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _LOOK_S: Final = 0.2
 def wait_for(ended: threading.Event) -> None:
     """Wait for the event of :func:`until_signalled`.
 
-    The kernel may give a signal to a thread other than the main one, as it does with the second of two at once: then
-    nothing but a look now and then has Python call the handler.
+    The kernel may deliver a signal to a thread other than the main one, such as the second of two at once. Then Python
+    calls the handler only if the main thread runs now and then.
     """
     while not ended.wait(_LOOK_S):
         pass
@@ -36,7 +36,7 @@ def wait_for(ended: threading.Event) -> None:
 
 @contextlib.contextmanager
 def until_signalled(on_hangup: Callable[[], None] | None = None) -> Iterator[threading.Event]:
-    """Set the event on SIGTERM or SIGINT, and call ``on_hangup`` on SIGHUP, instead of what these do otherwise."""
+    """Set the event on SIGTERM or SIGINT, and call ``on_hangup`` on SIGHUP, instead of their default actions."""
     ended = threading.Event()
     before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     if on_hangup is not None:
@@ -50,7 +50,7 @@ def until_signalled(on_hangup: Callable[[], None] | None = None) -> Iterator[thr
 
 @contextlib.contextmanager
 def watching() -> Iterator[threading.Event]:
-    """Set the event on SIGTERM or SIGINT: so ends what is shown until somebody has seen enough of it."""
+    """Set the event on SIGTERM or SIGINT, which ends a live view."""
     with until_signalled() as ended:
         try:
             yield ended
@@ -72,7 +72,7 @@ def options(*options: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
 
 
 class GivenPath(click.Path):
-    """A path; an empty one, as of a variable that is not set, would else be the current folder."""
+    """A path; an empty one, such as from an unset variable, would mean the current folder."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(path_type=Path, **options)
@@ -100,7 +100,7 @@ as_request = options(
 def connect(
     node_name: str | None, data_dir: Path | None, timeout: float, ended: threading.Event | None = None
 ) -> ControlClient:
-    """Return the link to the node that the options mean; it waits for nothing once ``ended`` is set."""
+    """Return the link to the node that the options name; it stops waiting once ``ended`` is set."""
     if node_name and data_dir:
         raise click.UsageError("--node and --data-dir name the same thing: give one of them")
     if not 0 < timeout <= 60:

@@ -1,4 +1,4 @@
-"""The coordinator's store, made anew."""
+"""Rebuilds the coordinator's store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FOLDER: Final = GivenPath(exists=True, file_okay=False)
 
 @click.group()
 def coordinator() -> None:
-    """The store that says who leads a market, and who is in sync."""
+    """The store that says who leads each market, and who is in sync."""
 
 
 @coordinator.command("rebuild")
@@ -28,11 +28,11 @@ def coordinator() -> None:
 @click.option("--yes", is_flag=True, help="Do not ask; what is to be written is printed all the same.")
 @click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
 def rebuild_store(*, folders: tuple[Path, ...], address: str, yes: bool, as_json_text: bool) -> None:
-    """Write the records of a store that was lost, from the disks of nodes that do not run.
+    """Rebuild the records of a lost store from the disks of stopped nodes.
 
-    DIR are the nodes' data directories, of as many as there are: nothing that was answered is lost if one of them was
-    in sync. Of each market the log that reaches furthest is gone on from; what another holds beyond that it puts aside
-    when it joins. Stop all nodes first, also those whose disks are not given.
+    DIR are the nodes' data directories; give as many as you have. If one of them was in sync, no answered command is
+    lost. Each market continues from the log that reaches furthest. A node whose log holds more puts it aside when it
+    joins. Stop all nodes first, also those whose disks you do not give.
     """
     with contextlib.ExitStack() as stack:
         for folder in folders:

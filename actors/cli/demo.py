@@ -1,4 +1,4 @@
-"""An exchange on this machine, to look at: nodes, bots that trade, and what becomes of them."""
+"""A demonstration on this machine: nodes, trading bots, and a view of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .show import book_lines, table, trade_line
 
 MARKET: Final = "BTC-USD"
 _LINES_S: Final = 2.0
-"""How often the view is printed where it cannot be shown in place, in seconds."""
+"""Seconds between two prints of the view if it cannot be shown in place."""
 
 
 @click.command()
@@ -32,8 +32,8 @@ _LINES_S: Final = 2.0
 def demo(*, nodes: int, bots: int, orders_per_s: float, seconds: float | None) -> None:
     """Run an exchange on this machine, in a temporary folder, with bots that trade at all of its nodes.
 
-    Watch how each node comes to the same book; kill one of the processes that are shown, and watch that too. Ctrl-C
-    ends it: nothing is left behind.
+    Watch how all nodes reach the same book. Kill one of the processes shown, and watch again. Ctrl-C ends the
+    demonstration and leaves nothing behind.
     """
     with (
         until_signalled() as ended,
@@ -61,7 +61,7 @@ def demo(*, nodes: int, bots: int, orders_per_s: float, seconds: float | None) -
         equal = _settled(exchange)
         alive = exchange.alive()
         codes = exchange.close()
-        # The user may have killed some: a node that ended before by a signal has not failed.
+        # The user may have killed some: a node that a signal ended has not failed.
         failed = {name: code for name, code in codes.items() if code > 0 or (code and name in alive)}
         told = "; ".join([f"{name} ended with {code}: {exchange.last_words(name)}" for name, code in failed.items()])
     if equal is False or failed:
@@ -69,7 +69,7 @@ def demo(*, nodes: int, bots: int, orders_per_s: float, seconds: float | None) -
 
 
 def _wait_in_sync(exchange: LocalExchange, ended: threading.Event) -> None:
-    """Wait until the nodes are ready, or the user has had enough."""
+    """Wait until the nodes are ready, or the user ends the demonstration."""
     while not ended.is_set():
         try:
             exchange.wait_in_sync(within_s=1)
@@ -81,7 +81,7 @@ def _wait_in_sync(exchange: LocalExchange, ended: threading.Event) -> None:
 
 
 def _settled(exchange: LocalExchange) -> bool | None:
-    """Return whether the nodes come to one state, as they do without bots; None if some of them were killed."""
+    """Return whether the nodes reach one state once the bots have stopped; None if some nodes were killed."""
     if len(exchange.alive()) < len(exchange.processes):
         return None
     ends = exchange.wait_same_sequence(MARKET)
@@ -92,7 +92,7 @@ def _settled(exchange: LocalExchange) -> bool | None:
 
 
 class _View:
-    """What is shown of an exchange: a row for each node, a few levels of the book, the last trades."""
+    """The view of an exchange: a row for each node, a few levels of the book, the last trades."""
 
     def __init__(self, exchange: LocalExchange, traders: list[Bot]) -> None:
         self._exchange = exchange

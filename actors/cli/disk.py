@@ -22,11 +22,11 @@ _FOLDER: Final = GivenPath(exists=True, file_okay=False)
 @click.argument("folder", metavar="DIR", type=_FOLDER)
 @click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
 def verify(folder: Path, as_json_text: bool) -> None:
-    """Check what a node that does not run has on its disk, and change nothing there.
+    """Check the disk of a stopped node without changing it.
 
-    DIR is a node's data directory, or the folder of one market in it. Checked are the checksums, the hash chain and the
-    snapshots, and that the log, executed from its beginning, leads to one state that holds together. The exit code is 0
-    if all is sound, and 1 if something is damaged: what is printed then says where, and what to do.
+    DIR is a node's data directory, or the folder of one market in it. The command checks the checksums, the hash chain
+    and the snapshots, and executes the log to see that it leads to one consistent state. The exit code is 0 if all is
+    sound, and 1 if something is damaged: the output then says where, and what to do.
     """
     with inspection.held(folder):
         folders, aside = inspection.market_folders(folder)
@@ -83,12 +83,12 @@ def _committed(report: inspection.MarketReport) -> str:
 )
 @click.option("--json", "as_json_text", is_flag=True, help="Print a line of JSON for each command.")
 def log(*, folder: Path, market: str, first: int, last: int | None, with_events: bool, as_json_text: bool) -> None:
-    """Print a market's log as a node that does not run has it on its disk.
+    """Print a market's log from the disk of a stopped node.
 
-    DIR is the node's data directory. A line is a command's sequence number, epoch and time (by the leader's clock, in
-    UTC), and what was asked, by whom. The last lines may be of commands that were never answered, which the market's
-    leader may have cut when the node comes back. What was answered is never cut; the committed mark that `verify` shows
-    is written with the next command, and lags.
+    DIR is the node's data directory. A line has a command's sequence number, epoch and time (by the leader's clock, in
+    UTC), the request and its account. The last lines may be commands that were never answered; when the node comes
+    back, they may be removed. Answered commands are never removed. The committed mark that `verify` shows is written
+    with the next command, so it lags.
     """
     with inspection.held(folder):
         folders, _ = inspection.market_folders(folder)

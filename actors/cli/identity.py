@@ -1,4 +1,4 @@
-"""The identities of an exchange's nodes: the authority that issues them, and what one says."""
+"""The identities of an exchange's nodes: the authority that issues them, and their contents."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def identity() -> None:
 @click.option("--name", default="Open Outcry", show_default=True, help="The authority's name in its certificate.")
 @click.option("--days", type=Whole(), default=AUTHORITY_DAYS, show_default=True, help="How long it is in force.")
 def create_authority(*, folder: Path, name: str, days: int) -> None:
-    """Make the authority of a new exchange in DIR. Whoever has its key can make members: keep it off the nodes."""
+    """Create the authority of a new exchange in DIR. Its key can create members: keep it off the nodes."""
     certificates().Authority.create(folder, name=name, days=days)
     say(f"{folder} holds the authority; its key is {folder / 'authority.key'}", done=True)
 
@@ -52,7 +52,7 @@ def create_authority(*, folder: Path, name: str, days: int) -> None:
 @click.option("--days", type=Whole(), default=DAYS, show_default=True, help="How long it is in force.")
 @click.option("--out", type=_FILE, help="The file to write, which must not be there.  [default: NAME.pem]")
 def issue(*, name: str, folder: Path, accounts: tuple[str, ...], days: int, out: Path | None) -> None:
-    """Write the identity of a new node called NAME: its key, its certificate, and whom it trusts, in one file."""
+    """Write the identity of a new node called NAME: its key, certificate and trusted authorities, in one file."""
     out = out or Path(f"{name}.pem")
     _open(folder).issue_file(out, name, accounts=accounts, days=days)
     said = open_identity(out).member
@@ -84,9 +84,9 @@ def list_issued(*, folder: Path, as_json_text: bool) -> None:
 @_at_authority
 @click.option("--serial", metavar="HEX", help="Only the certificate with this serial number.")
 def revoke(*, name: str, folder: Path, serial: str | None) -> None:
-    """Revoke all that was issued to NAME.
+    """Revoke all certificates issued to NAME.
 
-    It takes effect at a node once its identity holds the list: add DIR/revoked.pem to its file, and restart it.
+    It takes effect at a node once its identity has the list: add DIR/revoked.pem to its file, and restart it.
     """
     number = None if serial is None else hexadecimal_of(serial)
     if serial is not None and number is None:
@@ -103,7 +103,7 @@ def revoke(*, name: str, folder: Path, serial: str | None) -> None:
 @click.argument("file", type=_FILE)
 @_as_json
 def show(*, file: Path, as_json_text: bool) -> None:
-    """Check an identity's file, and show what it says; never the key."""
+    """Check an identity file, and show its contents without the key."""
     said = open_identity(file).member
     if as_json_text:
         print_json(said.as_json())

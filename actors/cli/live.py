@@ -1,4 +1,4 @@
-"""What is shown while it changes, a view or how far work is: in place in a terminal, as lines elsewhere."""
+"""Live output, such as a view or progress: in place in a terminal, as lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...transport.plain import plain
 from .output import say
 
 WATCH_S: Final = 0.5
-"""How often a view is made anew, in seconds: it costs the node a request."""
+"""Seconds between two updates of a view; each costs the node a request."""
 
 
 def watch(
@@ -24,8 +24,8 @@ def watch(
 ) -> None:
     """Show what ``view`` returns until ``ended``; None = nothing new.
 
-    In a terminal it is shown in place, by rich where that is installed; elsewhere, and where ``in_place`` is False, its
-    lines follow each other.
+    In a terminal it is shown in place, by rich if that is installed. Elsewhere, or if ``in_place`` is False, its lines
+    follow each other.
     """
     with _terminal() if in_place and sys.stdout.isatty() else _Lines() as shown:
         while not ended.is_set():
@@ -53,7 +53,7 @@ class _Cleared(_Lines):
 
 
 class _InPlace(_Lines):
-    """A rich ``Live``: it redraws what has changed, and leaves the last view behind."""
+    """A rich ``Live``: it redraws changes, and leaves the last view on the screen."""
 
     def __init__(self, live: Any, text: Callable[..., Any]) -> None:
         self._live = live
@@ -85,13 +85,13 @@ def _terminal() -> _Lines:
 
 @contextlib.contextmanager
 def progress(label: str) -> Iterator[Callable[[int, int], None]]:
-    """Show on stderr how far long work is; call what is yielded with how much more is done, and how much there is.
+    """Show progress on stderr; call the yielded function with the newly done amount and the total.
 
-    In a terminal a bar, where rich is installed; elsewhere a line now and then, and none for short work.
+    In a terminal this is a bar, if rich is installed; elsewhere a line now and then, and none for short work.
     """
     if sys.stderr.isatty() and (bar := _bar()) is not None:
         with bar as shown:
-            task = shown.add_task(plain(label).replace("[", "\\["))  # rich takes it for its markup
+            task = shown.add_task(plain(label).replace("[", "\\["))  # rich would read it as its markup
             yield lambda more, of: shown.update(task, advance=more, total=of)
         return
     done, said_s = 0, time.monotonic()

@@ -1,4 +1,4 @@
-"""What every command needs before any other module is imported: to print, and to fail in one line. For quick help."""
+"""Printing, and failing in one line: the only module that every command imports, so that help is quick."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ...transport.files import refusal
 from ...transport.plain import plain
 
 _SHOWN_MAX: Final = 500
-"""Most characters of what could not be printed that stderr is told."""
+"""Most characters of unprinted output that are repeated on stderr."""
 
 
 class Failure(Copied, click.ClickException):
@@ -33,37 +33,37 @@ class Failure(Copied, click.ClickException):
 
 
 class BadSettings(Failure):
-    """The settings are wrong: the service manager starts no such process again."""
+    """The settings are wrong: the service manager does not restart the process."""
 
     exit_code = os.EX_CONFIG
 
 
 class OutputFailed(Failure):
-    """Standard output cannot be written: an exit code of its own, since what was asked may be done all the same."""
+    """Standard output cannot be written: it has its own exit code, since the command may have been carried out."""
 
     exit_code = os.EX_IOERR
 
     def __init__(self, reason: str, text: str = "", *, done: bool = False) -> None:
-        """``done``: what was asked is done, and ``text`` says what came of it."""
+        """``done``: the command was carried out, and ``text`` says with which result."""
         self._quiet = reason == os.strerror(errno.EPIPE) and not done
-        """Whoever reads has seen enough."""
+        """The reader has closed the pipe."""
         shown = text if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]}…"
         what = f"{'what was asked is done, but ' if done else ''}standard output cannot be written ({reason})"
         super().__init__(f"{what}; it was to say: {shown}" if done else what, "output_failed")
 
     def show(self, file: Any = None) -> None:
-        """Print the line, if anybody is to know."""
+        """Print the line, unless the reader left."""
         if not self._quiet:
             super().show(file)
 
 
 class Group(click.Group):
-    """Commands whose errors are told in one line, not thrown."""
+    """Commands that print their errors in one line."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the command, where a terminal that lacks a letter shows its number, and 0 to 2 are the standard streams.
+        """Run the command. A terminal that lacks a letter shows its number; file descriptors 0 to 2 are open.
 
-        A process that was started without one of them would open its files there, and then print into these.
+        A process that was started without one of them would open its own files there, and then print into them.
         """
         for number in range(3):
             try:
@@ -115,7 +115,7 @@ class Group(click.Group):
 
 @contextlib.contextmanager
 def _plain_usage() -> Iterator[None]:
-    """Make plain what an error of usage quotes: a script may have put there what a peer has sent."""
+    """Escape what a usage error quotes: a script may have passed on text from a peer."""
     try:
         yield
     except click.UsageError as error:
@@ -124,9 +124,9 @@ def _plain_usage() -> Iterator[None]:
 
 
 def say(*lines: str, err: bool = False, done: bool = False) -> None:
-    """Print ``lines``, each made plain: they may hold what a peer has sent. A stderr that is full is passed over.
+    """Print ``lines``, escaped, since they may hold text from a peer. Ignore a full stderr.
 
-    ``done``: they say what came of a change that was asked for.
+    ``done``: they report the result of a change.
 
     Raises:
         OutputFailed: standard output cannot be written, or is closed.
@@ -143,6 +143,6 @@ def say(*lines: str, err: bool = False, done: bool = False) -> None:
 
 
 def _discard(stream: Any) -> None:
-    """Have what ``stream`` still holds go nowhere: Python tries it again at the end, and makes the exit code 120."""
+    """Discard what ``stream`` still holds: otherwise Python retries at exit, and makes the exit code 120."""
     with contextlib.suppress(OSError, ValueError, AttributeError):  # there is none, or it is no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

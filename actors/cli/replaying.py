@@ -1,4 +1,4 @@
-"""Recorded order flow, fed to node processes of its own."""
+"""Sends recorded order flow to node processes of its own."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from .output import Failure, say
 )
 @click.option("--json", "as_json_text", is_flag=True, help="Print the report as JSON.")
 def replay(file: Path, nodes: int, batch: int, via: str, as_json_text: bool) -> None:
-    """Feed recorded order flow through real node processes, and compare what they trade with what the venue did.
+    """Send recorded order flow through real node processes, and compare their trades with the venue's.
 
     FILE is CSV, plain or .gz, with the columns seq,ts_ns,cmd,order_id,side,price_ticks,qty,expect. The exit code is 0
     if every fill is as expected and all nodes end with the same book.

@@ -1,4 +1,4 @@
-"""The processes that stay: a rendezvous, and a node."""
+"""The long-running processes: a rendezvous, and a node."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ logger = get_logger(__name__)
 
 _LOOK_S: Final = 0.5
 _WAITS_S: Final = 5.0
-"""After how long a market that is waited for is told of in the log, in seconds: its name may be mistyped."""
+"""Seconds after which the log reports a market that is still not ready: its name may be mistyped."""
 STOP_S_MAX: Final = 30.0
-"""How long a node may take to hand over, answer and close after SIGTERM, in seconds."""
+"""Seconds that a node may take after SIGTERM to hand over, answer and close."""
 
 _TYPES: Final[dict[type, Any]] = {int: Whole(), float: Number(), Path: GivenPath()}
 
 
 def _flag(name: str, setting: Setting) -> Callable[[Any], Any]:
-    """Return the flag of a setting; None, or nothing, stands for one that is not given."""
+    """Return the flag of a setting; its value is None, or empty, if not given."""
     flag, kind = name.replace("_", "-"), setting.kind
     summary = setting.help.partition(". ")[0].removesuffix(".")
     return click.option(
@@ -77,7 +77,7 @@ def node_config(*, file: Path | None, markets: tuple[str, ...], join: tuple[str,
 
 
 PASSING: Final = frozenset({"address_in_use", "data_dir_in_use"})
-"""Codes of a ConfigurationError that a restart may mend: a predecessor that is still ending holds what is needed."""
+"""Codes of a ConfigurationError that a restart may cure: the previous process is still ending."""
 
 
 class TryAgain(Failure):
@@ -88,9 +88,9 @@ class TryAgain(Failure):
 
 @contextlib.contextmanager
 def judged_settings() -> Iterator[None]:
-    """Turn a ConfigurationError of the block into the exit code 78, but for those that are :data:`PASSING`.
+    """Turn a ConfigurationError of the block into the exit code 78, except those in :data:`PASSING`.
 
-    75 where a certificate is not in force yet by this machine's clock: that passes when the clock has been set.
+    75 if a certificate is not valid yet by this machine's clock: that passes when the clock is set.
     """
     try:
         yield
@@ -120,7 +120,7 @@ def directory(
 ) -> None:
     """Run a rendezvous alone: the place where nodes find each other. Ends on SIGTERM or SIGINT.
 
-    The exit code is 78 where the settings are wrong: a restart does not help. 75: this machine's clock is behind.
+    The exit code is 78 if the settings are wrong: a restart does not help. 75: this machine's clock is behind.
     """
     with (
         judged_settings(),
@@ -142,10 +142,11 @@ def _rendezvous(listen: str | None, peers: tuple[str, ...], advertise: str | Non
 @node_settings
 @click.option("--exit-with", "parent", type=Whole(), hidden=True, help="End, too, when the parent is not this process.")
 def node(*, parent: int | None, **flags: Any) -> None:
-    """Run a node until SIGTERM or SIGINT. It logs to stderr, and the other commands reach it by its data directory.
+    """Run a node until SIGTERM or SIGINT. It logs to stderr, and the other commands reach it through its data
+    directory.
 
     Settings come from flags, OPENOUTCRY_* variables, a TOML file ($OPENOUTCRY_CONFIG, or openoutcry.toml in
-    $OPENOUTCRY_HOME) and defaults, in that order. The exit code is 78 where they are wrong: a restart does not help.
+    $OPENOUTCRY_HOME) and defaults, in that order. The exit code is 78 if they are wrong: a restart does not help.
     75: the node's certificate is not valid yet by this machine's clock; a restart helps once the clock is right.
     """
     with judged_settings():
@@ -176,7 +177,7 @@ def ends_within(seconds: float, ended: threading.Event) -> Iterator[None]:
         ended.wait()
         if not done.wait(seconds):
             logger.critical("node_stuck", seconds=seconds, threads=[thread.name for thread in threading.enumerate()])
-            logging.shutdown()  # writes what waits
+            logging.shutdown()  # writes the waiting lines
             os._exit(1)
 
     threading.Thread(target=enforce, name="end-enforcer", daemon=True).start()
@@ -188,10 +189,10 @@ def ends_within(seconds: float, ended: threading.Event) -> Iterator[None]:
 
 
 def _in_words(node: ExchangeNode) -> tuple[bool, str]:
-    """Return whether the process is at work, and how the node is in one line.
+    """Return whether the process works, and the state of the node in one line.
 
-    A market that has failed is for ``/healthz`` and whoever reads the line: to end the process would take the other
-    markets with it, without hand-over, and this one would fail again.
+    ``/healthz`` and this line report a failed market. Ending the process would take the other markets down without
+    hand-over, and this one would fail again.
     """
     _, health = healthz(node)
     _, found = readyz(node)
@@ -209,7 +210,7 @@ def _end_with(parent: int, ended: threading.Event) -> None:
 
 
 def _run(config: NodeConfig, ended: threading.Event) -> None:
-    """Be the node until ``ended``, and end in order."""
+    """Run the node until ``ended``, and shut down in order."""
     manager = ServiceManager(os.environ)
     with ExitStack() as closing:
         closing.callback(manager.end)

@@ -1,4 +1,4 @@
-"""The settings of a node: is a file sound, and what holds in the end."""
+"""The settings of a node: check a file, and show the values in effect."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from .serve import node_config, node_settings
 
 @click.group()
 def config() -> None:
-    """Check a file of settings, or show those that a node would run with."""
+    """Check a settings file, or show the settings that a node would use."""
 
 
 @config.command()
 @click.argument("file", type=GivenPath(exists=True, dir_okay=False))
 def check(file: Path) -> None:
-    """Check a TOML file of settings, alone: unknown keys, wrong types, rules that no market can have.
+    """Check one TOML file: unknown keys, wrong types, invalid market rules.
 
-    All that is wrong is printed, a line each.
+    Prints a line for each error.
     """
     try:
         found = load_config(file=file, environment={}, flags={})
@@ -44,7 +44,7 @@ def check(file: Path) -> None:
 @node_settings
 @click.option("--json", "as_json_text", is_flag=True, help="Print JSON.")
 def show(*, as_json_text: bool, **flags: Any) -> None:
-    """Show the settings that `openoutcry node` would run with, given the same options, and where each comes from."""
+    """Show the settings that `openoutcry node` would use with the same options, and the source of each."""
     found = settings(node_config(**flags))
     if as_json_text:
         print_json({key: {"value": value, "source": source} for key, value, source in found})

@@ -1,4 +1,4 @@
-"""What a node that runs knows: a book, trades, orders, its status."""
+"""What a running node knows: a book, trades, orders, its status."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .output import say
 
 @contextlib.contextmanager
 def _looking(watch: bool) -> Iterator[threading.Event]:
-    """With ``watch`` a signal sets the event, and ends the block; without, it ends the process as any other."""
+    """With ``watch``, a signal sets the event and ends the block; without, it ends the process as usual."""
     with watching() if watch else contextlib.nullcontext(threading.Event()) as ended:
         yield ended
 
@@ -44,7 +44,7 @@ def book(
     timeout: float,
     as_json_text: bool,
 ) -> None:
-    """Show a market's book as the node's own replica has it."""
+    """Show a market's book from the node's own replica."""
     known: int | None = None
     with _looking(watch) as ended, connect(node_name, data_dir, timeout, ended) as client:
 
@@ -101,7 +101,7 @@ def trades(
     timeout: float,
     as_json_text: bool,
 ) -> None:
-    """List the last trades, newest first; with --watch those to come, as they happen."""
+    """List the last trades, newest first; with --watch, print new ones as they happen."""
     with _looking(watch) as ended, connect(node_name, data_dir, timeout, ended) as client:
         if not watch:
             last = client.trades(market, limit=limit)
@@ -173,7 +173,7 @@ def status(*, watch: bool, node_name: str | None, data_dir: Path | None, timeout
 
 
 def status_lines(found: dict[str, Any]) -> list[str]:
-    """Return a node's status: what it is and knows, a row for each market, and one for each replica it knows of."""
+    """Return a node's status: a row for the node, one for each market, and one for each known replica."""
     own, peers, markets = found["node_id"], found["peers"], found["markets"]
     names = names_of(found)
     lines = [f"node {found['name']} ({own}) at {found['address']}"]
@@ -203,7 +203,7 @@ def status_lines(found: dict[str, Any]) -> list[str]:
         role, ready = "observing" if market.get("observer") else market["role"], "yes" if market["ready"] else "no"
         counts = [str(market[key]) for key in ("applied", "open_orders", "trades")]
         rows.append((name, role, ready, str(market["epoch"]), leader, in_sync, *counts, market["state_hash"]))
-        # Only a leader knows of others than itself.
+        # Only a leader knows about other replicas.
         for at, replica in {own: market, **market["followers"]}.items():
             member = "leader" if at == market["leader"] else "yes" if at in market["in_sync"] else "no"
             lag = max(0, market["appended"] - replica["durable"])
@@ -217,7 +217,7 @@ def status_lines(found: dict[str, Any]) -> list[str]:
 
 
 def names_of(found: dict[str, Any]) -> dict[str, str]:
-    """Return what to call the nodes that a status knows, by id: the name, where it is only one's."""
+    """Return display names for the nodes in a status, by id: the name, if it is unique."""
     names = {found["node_id"]: found["name"], **{at: peer["name"] for at, peer in found["peers"].items()}}
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     return {at: at if name in twice else name for at, name in names.items()}
@@ -230,7 +230,7 @@ def _link_words(peer: dict[str, Any]) -> str:
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return the lines of a table: columns as wide as they have to be, whole numbers to the right."""
+    """Return the lines of a table: columns as wide as needed, whole numbers aligned right."""
     columns = [
         [cell.rjust(width) if numeric else cell.ljust(width) for cell in column]
         for column in zip(*[[plain(cell) for cell in row] for row in rows], strict=True)

@@ -1,4 +1,4 @@
-"""Commands to the exchange, through a node that runs: submit, cancel, amend."""
+"""Commands to the exchange through a running node: submit, cancel, amend."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .numbers import Whole, WholeRange
 from .output import Failure, OutputFailed, say
 
 _IDS_MAX: Final = 20
-"""How many of the orders that were cancelled together are printed."""
+"""Most orders that a cancel-all prints; then it prints only how many more there are."""
 
 
 def _command(
@@ -62,7 +62,7 @@ def _cancelled(result: OrderResult, reason: str) -> list[Cancelled]:
 
 
 def _all_cancelled(result: OrderResult) -> str:
-    """Return what a cancel-all did; orders that lapsed just then are not its doing."""
+    """Return the orders that a cancel-all cancelled, without those that expired at the same time."""
     ids = [str(order_id) for order_id in result.cancelled_ids]
     if not ids:
         return "no open orders"
@@ -71,7 +71,7 @@ def _all_cancelled(result: OrderResult) -> str:
 
 
 def _done(result: OrderResult) -> str:
-    """Return what became of the order, and why, where nobody asked to cancel what is cancelled of it."""
+    """Return the state of the order, and the reason if a part was cancelled without a request."""
     order_id, why = result.order_id, ""
     if order_id is None:
         return result.status
@@ -142,7 +142,7 @@ def submit(
 def cancel(
     *, market: str, order_id: int | None, every: bool, account: str | None, client_order_id: str | None, **at: Any
 ) -> None:
-    """Cancel what is left of an order."""
+    """Cancel the open quantity of an order."""
     if (order_id is None) != every:
         raise click.UsageError("give an ORDER_ID, or --all")
 

@@ -1,11 +1,11 @@
 """The local control link: how the command line reaches a running node on this machine. Owns no market, keeps no state.
 
 :class:`ControlServer` writes ``control.json`` (process id, address, token) into the node's data directory and answers
-requests there with a fixed number of threads; :class:`ControlClient` finds it by that file. Only who can read the file
-has the token, and a request with another one is refused: a stale file can reach nobody else's node.
+requests there with a fixed number of threads; :class:`ControlClient` finds it by that file. Only users who can read
+the file have the token. A request with another token is refused, so a stale file cannot reach another node.
 
 The link is nng's Req/Rep with re-sending switched off (by default Req repeats a request silently). A client that gets
-no answer does not know the outcome; every command carries a client order id, so that repeating it is safe.
+no answer does not know the outcome; every command carries a client order id, so repeating it is safe.
 """
 
 from __future__ import annotations
@@ -60,15 +60,15 @@ logger = get_logger(__name__)
 
 CONTROL_FILE: Final = "control.json"
 WORKERS: Final = 4
-"""How many requests are served at once; others wait in line. A node's status has a line of its own."""
+"""Most requests served at once; others queue. Requests for a node's status have a queue of their own."""
 TIMEOUT_MS_MAX: Final = 60_000
 REQUEST_SIZE_MAX: Final = 16 * 1024
 ITEMS_MAX: Final = 10_000
 """Most levels, trades, orders or events of one answer."""
 _LATE_S: Final = 0.5
-"""Seconds that a client waits beyond its timeout for the answer, which a node gives within it; then it is unknown."""
+"""Seconds that a client waits for the answer beyond its timeout; after that the outcome is unknown."""
 _PIECE_MS: Final = 100
-"""Longest single wait of a client in milliseconds: it looks for signals, and whether it is to end, in between."""
+"""Longest single wait of a client in milliseconds: in between it checks for signals and for its end."""
 _ADDRESS: Final = re.compile(r"tcp://127\.0\.0\.1:[0-9]{1,5}")
 
 Token = Annotated[str, Str(64, 1)]
@@ -84,7 +84,7 @@ def _rules(value: Any, _name: str) -> MarketRules:
     return MarketRules.from_tuple(value)
 
 
-# -- what is asked: the arguments of ExchangeNode's methods; a price or quantity is a decimal string ------------------
+# -- requests: the arguments of ExchangeNode's methods; a price or quantity is a decimal string ----------------------
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class GetOrders:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GetEvents:
-    """What the node has applied after sequence ``after``, now, without waiting; None: only where it is."""
+    """Events applied after sequence ``after``, without waiting; None: only the current sequence number."""
 
     token: Token
     market: Name
@@ -178,7 +178,7 @@ class GetStatus:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Transfer:
-    """:meth:`ExchangeNode.transfer`; answers the node that leads then."""
+    """:meth:`ExchangeNode.transfer`; answers the new leader."""
 
     token: Token
     timeout_ms: Timeout
@@ -226,7 +226,7 @@ class GetForcePlan:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ForceLeader:
-    """:meth:`ExchangeNode.force_leader`, if the plan has the same version and sequence still."""
+    """:meth:`ExchangeNode.force_leader`, if the plan still has the same version and sequence."""
 
     token: Token
     timeout_ms: Timeout
@@ -236,7 +236,7 @@ class ForceLeader:
     sequence: Annotated[int, Int()]
 
 
-# -- what is answered --------------------------------------------------------------------------------------------------
+# -- answers -----------------------------------------------------------------------------------------------------------
 
 
 def _event(value: Any, name: str) -> Event:
@@ -261,14 +261,14 @@ class Result:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Value:
-    """The answer to a query: what :func:`as_json` makes of it, as JSON in UTF-8."""
+    """The answer to a query: the result of :func:`as_json`, as JSON in UTF-8."""
 
     body: Annotated[bytes, Bytes()]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Failure:
-    """The exception that the request has raised."""
+    """The exception that the request raised."""
 
     kind: Annotated[str, Str(64)]
     """The name of its class in :mod:`openoutcry.transport.errors`."""
@@ -306,7 +306,7 @@ _ERRORS: Final[dict[str, type[OpenOutcryError]]] = {
 class ControlServer:
     """Serves one node's control link from construction until :meth:`close`.
 
-    To stop soon and in order: :meth:`withdraw`, close the node (which fails the calls that wait in it), :meth:`close`.
+    To stop soon and in order: call :meth:`withdraw`, close the node (its waiting calls fail), then :meth:`close`.
     """
 
     def __init__(self, node: ExchangeNode) -> None:
@@ -339,14 +339,14 @@ class ControlServer:
         self.close()
 
     def withdraw(self) -> None:
-        """Remove the file, so that no new client comes, and take no more requests. Idempotent."""
+        """Remove the file, so that no new client connects, and refuse further requests. Idempotent."""
         if not self._stopping.is_set():
             self._stopping.set()
             with contextlib.suppress(FileNotFoundError):
                 self._file.unlink()
 
     def close(self) -> None:
-        """Withdraw, answer what is being served, join the threads, then close the socket. Idempotent."""
+        """Withdraw, answer the current requests, join the threads, then close the socket. Idempotent."""
         uninterrupted(self._close)
 
     def _close(self) -> None:
@@ -411,7 +411,7 @@ class ControlServer:
         except ProtocolError as error:
             if not isinstance(answer, Result):
                 return ANSWERS.encode(_failure(error))
-            # The command stands, whatever becomes of its answer: say so, without its events.
+            # The command was executed, even if its answer cannot be sent: say so, without its events.
             return ANSWERS.encode(
                 _failure(OpenOutcryError(f"executed at sequence {answer.sequence}; {error}", code="answer_too_large"))
             )
@@ -524,14 +524,14 @@ class ControlClient:
     Methods are those of :class:`ExchangeNode` and raise what they raise; commands return an :class:`OrderResult`,
     queries the JSON form of their views. Also raised:
 
-    - ``Unavailable``: no node runs on the data directory (code ``node_not_running``), or the one that does takes no
+    - ``Unavailable``: no node runs on the data directory (code ``node_not_running``), or it accepts no
       connection within the timeout (code ``node_not_answering``); nothing was sent;
-    - ``LinkBroken``: the node has gone; the outcome of a command is unknown, as after a ``RequestTimeout``;
+    - ``LinkBroken``: the node has ended; the outcome of a command is unknown, as after a ``RequestTimeout``;
     - ``Closed``: ``ended`` was set meanwhile; the outcome of a command is unknown.
     """
 
     def __init__(self, data_dir: Path, *, timeout: float = 5.0, ended: threading.Event | None = None) -> None:
-        """``ended``: once it is set, nothing is waited for any more; for a caller that handles signals itself."""
+        """``ended``: once it is set, no call waits any more; for a caller that handles signals itself."""
         control = read_control_file(data_dir)
         if control is None:
             raise Unavailable(f"no node is running on {data_dir}", code="node_not_running")
@@ -649,7 +649,7 @@ class ControlClient:
         return cast("list[dict[str, Any]]", self._query(GetOrders(self._token, market, account, limit)))
 
     def events(self, market: str, after: int | None) -> tuple[int, list[dict[str, Any]]]:
-        """Return the sequence number that the node is at, or its next page ends at, and the events after ``after``."""
+        """Return the node's sequence number, or that of the end of the page, and the events after ``after``."""
         found = self._query(GetEvents(self._token, market, after))
         return found["sequence"], found["events"]
 
@@ -672,7 +672,7 @@ class ControlClient:
         return cast("dict[str, Any]", self._query(SetClock(self._token, self._timeout_ms, market, reason)))
 
     def transfer(self, market: str, to: str | None = None) -> str | None:
-        """As :meth:`ExchangeNode.transfer`; return the id of the node that leads now, None if that is not known yet."""
+        """As :meth:`ExchangeNode.transfer`; return the id of the new leader, None if not known yet."""
         return cast("str | None", self._query(Transfer(self._token, self._timeout_ms, market, to)))
 
     def force_plan(self, market: str) -> dict[str, Any]:
@@ -716,7 +716,7 @@ class ControlClient:
             raise InvalidRequest(error.message) from error
         line = self._line
         if isinstance(request, GetStatus):
-            # In a line of its own: it has to be there when nothing else gets through.
+            # In a queue of its own: it must work when nothing else gets through.
             self._status_line = self._status_line or self._dial(self._control["status_address"])
             line = self._status_line
         try:
@@ -738,18 +738,18 @@ def fresh_id() -> str:
 
 
 class _Line:
-    """One connection to the node, for a request and its answer at a time.
+    """One connection to the node, for one request and its answer at a time.
 
-    It waits in short pieces, none of them in nng: a signal is heeded, and a node that is stopped (its kernel still
-    takes connections) costs its time-out, and no socket of nng in a handshake.
+    It waits in short pieces, none of them in nng. So signals are handled, and a stopped node (its kernel still accepts
+    connections) costs its timeout, but leaves no nng socket in a handshake.
     """
 
     def __init__(self, address: str, deadline_s: float, ended: threading.Event) -> None:
         """Connect.
 
         Raises:
-            RequestTimeout: nobody has answered in time.
-            LinkBroken: nobody listens there.
+            RequestTimeout: there was no answer in time.
+            LinkBroken: nothing listens there.
             Closed: ``ended`` was set.
         """
         self._ended = ended
@@ -773,7 +773,7 @@ class _Line:
         sockets.close_dialled(self._socket)
 
     def ask(self, frame: bytes, deadline_s: float) -> bytes:
-        """Send ``frame`` and return the answer; raises as the constructor does, and whatever was sent may be done."""
+        """Send ``frame`` and return the answer; raises as the constructor; the outcome is then unknown."""
         try:
             self._wait_for(lambda _: self._sent(frame), deadline_s)
             self._wait_for(lambda seconds: self._gone.is_set() or _readable(self._socket.recv_fd, seconds), deadline_s)
@@ -793,7 +793,7 @@ class _Line:
         return True
 
     def _await_greeting(self, address: str, deadline_s: float) -> None:
-        """Wait until whoever listens at ``address`` has said anything, as nng does to who connects."""
+        """Wait until the listener at ``address`` sends anything, as nng does on each connection."""
         host, _, port = address.removeprefix("tcp://").rpartition(":")
         with socket.socket() as probe:
             probe.setblocking(False)
@@ -825,10 +825,10 @@ def _readable(fd: int, seconds: float) -> bool:
 
 
 def read_control_file(data_dir: Path) -> Mapping[str, Any] | None:
-    """Return what the node that runs on ``data_dir`` has written, or None if none does (its process is gone).
+    """Return the control file of the node that runs on ``data_dir``, None if none runs.
 
     Raises:
-        ConfigurationError: there is a file, but this user may not read it, or the path is none (code ``bad_path``).
+        ConfigurationError: this user may not read the file, or the path is invalid (code ``bad_path``).
     """
     try:
         text = read_file(data_dir / CONTROL_FILE)
@@ -851,7 +851,7 @@ def read_control_file(data_dir: Path) -> Mapping[str, Any] | None:
 
 
 def running_nodes(home: Path) -> dict[str, Path]:
-    """Return the data directories, by the node's name, of the nodes that run below ``home`` and that can be reached."""
+    """Return the data directories below ``home`` whose nodes run and can be reached, by the node's name."""
     found = {}
     with contextlib.suppress(OSError, ValueError):  # nobody's home
         for file in sorted(home.glob(f"nodes/*/{CONTROL_FILE}")):

@@ -1,4 +1,4 @@
-"""The command line's settings: a TOML file, the environment and flags become those of a node's process. Starts nothing.
+"""The command line's settings: reads a TOML file, the environment and flags. Starts nothing.
 
 A flag goes before the environment, the environment before the file, the file before the default. The file::
 
@@ -10,7 +10,7 @@ A flag goes before the environment, the environment before the file, the file be
     tick_size = "0.01"
     lot_size = "0.001"
 
-It is the one that ``--config`` or ``OPENOUTCRY_CONFIG`` names, else ``openoutcry.toml`` in the home folder, if there;
+``--config`` or ``OPENOUTCRY_CONFIG`` names the file, else it is ``openoutcry.toml`` in the home folder, if it exists;
 its relative paths are relative to its own folder. A key that does not exist is an error, never ignored.
 """
 
@@ -39,13 +39,13 @@ ENV_PREFIX: Final = "OPENOUTCRY_"
 _TOML_TEXT: Final = re.compile(
     r""""{3}(?:[^\\]|\\.)*?"{3}|'{3}.*?'{3}|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'|\#[^\n]*""", re.DOTALL
 )
-"""Strings and comments of a TOML file."""
+"""Matches strings and comments of a TOML file."""
 _LINE: Final = "\n"
 _TOML_NUMBER: Final = re.compile(r"=[ \t]*([+-]?(?:[0-9]|inf|nan)[^\s,}\]]*)")
 
 
 class WrongFile(ConfigurationError):
-    """The file of settings is not as it should be; ``slips`` are all that is wrong with it, a sentence each."""
+    """The settings file is wrong; ``slips`` has a sentence for each error in it."""
 
     def __init__(self, path: Path, slips: Iterable[str]) -> None:
         self.slips = tuple([f"{path}: {slip}" for slip in slips])
@@ -57,15 +57,15 @@ class NodeConfig:
     """The settings of a node's process."""
 
     options: ProcessOptions
-    """Every setting, as it is given or by default; with an identity, the default addresses are of TLS."""
+    """Every setting, given or default; with an identity, the default addresses use TLS."""
     markets: Mapping[str, MarketRules | None]
-    """None: the market is joined, and opened by another node."""
+    """None: this node joins the market, and another opens it."""
     sources: Mapping[str, str]
-    """Where each setting comes from that is no default: a file, a variable or a flag; a market is ``markets.NAME``."""
+    """The source of each setting that is not a default: a file, a variable or a flag; a market is ``markets.NAME``."""
 
 
 def home_folder(environment: Mapping[str, str]) -> Path:
-    """Return where the command line keeps what is its: ``OPENOUTCRY_HOME``, else ``~/.local/state/openoutcry``."""
+    """Return the folder of the command line's files: ``OPENOUTCRY_HOME``, else ``~/.local/state/openoutcry``."""
     home = environment.get(f"{ENV_PREFIX}HOME")
     return checked_path(home or "~/.local/state/openoutcry", f"{ENV_PREFIX}HOME" if home else "the home folder")
 
@@ -80,14 +80,14 @@ def load_config(
     """Return the settings of a node.
 
     Args:
-        file: the TOML file; None: the default one, which need not be there.
+        file: the TOML file; None: the default one, which need not exist.
         environment: the process' environment.
         flags: values of the node's keys; None = not given.
         market_flags: each ``NAME`` or ``NAME:key=value,…``: a market to open, in place of the file's of that name.
 
     Raises:
-        WrongFile: in the file a key does not exist, or a value is of the wrong type.
-        ConfigurationError: so it is in the environment or a flag, or the file cannot be read.
+        WrongFile: the file has an unknown key, or a value of the wrong type.
+        ConfigurationError: the same in the environment or a flag, or the file cannot be read.
     """
     home = home_folder(environment)
     path, node, markets = _read_file(file, environment, home)
@@ -118,7 +118,7 @@ def load_config(
 
 
 def settings(config: NodeConfig) -> list[tuple[str, Any, str]]:
-    """Return each setting's key, value and source (``default`` where none is given); passwords are made unreadable."""
+    """Return each setting's key, value and source (``default`` where none is given); passwords are masked."""
     values: dict[str, Any] = {
         key: without_secrets(str(value)) if isinstance(value, (str, Path)) else value
         for key, value in config.options.items()
@@ -132,7 +132,7 @@ def parse_market(text: str) -> tuple[str, dict[str, Any]]:
     """Return the name and the rules' values in ``NAME`` or ``NAME:key=value,…``.
 
     Raises:
-        ConfigurationError: it is not of that form.
+        ConfigurationError: the text does not have that form.
     """
     name, _, rest = text.partition(":")
     values: dict[str, Any] = {}
@@ -145,10 +145,10 @@ def parse_market(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def parse_rules(pairs: Iterable[str]) -> MarketRules:
-    """Return the rules that ``key=value`` pairs say, and defaults for the others.
+    """Return the rules from ``key=value`` pairs, with defaults for the others.
 
     Raises:
-        ConfigurationError: a pair is not of that form, a key does not exist, or a value is not right.
+        ConfigurationError: a pair does not have that form, a key does not exist, or a value is wrong.
     """
     values: dict[str, Any] = {}
     for pair in pairs:
@@ -192,7 +192,7 @@ def _read_file(
 
 
 def _numbers_otherwise(text: str) -> list[str]:
-    """Return a sentence for each number of a TOML file that is not written as numbers are everywhere else.
+    """Return a sentence for each number of a TOML file that breaks the grammar of numbers.
 
     TOML allows more: underscores, a plus sign, other bases, NaN.
     """
@@ -208,7 +208,7 @@ def _numbers_otherwise(text: str) -> list[str]:
 def _parse(
     values: dict[str, Any], folder: Path, slips: list[str]
 ) -> tuple[dict[str, Any], dict[str, MarketRules | None]]:
-    """Return what the sections say, as far as it is right; what is wrong is added to ``slips``."""
+    """Return the valid settings of the sections; add errors to ``slips``."""
     node: dict[str, Any] = {}
     markets: dict[str, MarketRules | None] = {}
     for section, fields in values.items():
@@ -228,7 +228,7 @@ def _parse(
 
 
 def _rules_of_file(name: str, fields: dict[str, Any], slips: list[str]) -> MarketRules | None:
-    """Return a market's rules without what is wrong, which is added to ``slips``."""
+    """Return a market's valid rules; add errors to ``slips``."""
     if "join" in fields or not name:
         return _rules(name, fields)
     right: dict[str, Any] = {}
@@ -241,14 +241,14 @@ def _rules_of_file(name: str, fields: dict[str, Any], slips: list[str]) -> Marke
             return MarketRules(**right)
         except ConfigurationError as error:
             slips.append(f"market {name}: {error}")
-            # It begins with the rule that is wrong: without that, the next one is found.
+            # The message begins with the wrong rule: without that rule, the next error is found.
             if right.pop(error.message.partition(" ")[0], None) is None:
                 return None
 
 
 @contextlib.contextmanager
 def _noted(slips: list[str]) -> Iterator[None]:
-    """End the block at a ConfigurationError, and add what it says to ``slips``."""
+    """End the block at a ConfigurationError, and add its message to ``slips``."""
     try:
         yield
     except ConfigurationError as error:
@@ -265,13 +265,13 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             value = _parsed(key, text)
             found[key] = _checked(key, value, variable)
         elif close := difflib.get_close_matches(key, SETTINGS, 1, 0.8):
-            # Other programs may have variables of that prefix: only what looks like a slip is one.
+            # Other programs may use variables with that prefix: report only probable typing errors.
             raise ConfigurationError(f"{variable} is no setting; did you mean {ENV_PREFIX}{close[0].upper()}?")
     return found
 
 
 def _parsed(key: str, text: str) -> Any:
-    """Return ``text`` as the type that ``key``, of a node or a market's rules, has; as it is where it does not fit."""
+    """Return ``text`` converted to the type of ``key``, of a node or a market's rules; unchanged if it does not fit."""
     kind = _KINDS.get(key, str)
     if kind is tuple:
         return text.split(",")

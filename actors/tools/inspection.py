@@ -1,7 +1,7 @@
-"""What is on a stopped node's disk: is it sound, and what does it say? Reads only; never writes, prints or repairs.
+"""Reads a stopped node's disk: is it sound, and what is on it? Never writes, prints or repairs.
 
-``openoutcry verify`` and ``openoutcry log`` show what is found here. Of the disk it needs the folder of one market:
-its journal, and the snapshots beside it. All that turns records into words is pure.
+``openoutcry verify`` and ``openoutcry log`` show the findings. It reads the folder of one market: its journal, and the
+snapshots beside it. The functions that turn records into words are pure.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from ..market.views import (
 
 _PUT_ASIDE: Final = re.compile(r"(.+)\.(?:damaged|diverged)-[0-9]+")
 _SEGMENT: Final = re.compile(r"[0-9]{20}\.log")
-"""A file of a market's log; a ``*.log`` of another name is another program's."""
+"""Matches a file of a market's log; a ``*.log`` with another name belongs to another program."""
 _PROGRESS_EVERY: Final = 1000
 """Commands."""
 
@@ -73,7 +73,7 @@ _ADVICE_STATE: Final = (
 
 
 def market_folders(folder: Path) -> tuple[dict[str, Path], list[Path]]:
-    """Return the markets' folders by name in a data directory, or the one that ``folder`` is; and those put aside.
+    """Return the markets' folders in a data directory by name, or ``folder`` itself; and those put aside.
 
     Raises:
         ConfigurationError: it is neither (code ``not_a_data_dir``).
@@ -100,7 +100,7 @@ def market_folders(folder: Path) -> tuple[dict[str, Path], list[Path]]:
 
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep nodes out of a data directory, or of the one that a market's folder is in, for as long as it is read.
+    """Keep nodes out of a data directory, or out of the one around a market's folder, while it is read.
 
     Raises:
         ConfigurationError: a node runs on it (code ``data_dir_in_use``).
@@ -108,7 +108,7 @@ def held(folder: Path) -> Iterator[None]:
     folder = folder.resolve()
     if folder.parent.name == "markets" and not (folder / "markets").is_dir():
         folder = folder.parent.parent
-    if not (folder / "lock").exists():  # no node has ever run here: it is a copy
+    if not (folder / "lock").exists():  # no node ever ran here: it is a copy
         yield
         return
     try:
@@ -128,13 +128,13 @@ def held(folder: Path) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Damage:
-    """One thing that is not as it should be, and where."""
+    """One finding, and its place."""
 
     file: str
     byte: int | None = None
     """Offset in the file; None: the file as a whole."""
     sequence: int | None = None
-    """What was to be read there; None: nothing of the log."""
+    """The sequence number expected there; None: it is not in the log."""
     reason: str
     advice: str
 
@@ -146,7 +146,7 @@ class Damage:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MarketReport:
-    """What was found in one market's folder. Where the log is damaged, as far as it is sound."""
+    """The findings in one market's folder. If the log is damaged, up to the damage."""
 
     market: str
     folder: str
@@ -154,36 +154,36 @@ class MarketReport:
     records: int
     commands: int
     begins_after: int
-    """The sequence number that the log begins after: above 0 once it has been pruned."""
+    """The log begins after this sequence number: above 0 once it was pruned."""
     sequence: int
-    """The last one, to which all else that follows belongs."""
+    """The last sequence number; the fields below belong to it."""
     epoch: int
     chain: str
-    """Hexadecimal; equal on two nodes if all of their logs is, up to here."""
+    """Hexadecimal; equal on two nodes if their logs are equal up to here."""
     state_hash: str | None
-    """Of the book that the log leads to, uncommitted commands included; None: the log lacks its beginning."""
+    """State hash of the book after the log, uncommitted commands included; None: the log lacks its beginning."""
     committed: int
-    """Highest sequence number that the log itself says was committed; written with the next record, so it lags."""
+    """Highest sequence number that the log marks as committed; written with the next record, so it lags."""
     torn_bytes: int
-    """Size of an unfinished write behind the end: normal after a crash, and cut when the node is started."""
+    """Size of an unfinished write behind the end: normal after a crash; the node removes it at its start."""
     snapshots: tuple[int, ...]
-    """The sequence numbers of those that are sound."""
+    """The sequence numbers of the sound snapshots."""
     open_orders: int | None
     trades: int | None
     repairing: str | None
-    """Why the replica is being made good from a peer, if it is."""
+    """Why the replica is being repaired from a peer, if it is."""
     damage: tuple[Damage, ...]
 
 
 def verify_market(
     market: str, folder: Path, on_progress: Callable[[int, int], object] = lambda _more, _all: None
 ) -> MarketReport:
-    """Check one market's folder: checksums, chain, snapshots, and that the log leads to one state that holds together.
+    """Check one market's folder: checksums, chain, snapshots, and that the log leads to one consistent state.
 
-    ``on_progress`` is called with how many more commands have been executed, and how many there are in all.
+    ``on_progress`` is called with the number of newly executed commands, and with their total.
 
     Raises:
-        StorageError: the disk refuses to be read.
+        StorageError: the disk cannot be read.
     """
     journal = Journal(folder, read_only=True)
     snapshots, damage = _read_snapshots(folder, journal)
@@ -222,7 +222,7 @@ def verify_market(
         damage.append(_of_log(_not_executable(journal, tail.sequence, error), _ADVICE_STATE))
         book = None
     if snapshots and journal.damage is None and snapshots[-1].tail.sequence > journal.tail.sequence:
-        # The node died between keeping a fetched state and beginning the log anew there: that is where it starts.
+        # The node died between storing a fetched state and starting a new log there: it starts from that state.
         tail, book = snapshots[-1].tail, snapshots[-1].book
     mark = folder / REPAIRING
     return MarketReport(
@@ -254,7 +254,7 @@ class _Snapshot:
 
 
 def _read_snapshots(folder: Path, journal: Journal) -> tuple[list[_Snapshot], list[Damage]]:
-    """Return the snapshots that are sound and fit the log, oldest first, and what is wrong with the others."""
+    """Return the sound snapshots that fit the log, oldest first, and the errors of the others."""
     found = []
     damage = []
     for path in sorted((folder / "snapshots").glob("*.snap")):
@@ -272,7 +272,7 @@ def _read_snapshots(folder: Path, journal: Journal) -> tuple[list[_Snapshot], li
 
 
 def _start_of(journal: Journal, snapshots: Iterable[_Snapshot]) -> tuple[Tail, OrderBook] | None:
-    """Return the earliest state that the log goes on from, None if the log lacks its beginning."""
+    """Return the earliest state that the log continues, None if the log lacks its beginning."""
     if journal.base == EMPTY:
         return EMPTY, OrderBook()
     for snapshot in snapshots:
@@ -301,15 +301,15 @@ class LoggedCommand:
     timestamp_ns: int
     command: Command
     rules: MarketRules | None
-    """The market's, once the command is executed; None: not known yet."""
+    """The market's rules, once the command is executed; None: not known yet."""
     events: tuple[Event, ...] | None
-    """What the command caused; None: nobody asked, or the log begins too late to know."""
+    """Events of the command; None: not requested, or the log begins too late to know."""
 
 
 def read_log(
     folder: Path, *, first: int = 1, last: int | None = None, with_events: bool = False
 ) -> Iterator[LoggedCommand]:
-    """Yield the commands ``first`` to ``last`` of a market's log, as far as it is sound.
+    """Yield the commands ``first`` to ``last`` of a market's log, up to damage.
 
     Raises:
         JournalDamaged: the log is damaged there, before ``last``.
@@ -319,7 +319,7 @@ def read_log(
     snapshots = _read_snapshots(folder, journal)[0] if journal.base != EMPTY else []
     start = _start_of(journal, snapshots)
     applied, book = start or (EMPTY, None)
-    # A log that was pruned has its CONFIGURE no more: then the rules are those of the first state that is known.
+    # A pruned log no longer has its CONFIGURE: take the rules from the first known state.
     rules = book.rules if book is not None and book.configured else None
     for record in journal.records():
         if last is not None and record.first_sequence > last:
@@ -342,9 +342,9 @@ def read_log(
 
 
 def command_fields(logged: LoggedCommand) -> dict[str, Any]:
-    """Return a command under the names that users give to its parts: prices and quantities in decimals.
+    """Return a command with field names for users; prices and quantities in decimals.
 
-    Where the rules are not known they are in ticks and lots, as ``price_ticks`` and ``quantity_lots``.
+    If the rules are not known they are in ticks and lots, as ``price_ticks`` and ``quantity_lots``.
     """
     kind, account, client_order_id, *rest = logged.command
     fields: dict[str, Any] = {"sequence": logged.sequence, "epoch": logged.epoch, "timestamp_ns": logged.timestamp_ns}
@@ -373,7 +373,7 @@ def command_fields(logged: LoggedCommand) -> dict[str, Any]:
 
 
 def events_of(logged: LoggedCommand) -> list[MarketEvent]:
-    """Return what a command caused, in decimals; nothing where that is not known."""
+    """Return a command's events, in decimals; empty if not known."""
     rules = logged.rules or MarketRules()  # without rules nothing is accepted, and no event holds a price
     return [to_event(event, rules) for event in logged.events or ()]
 
@@ -406,7 +406,7 @@ def command_words(logged: LoggedCommand) -> str:
 
 
 def event_words(event: MarketEvent) -> str:
-    """Return what a command caused as a sentence of one line."""
+    """Return a command's events as a sentence of one line."""
     if isinstance(event, Trade):
         verb, preposition = ("bought", "from") if event.side == "buy" else ("sold", "to")
         made = f"{plain(event.maker_account)}, order {event.maker_order_id}"
@@ -463,7 +463,7 @@ def _amount(fields: dict[str, Any], what: str, unit: str) -> str:
 
 
 def _order_words(fields: dict[str, Any]) -> str:
-    """Return the price of an order, and of its other terms those that are not the usual ones."""
+    """Return the price of an order, and those of its other terms that are unusual."""
     price = _amount(fields, "price", "tick")
     order_type, time_in_force = fields["order_type"], fields["time_in_force"]
     words = f" at {price}"

@@ -1,7 +1,7 @@
-"""An exchange on this machine, for a demonstration or a soak: node processes as the command line runs them, and bots.
+"""An exchange on this machine, for a demonstration or a soak: node processes like those of the command line, and bots.
 
-Owns its processes and threads: :meth:`LocalExchange.close` leaves none, and nodes end by themselves when this process
-is gone. All files are in one folder: the coordinator, and for each node its data and its log, ``NAME.log``, as JSON.
+Owns its processes and threads: :meth:`LocalExchange.close` ends them all, and nodes end by themselves if this process
+ends. All files are in one folder: the coordinator, and for each node its data and its log, ``NAME.log``, as JSON.
 """
 
 from __future__ import annotations
@@ -34,26 +34,27 @@ if TYPE_CHECKING:
 
 START_S_MAX: Final = 60.0
 STOP_S_MAX: Final = 40.0
-"""How long a node may take to end after SIGTERM before it is killed; longer than it gives itself."""
+"""Seconds from SIGTERM until a node is killed; longer than its own limit."""
 _POLL_S: Final = 0.05
 _WORDS_MAX: Final = 500
 
 
 class LocalExchange:
-    """A rendezvous in this process, and node processes that can be stopped, killed and started again."""
+    """A rendezvous in this process, and node processes to stop, kill and restart."""
 
     def __init__(
         self, folder: Path, *, markets: Sequence[str], options: Sequence[str] = (), identities: bool = False
     ) -> None:
-        """``markets``: as the command line's ``--market``. ``options``: more of ``openoutcry node``, for all nodes.
+        """``markets``: as the command line's ``--market``. ``options``: further ones of ``openoutcry node``, for all
+        nodes.
 
-        ``identities``: each node has one, with which it may act for every account, as the bots have their own.
+        ``identities``: each node has one and may act for every account, since the bots have accounts of their own.
         """
         guard(self)
         self.folder = folder
         self.markets = tuple([market.partition(":")[0] for market in markets])
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        """The process of each node that was started, by its name; the last one, where it was started again."""
+        """The latest process of each started node, by its name."""
         self._options = [*[part for market in markets for part in ("--market", market)], *options]
         self._authority: Authority | None = None
         if identities:
@@ -96,7 +97,7 @@ class LocalExchange:
                 self._authority.issue_file(file, name, accounts=["*"])
             command += ["--identity", str(file)]
         with (self.folder / f"{name}.err").open("ab") as errors:
-            # In a session of its own: Ctrl-C is for this process, which then ends the nodes in order.
+            # In a session of its own: Ctrl-C reaches only this process, which then ends the nodes in order.
             self.processes[name] = subprocess.Popen(  # noqa: S603
                 command,
                 stdin=subprocess.DEVNULL,
@@ -107,12 +108,12 @@ class LocalExchange:
             )
 
     def _environment(self) -> dict[str, str]:
-        """Return what a node's process gets: none of the user's own settings of nodes."""
+        """Return the environment of a node's process, without the user's own settings of nodes."""
         kept = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
         return {**kept, f"{ENV_PREFIX}HOME": str(self.folder)}
 
     def last_words(self, name: str) -> str:
-        """Return the last line that a node's process wrote to stderr, else to its log; empty where there is none."""
+        """Return the last line that a node's process wrote to stderr, else to its log; empty if there is none."""
         for file in (self.folder / f"{name}.err", self.folder / f"{name}.log"):
             with contextlib.suppress(OSError):
                 lines = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
@@ -138,7 +139,7 @@ class LocalExchange:
         """Return a link to a node.
 
         Raises:
-            Unavailable: it does not run, or is not as far yet (code ``node_not_running``).
+            Unavailable: it does not run, or is not ready yet (code ``node_not_running``).
         """
         control = read_control_file(self.data_dir(name))
         if control is None or control["pid"] != self.processes[name].pid:
@@ -157,7 +158,7 @@ class LocalExchange:
         """Wait until every node has every market ready, and all of them are in sync.
 
         Raises:
-            RequestTimeout: they are not in time, or a process has ended.
+            RequestTimeout: it took too long, or a process has ended.
         """
         deadline_s = time.monotonic() + within_s
         while not all([self._in_sync(name) for name in self.processes]):
@@ -180,7 +181,7 @@ class LocalExchange:
         """Wait until all nodes are at one sequence number; return each one's sequence number and state hash.
 
         Raises:
-            RequestTimeout: they are not in time.
+            RequestTimeout: it took too long.
         """
         deadline_s = time.monotonic() + within_s
         while True:
@@ -214,9 +215,9 @@ class LocalExchange:
 
 
 class Bot:
-    """A trader on a thread of its own: quotes around a price that wanders, takes now and then, cancels what is old.
+    """A trader on a thread of its own: quotes around a moving price, sometimes takes, and cancels old orders.
 
-    It goes to another node when its own is gone, and repeats what may have been lost under the same client order id.
+    If its node ends, it uses another, and retries lost requests with the same client order id.
     """
 
     def __init__(
@@ -233,10 +234,10 @@ class Bot:
         self.answered = 0
         """Submitted orders that were answered."""
         self.acked: list[tuple[int, str]] = []
-        """``(sequence, client order id)`` of every one of them, with ``remember``: it grows without bound."""
+        """``(sequence, client order id)`` of each, if ``remember`` is set: it grows without bound."""
         self._remember = remember
         self.failures = 0
-        """Requests that failed and were repeated."""
+        """Requests that failed and were retried."""
         self._exchange = exchange
         self._market = market
         self._pause_s = 1 / orders_per_s
@@ -252,7 +253,7 @@ class Bot:
         self._thread.start()
 
     def stop(self) -> None:
-        """Finish what is under way, and end. Idempotent."""
+        """Finish the current request, and end. Idempotent."""
         self._stopping.set()
         self._thread.join()
 
@@ -292,7 +293,7 @@ class Bot:
         self._ask(lambda client: client.cancel_order(self._market, order_id, account=self.name, client_order_id=named))
 
     def _ask(self, call: Any) -> OrderResult | None:
-        """Return the answer to a request, repeated at this node or another until it has one or the bot is stopped."""
+        """Return the answer to a request; retry at this node or another until there is one or the bot is stopped."""
         while True:
             try:
                 if self._client is None:

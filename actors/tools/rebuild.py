@@ -1,9 +1,9 @@
-"""A coordinator's records made anew from nodes' disks, when its store was lost. Nodes stand still meanwhile.
+"""Rebuilds a coordinator's lost records from the disks of stopped nodes.
 
-Every member of an in-sync set holds all that was answered. So does, of any number of disks with a member's among them,
-the log that reaches furthest, by epoch and then by sequence: within an epoch all logs are beginnings of its leader's.
-Which nodes were members only the lost store knew, so the new records are made by force: what another disk holds beyond
-is put aside when it joins, never cut.
+Every member of an in-sync set holds all answered commands. If a member's disk is among the given ones, then the log
+that reaches furthest, by epoch and then by sequence, holds them too: within an epoch all logs are prefixes of the
+leader's. Only the lost store knew which nodes were members, so the new records are made by force: if another disk holds
+more, its log is put aside when it joins, never cut.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .inspection import MarketReport, market_folders, verify_market
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Holder:
-    """What one node's disk holds of a market. ``unfit``: why it cannot be gone on from, None if it can."""
+    """What one node's disk holds of a market. ``unfit``: why the market cannot continue from it, None if it can."""
 
     node: str
     sequence: int
@@ -31,7 +31,7 @@ class Holder:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rebuilt:
-    """How a market goes on: ``leader`` alone is in sync at first, and leads from ``epoch`` on."""
+    """How a market continues: ``leader`` alone is in sync at first, and leads from ``epoch`` on."""
 
     market: str
     leader: Holder
@@ -40,13 +40,13 @@ class Rebuilt:
 
 
 def plan(folders: Iterable[Path], on_progress: Callable[[str], object] = lambda _market: None) -> list[Rebuilt]:
-    """Return how each market goes on of which the data directories ``folders`` hold a log. Changes nothing.
+    """Return how each market with a log in the data directories ``folders`` continues. Changes nothing.
 
-    ``on_progress`` is called with the name of each market before it is read: its log is executed whole.
+    ``on_progress`` is called with the name of each market before its whole log is executed.
 
     Raises:
-        ConfigurationError: a folder is no data directory (code ``not_a_data_dir``), or two are one node's.
-        StorageError: no disk holds a sound log of some market (code ``corrupt``), or one refuses to be read.
+        ConfigurationError: a folder is not a data directory (code ``not_a_data_dir``), or two belong to one node.
+        StorageError: no disk holds a sound log of some market (code ``corrupt``), or one cannot be read.
     """
     found: dict[str, list[Holder]] = {}
     nodes: dict[str, Path] = {}
@@ -74,11 +74,11 @@ def plan(folders: Iterable[Path], on_progress: Callable[[str], object] = lambda 
 
 
 def carry_out(store: Coordinator, plans: Iterable[Rebuilt]) -> list[MarketRecord]:
-    """Write the records; done again after an error it goes on where it was.
+    """Write the records; after an error, another call continues.
 
     Raises:
-        ConfigurationError: the store has a record of one of the markets already (code ``market_listed``): nothing was
-            written then.
+        ConfigurationError: the store already has a record of one of the markets (code ``market_listed``): nothing was
+            written.
         Unavailable: the store cannot be reached; the outcome is unknown.
     """
     plans = list(plans)

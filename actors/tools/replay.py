@@ -1,7 +1,7 @@
 """Recorded order flow: rows of a file become commands, the book's answers are compared with what the venue did.
 
-Pure but for :func:`read_flow`: who sends the commands, to a bare :class:`~..book.orderbook.OrderBook` or through nodes,
-is the caller's business. The file is CSV, ``.gz`` or plain, with one header line and one command a line::
+Pure except :func:`read_flow`: the caller sends the commands, to a bare :class:`~..book.orderbook.OrderBook` or through
+nodes. The file is CSV, ``.gz`` or plain, with one header line and one command a line::
 
     seq,ts_ns,cmd,order_id,side,price_ticks,qty,expect
 
@@ -86,13 +86,13 @@ class FlowRow(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A row to which the book answered something else than the venue."""
+    """A row to which the book answered differently from the venue."""
 
     row: FlowRow
     fills: tuple[Fill, ...]
     """What the book traded."""
     answer: str
-    """What the book said otherwise: a rejection's code, or ``no answer``; empty where only the fills differ."""
+    """The other difference: a rejection's code, or ``no answer``; empty if only the fills differ."""
 
     def __str__(self) -> str:
         """Return one line for people."""
@@ -109,7 +109,7 @@ def read_flow(path: Path) -> list[FlowRow]:
     """Return the rows of a recording, in order.
 
     Raises:
-        InvalidRequest: a line is not as the module's table says (code ``invalid_flow``); the message names it.
+        InvalidRequest: a line breaks the module's table (code ``invalid_flow``); the message names it.
         OSError: the file cannot be read.
     """
     try:
@@ -175,18 +175,18 @@ def _whole(column: str, text: str) -> int:
 
 
 class FlowCommands:
-    """Turns rows into commands, one each, and keeps which order of the flow is which of the book.
+    """Turns each row into a command, and maps orders of the flow to orders of the book.
 
-    A cancel or an amend has to name the book's order id, which is the sequence number that the order's submit gets.
-    Where nothing but this flow is submitted to the market, in order, those numbers are known beforehand: the first
+    A cancel or an amend must name the book's order id, which is the sequence number of the order's submit.
+    If only this flow is submitted to the market, in order, those numbers are known beforehand: the first
     row's command is ``first_sequence``, the next one's the number after. So commands can be sent in batches, or many
-    at a time, without waiting for answers. :func:`differences` finds out if the assumption did not hold.
+    at a time, without waiting for answers. :func:`differences` notices if the assumption did not hold.
 
     Every command is the request of one ``account`` and is named by its row, so that sending it twice is safe.
     """
 
     def __init__(self, *, first_sequence: int = 1, account: str = "flow") -> None:
-        """``first_sequence`` is what the first row's command will get: 2 after a market's CONFIGURE."""
+        """``first_sequence`` is the sequence number of the first row's command: 2 after a market's CONFIGURE."""
         self.account = account
         self.next_sequence = first_sequence
         self.flow_ids: dict[int, str] = {}
@@ -221,7 +221,7 @@ class FlowCommands:
         return (AMEND, self.account, name, order_id, row.price_ticks, row.quantity_lots)
 
     def _account_for(self, row: FlowRow) -> None:
-        """Follow by the venue's own fills what is resting: a book need not be asked."""
+        """Track the resting orders by the venue's own fills, without asking a book."""
         self._open[row.order_id] = row.quantity_lots
         for fill in row.expect:
             for order_id in (row.order_id, fill.maker_id):
@@ -235,11 +235,11 @@ class FlowCommands:
 def differences(
     rows: Iterable[FlowRow], events: Iterable[Event], *, first_sequence: int, flow_ids: Mapping[int, str]
 ) -> Iterator[Difference]:
-    """Yield each of ``rows`` to which the book did not answer as the venue did; nothing means equality.
+    """Yield each of ``rows`` to which the book answered differently from the venue; none means equality.
 
     ``events`` are the answers to these rows and no others, in the order of their sequence numbers;
     ``first_sequence`` is that of the first row's command and ``flow_ids`` :attr:`FlowCommands.flow_ids`. So it works on
-    a whole run and on each batch as its results come in. The fills have to be equal one by one: maker, lots, price
+    a whole run and on each batch as its results arrive. The fills must be equal one by one: maker, lots, price
     and order. A rejection, an answer about an order of another name and a missing answer are differences too.
     """
     answers: dict[int, list[Event]] = {}

@@ -1,6 +1,6 @@
-"""The processes of a replay: real nodes that recorded flow is fed to and that are asked where they end. Prints nothing.
+"""The processes of a replay: sends recorded flow to real nodes and reads their final states. Prints nothing.
 
-What a flow is, and when a book answers as the venue did, is in :mod:`.replay`.
+:mod:`.replay` defines a flow, and when a book answers as the venue did.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from .replay import FlowCommands, differences, read_flow
 
 REPLAY_MARKET: Final = "REPLAY"
 _WITHIN_S: Final = 60.0
-"""How long a node may take for one step, in seconds."""
+"""Seconds that a node may take for one step."""
 _IN_FLIGHT_MAX: Final = 16
-"""Most batches that are sent and not answered."""
+"""Most unanswered batches in flight."""
 _DIFFERENCES_SHOWN: Final = 10
 
 
 class ReplayNodes:
-    """Node processes of one exchange, in sync when made, with all that they share in a temporary folder."""
+    """Node processes of one exchange, in sync from the start, with their shared files in a temporary folder."""
 
     def __init__(self, nodes: int) -> None:
         self._progress: Callable[[int], object] = lambda _: None
@@ -68,7 +68,7 @@ class ReplayNodes:
         return self._roles.index(wanted)
 
     def feed(self, at: int, file: Path, batch: int, on_progress: Callable[[int], object]) -> dict[str, Any]:
-        """Submit the flow in ``file`` at a node; return what came of it."""
+        """Submit the flow in ``file`` at a node; return the results."""
         self._progress = on_progress
         found: dict[str, Any] = self._ask(at, _feed, file, batch)
         return found
@@ -87,7 +87,7 @@ class ReplayNodes:
 
 
 def _in_words(name: str, call: Callable[[], Any]) -> Any:
-    """Return what a call to a node's process returns; its errors say which node it was."""
+    """Return the result of a call to a node's process; errors name the node."""
     try:
         return call()
     except OpenOutcryError as error:
@@ -105,7 +105,7 @@ def _in_sync(node: ExchangeNode, nodes: int) -> str:
 
 
 def _feed(node: ExchangeNode, file: Path, batch: int) -> dict[str, Any]:
-    """Send the flow in order, several batches in flight; return what came of it."""
+    """Send the flow in order, several batches in flight; return the results."""
     rows = read_flow(file)
     first_sequence = node.sequence(REPLAY_MARKET) + 1
     flow = FlowCommands(first_sequence=first_sequence)
