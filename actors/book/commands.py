@@ -10,9 +10,9 @@ Commands (``account`` is who asks, ``client_order_id`` names the request for exa
     (CANCEL, account, client_order_id, order_id)
     (CANCEL_ALL, account, client_order_id)
     (AMEND, account, client_order_id, order_id, price | None, open_quantity | None)
-    (CLOCK, "", "")                         lets good-till-date orders lapse when nothing else happens
+    (CLOCK, "", "")                         lets good-till-date orders expire when nothing else happens
     (CONFIGURE, "", "", rules)              the market's rules, :meth:`MarketRules.to_tuple`; the log's first command
-    (SET_TIME, "", "", text)                the log goes on from its record's time, earlier or not; alone in a record
+    (SET_TIME, "", "", text)                the log continues from its record's time, earlier or not; alone in a record
     (NOTE, "", "", text)                    changes nothing; tells readers of the log what an operator did to the market
 
 Events, each with the sequence number of the command that caused it::
@@ -86,7 +86,7 @@ class TimeInForce(IntEnum):
     FOK = 2
     """Fill or kill: trades in full at once, or is rejected and changes nothing."""
     GTD = 3
-    """Good till date: lapses at ``expire_ns`` of the log's time."""
+    """Good till date: expires at ``expire_ns`` of the log's time."""
 
 
 class SelfTradePrevention(IntEnum):
@@ -150,17 +150,17 @@ MESSAGES: Final[dict[str, str]] = {
 """What each rejection code means and what to do about it, for people."""
 
 NOTE_SIZE_MAX: Final = 4096
-"""Longest note, in bytes: what reads a log takes no longer string."""
+"""Most bytes of a note: readers of a log accept no longer string."""
 
 
 def checked_commands(commands: Any, *, internal: bool = False) -> tuple[Command, ...]:
     """Return ``commands`` if every one is well formed: kinds, types, ranges and lengths; the border check.
 
-    Whether the market allows a well-formed command is the book's question, not this one's. ``internal``
+    The book decides whether the market allows a well-formed command. ``internal``
     commands (CLOCK, CONFIGURE, NOTE, SET_TIME) come from a leader's log only, never from a participant.
 
     Raises:
-        ProtocolError: something is not as the module's layouts say; nothing may be used.
+        ProtocolError: something breaks the module's layouts; use none of it.
     """
     if type(commands) is not tuple:
         raise ProtocolError(f"commands: expected an array, got {type(commands).__name__}")

@@ -1,9 +1,9 @@
-"""What a replica's disk says of itself, beside its log: in which life it is, and what it knows to have been there.
+"""A replica's disk state beside its log: its current life, and what it knows about the past.
 
-An old copy of a disk (a backup, a restored volume) looks like the disk itself; only what others remember tells them
+An old copy of a disk (a backup, a restored volume) looks like the disk itself; only the memory of others tells them
 apart. So every start of a replica begins a new *life* with a random name, on the disk first, then at the coordinator:
-a disk that does not hold the name that the coordinator has is an older copy. And what this disk has seen of the
-coordinator's record tells an old copy of the coordinator's store.
+a disk without the name that the coordinator has is an older copy. And what this disk has seen of the coordinator's
+record reveals an old copy of the coordinator's store.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from ...transport.errors import StorageError
 from .snapshots import write_durably
 
 LIVES_MAX: Final = 16
-"""Most starts in a row that are remembered though the coordinator has not answered their reports; older are dropped.
+"""Most consecutive starts without an answer of the coordinator that are remembered; older ones are dropped.
 
-A disk whose last report was one of those dropped counts as an old copy, and is repaired from a peer.
+If the last report of a disk was dropped, the disk counts as an old copy, and is repaired from a peer.
 """
 FILE: Final = "disk.json"
 """Name of the file, in the folder of the market's log."""
@@ -31,13 +31,13 @@ class DiskState:
     """What is in the file; a value."""
 
     store: str = ""
-    """Id of the coordinator's store that all of this is about."""
+    """Id of the coordinator's store to which the other fields belong."""
     number: int = 0
     """Number of the last life that was reported to the coordinator."""
     life: str = ""
     """Its name."""
     begun: tuple[str, ...] = ()
-    """Names of lives that have begun since, and whose report is not known to have arrived; this start's is the last."""
+    """Names of later lives whose reports may not have arrived; this start's is the last."""
     version: int = 0
     """Version of the newest record of the market that was seen at the coordinator."""
     epoch: int = 0
@@ -57,7 +57,7 @@ class DiskState:
 
 
 def read_disk(folder: Path, store: str) -> DiskState:
-    """Return what ``folder`` says of itself; what it says of another coordinator's store does not count.
+    """Return the state in ``folder``; a state for another coordinator's store does not count.
 
     Raises:
         StorageError: the file cannot be read (code ``corrupt``).

@@ -1,4 +1,4 @@
-"""What a BookActor hands to who watches its market: applied batches, in order. Values only."""
+"""Applied batches, in order, from a BookActor to the watchers of its market. Values only."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Applied:
 Watcher = Callable[[Applied | OpenOutcryError | None], bool]
 """Called on the BookActor's thread with every applied batch; must not block. Returning False ends the watch.
 
-None: events were passed over, because this node has taken over the leader's state. An error: the replica has stopped,
-or the watcher itself has raised, and why. In each case the watch has ended.
+None: this node installed the leader's snapshot, so events are missing. An error: why the replica has stopped, or the
+watcher's own exception. In each case the watch has ended.
 """
 
 

@@ -2,10 +2,10 @@
 
 A segment is a preallocated file ``<first sequence, 20 digits>.log``: a header (magic, the tail it follows), then
 entries ``mark | crc32 | body length | durable | committed | chain | body``; the checksum is of all that follows it.
-``durable`` and ``committed`` are the sequence numbers known to be so when the entry was written. They tell a torn tail
-from corruption: one write is synced before the next begins, so a bad entry is torn if no later entry claims that it
-was durable, and corruption if one does. For the last entry a *seal* says it: an entry without a body and with a mark of
-its own, written behind the end when no other entry follows soon, and overwritten by the next.
+``durable`` and ``committed`` are the sequence numbers known to be so when the entry was written. They distinguish a
+torn tail from corruption: each write is synced before the next begins, so a bad entry is torn if no later entry claims
+that it was durable, and corrupt if one does. For the last entry a *seal* makes that claim: an entry without a body and
+with a mark of its own, written behind the end if no entry follows soon. The next entry overwrites it.
 
 One thread owns a :class:`Journal`. An error of write or sync is final: nothing is retried, the journal stays failed.
 """
@@ -35,27 +35,27 @@ from .snapshots import NotKept, open_patiently, sync_folder
 SEGMENT_SIZE: Final = 64 * 1024 * 1024
 """Size of a segment, in bytes; a new one starts when an entry would not fit."""
 LOCK_SIZE_MAX: Final = 400
-"""Most characters that are read of who holds a folder."""
+"""Most characters read from a folder's lock file."""
 ALLOCATED_MIN: Final = 1024 * 1024
-"""How much of a segment is allocated before it is written, in bytes; doubled each time that it is full."""
+"""Bytes of a segment allocated before they are written; doubled each time they are full."""
 
 _SEGMENT_HEADER: Final = struct.Struct("<8sIIQQ32s")  # magic, version, crc32, epoch, sequence, chain of the tail before
 _SEGMENT_MAGIC: Final = b"OUTCRYJ\0"
 _SEGMENT_VERSION: Final = 1
 _ENTRY_HEADER: Final = struct.Struct("<4sIIQQ32s")  # mark, crc32, body length, durable, committed, chain
 _CHECKED: Final = struct.Struct("<IQQ32s")
-"""The part of it that the checksum covers, as the body behind it."""
+"""The part of the header that the checksum covers, together with the body."""
 _CHECKED_FROM: Final = _ENTRY_HEADER.size - _CHECKED.size
 _ENTRY_MARK: Final = b"\xf5rec"
 _SEAL_MARK: Final = b"\xf5end"
 _ANY_MARK: Final = re.compile(b"\xf5(?:rec|end)")
 _OFFSET_BITS: Final = 40
 _SPAN_SIZE: Final = 1024 * 1024
-"""How many bytes are read at once when the log is replayed."""
+"""Bytes read at once when the log is replayed."""
 
 
 class JournalDamaged(StorageError):
-    """A journal is damaged (code ``corrupt``): at ``byte`` of ``path``, where ``sequence`` was to be read."""
+    """A journal is damaged (code ``corrupt``): at ``byte`` of ``path``, where ``sequence`` was expected."""
 
     default_code = "corrupt"
 
@@ -68,7 +68,7 @@ class JournalDamaged(StorageError):
 
 
 class FolderLock:
-    """Holds a folder for one process; the lock goes with the process, however it ends, whatever children it leaves.
+    """Holds a folder for one process; the lock ends with the process, however it ends, even if it leaves children.
 
     The file ``lock`` says who holds it: ``PID HOST``, and nothing once it is released.
 
@@ -77,10 +77,10 @@ class FolderLock:
     """
 
     _held: ClassVar[weakref.WeakSet[FolderLock]] = weakref.WeakSet()
-    """Those of this process."""
+    """The locks of this process."""
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
-        """``read_only``: the folder has been used before; keep writers out, not other readers, and change nothing."""
+        """``read_only``: the folder was used before; keep writers out, but not other readers, and change nothing."""
         if not read_only:
             folder.mkdir(parents=True, exist_ok=True)
         self._read_only = read_only
@@ -98,12 +98,12 @@ class FolderLock:
             who = _holder(held, here)
             raise ConfigurationError(f"{folder} is in use by {who}", code="data_dir_in_use") from error
         if not read_only:
-            with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+            with contextlib.suppress(OSError):  # a full disk: the lock holds anyway
                 self._file.truncate(0)
                 self._file.write(f"{os.getpid()} {socket.gethostname()}\n")
                 self._file.flush()
         self._held.add(self)
-        # A child of fork() has the same lock by its own descriptor, and would keep it when this process has ended.
+        # A child of fork() has the same lock through its own descriptor, and would keep it after this process.
         guard(self, FolderLock._let_go, refuse=False)
 
     def _let_go(self) -> None:
@@ -111,7 +111,7 @@ class FolderLock:
         self._file.close()
 
     def release(self) -> None:
-        """Give the folder back. Idempotent."""
+        """Release the folder. Idempotent."""
         self._held.discard(self)
         if not self._file.closed and not self._read_only:
             with contextlib.suppress(OSError):
@@ -120,7 +120,7 @@ class FolderLock:
 
 
 def _holder(held: list[str], here: list[FolderLock]) -> str:
-    """Return who holds a folder, for a message, from what its lock says, and what to do."""
+    """Return a message from a folder's lock file: who holds the folder, and what to do."""
     if any([not lock._read_only for lock in here]):
         return (
             f"this process itself, {os.getpid()}: a node that was started here before is still open (a cell of a "
@@ -132,7 +132,7 @@ def _holder(held: list[str], here: list[FolderLock]) -> str:
 
 
 def put_aside(folder: Path, what: str) -> Path:
-    """Rename a market's folder so that it says ``what`` it is, make an empty one in its place, and return the new path.
+    """Rename a market's folder with the suffix ``what``, make an empty one in its place, and return the new path.
 
     Raises:
         OSError: the disk refused.
@@ -149,14 +149,14 @@ def put_aside(folder: Path, what: str) -> Path:
 class Journal:
     """Appends, syncs, reads back and cuts the records of one market's log.
 
-    Invariant: what :meth:`append` returned from is on disk, and :attr:`tail` is its end.
+    Invariant: once :meth:`append` has returned, its records are on disk, and :attr:`tail` is their end.
     """
 
     def __init__(self, folder: Path, *, segment_size: int = SEGMENT_SIZE, read_only: bool = False) -> None:
-        """Open the log in ``folder``, made if absent; cut a torn tail.
+        """Open the log in ``folder``, created if absent; cut a torn tail.
 
-        ``read_only``: change nothing on the disk. What is behind a damaged place is passed over instead of refused, see
-        :attr:`damage`; a torn tail is passed over too.
+        ``read_only``: change nothing on the disk. Ignore a torn tail, and everything behind damage instead of refusing
+        it; see :attr:`damage`.
 
         Raises:
             StorageError: an entry before the tail is damaged (code ``corrupt``), or the folder cannot be read.
@@ -170,9 +170,9 @@ class Journal:
         self.committed = 0
         """Highest sequence number that an entry on disk says was committed."""
         self.cut_bytes = 0
-        """How many bytes of a torn tail were cut on opening."""
+        """Bytes of a torn tail that were cut on opening."""
         self.damage: JournalDamaged | None = None
-        """Why a journal that is open for reading only ends where it does, if that is not its end."""
+        """For a journal opened for reading only: the damage at which it ends, if any."""
         # For record i: its last sequence number, and where its entry starts (segment number << 40 | offset). Segments
         # are numbered on from those that were pruned: segment n is at ``_paths[n - _pruned]``.
         self._last = array("Q")
@@ -203,7 +203,7 @@ class Journal:
         """Write ``records``, which follow :attr:`tail`, and make them durable: one write and one fdatasync.
 
         Raises:
-            StorageError: the disk refused, now or before; what is on it is unknown, and the journal stays failed.
+            StorageError: the disk refused, now or before; its contents are unknown, and the journal stays failed.
         """
         self._assert_usable()
         try:
@@ -245,7 +245,8 @@ class Journal:
         return at
 
     def seal(self) -> None:
-        """Say behind the end that all before it is durable, unless that is said. For when nothing follows soon.
+        """Write a seal behind the end, unless there is one: everything before it is durable. For when no entry follows
+        soon.
 
         Raises:
             StorageError: the disk refused.
@@ -259,7 +260,7 @@ class Journal:
             raise self._fail("write", error) from error
 
     def _seal(self) -> None:
-        # Not synced: it is of use once it has reached the disk.
+        # Not synced: it helps once it has reached the disk.
         seal = b"".join(_entry_of(_SEAL_MARK, b"", self.tail.sequence, self.committed, self.tail.chain))
         self._write(seal, self._end)
         self._sealed = True
@@ -283,7 +284,7 @@ class Journal:
             return self.tail
         try:
             segment, offset = self._place(keep)
-            while len(self._paths) > segment + 1:  # each for good before the next: a crash leaves no gap
+            while len(self._paths) > segment + 1:  # each durably before the next: a crash leaves no gap
                 self._paths.pop().unlink()
                 sync_folder(self._folder)
             self._close_segment()
@@ -311,7 +312,7 @@ class Journal:
                 base = present(self._header_of(self._paths[1]), "a segment without a header before the last one")
                 if base.sequence > sequence:
                     break
-                sync_folder(self._folder)  # the one before is gone for good, also if that failed the last time
+                sync_folder(self._folder)  # the previous removal is durable, even if that failed the last time
                 self._paths[0].unlink()
                 del self._paths[0]
                 self._pruned += 1
@@ -324,14 +325,14 @@ class Journal:
             del self._where[:gone]
 
     def reset(self, tail: Tail) -> None:
-        """Begin the log anew after ``tail``, whose state is kept elsewhere: nothing that was in it is left.
+        """Start an empty log after ``tail``, whose state is kept elsewhere; remove all records.
 
         Raises:
             StorageError: the disk refused.
         """
         self._assert_usable()
         try:
-            while self._paths:  # the newest first: what a crash leaves is a prefix of the old log
+            while self._paths:  # the newest first: a crash leaves a prefix of the old log
                 self._paths.pop().unlink()
                 sync_folder(self._folder)
             del self._last[:]
@@ -406,7 +407,7 @@ class Journal:
                 yield record
 
     def damage_at(self, sequence: int, why: str) -> JournalDamaged:
-        """Return the error that says that the record of ``sequence``, in this log, is not what it should be."""
+        """Return the error for a bad record of ``sequence`` in this log."""
         return self._corrupt(bisect_left(self._last, sequence), why)
 
     # -- recovery -----------------------------------------------------------------------------------------------
@@ -439,10 +440,10 @@ class Journal:
             self._end = self._scan(number, path, is_last=number == len(self._paths) - 1)
 
     def _settle(self, path: Path) -> None:
-        """Make what is read from the last segment what is on the disk.
+        """Sync the last segment, so that what is read from it is on the disk.
 
-        A process that was killed may have left entries that are in the page cache only: they would count as durable,
-        and a power cut would take them. And after a failed sync the cache holds what the disk does not.
+        A killed process may have left entries in the page cache only: they would count as durable, and a power cut
+        would lose them. And after a failed sync the cache differs from the disk.
         """
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -500,7 +501,7 @@ class Journal:
         return True
 
     def _refuse_corruption(self, path: Path, data: bytes, at: int, *, is_last: bool) -> None:
-        """Raise if an entry or a seal behind the bad one at ``at`` says that it had been durable."""
+        """Raise if an entry or a seal behind the bad one at ``at`` claims that it was durable."""
         damaged = self.tail.sequence + 1
         later = not is_last
         for mark in _ANY_MARK.finditer(data, at):
@@ -527,7 +528,7 @@ class Journal:
 
     def _start_segment(self) -> None:
         if self._fd >= 0:
-            os.fdatasync(self._fd)  # a torn seal is no damage at the end of the log, but would be one before it
+            os.fdatasync(self._fd)  # a torn seal is not damage at the end of the log, but would be inside it
             self._close_segment()
         tail = self.tail
         path = self._folder / f"{tail.sequence + 1:020d}.log"
@@ -538,7 +539,7 @@ class Journal:
         header = _SEGMENT_HEADER.pack(_SEGMENT_MAGIC, _SEGMENT_VERSION, _segment_check(*base), *base)
         self._write(header, 0)
         os.fsync(self._fd)
-        self._close_segment()  # one descriptor does for both: no other may be free
+        self._close_segment()  # one descriptor serves both: no other may be free
         sync_folder(self._folder)
         self._open_segment(path)
         self._paths.append(path)
@@ -553,9 +554,9 @@ class Journal:
         self._allocated = os.fstat(self._fd).st_size
 
     def _allocate(self, size: int) -> None:
-        """Have at least ``size`` bytes of the segment allocated: a sync is quicker that has no new size to write.
+        """Allocate at least ``size`` bytes of the segment: a sync is faster if the size does not change.
 
-        In steps that double: a market that trades little takes little of the disk, and is read quickly at a start.
+        Steps double, so a quiet market takes little disk, and is read quickly at a start.
         """
         if size <= self._allocated:
             return
@@ -568,7 +569,7 @@ class Journal:
         self._allocated = size
 
     def _erase_after_end(self, *, only_if_dirty: bool = False) -> None:
-        """Zero what lies behind the tail, durably, so that no old entry can ever be read as a new one."""
+        """Zero the bytes behind the tail, durably, so that no old entry can ever be read as a new one."""
         if only_if_dirty and not self.cut_bytes:
             return
         os.ftruncate(self._fd, self._end)
@@ -651,6 +652,6 @@ def _entry_of(mark: bytes, body: bytes, durable: int, committed: int, chain: byt
 
 
 def _is_sound(header: bytes, body: bytes) -> bool:
-    """Whether an entry's header and body are what its checksum was made of."""
+    """Whether an entry's header and body match its checksum."""
     _, check, length, _, _, _ = _ENTRY_HEADER.unpack(header)
     return bool(len(body) == length and crc32(body, crc32(header[_CHECKED_FROM:])) == check)

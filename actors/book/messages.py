@@ -20,9 +20,9 @@ from .wire import MarketMessage
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Heard:
-    """The inbox's reader to a BookActor: a market message from ``sender``, as the connection's hello has named it.
+    """The inbox's reader to a BookActor: a market message from ``sender``, as named in the connection's hello.
 
-    The link need not be up, or be up still: see its session, join and request numbers for what is stale.
+    The link may not be up yet, or no longer: session, join and request numbers show what is stale.
     """
 
     sender: str
@@ -31,7 +31,7 @@ class Heard:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Submitted:
-    """The API to a BookActor: requests wait in its :class:`~.submission.Submissions`. Told once for many."""
+    """The API to a BookActor: requests wait in its :class:`~.submission.Submissions`. Sent once for many."""
 
 
 SUBMITTED: Final = Submitted()
@@ -56,19 +56,19 @@ class Persist:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CutLog:
-    """BookActor to its JournalActor: remove what follows ``sequence``."""
+    """BookActor to its JournalActor: remove the records after ``sequence``."""
 
     sequence: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PutLogAside:
-    """BookActor to its JournalActor: keep the log and its snapshots under another name, and begin anew."""
+    """BookActor to its JournalActor: keep the log and its snapshots under another name, and start empty ones."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LogPutAside:
-    """JournalActor to its BookActor: the log is empty; what was in it is in ``folder``."""
+    """JournalActor to its BookActor: the log is empty; its former records are in ``folder``."""
 
     folder: str
 
@@ -77,7 +77,7 @@ class LogPutAside:
 class TakeSnapshot:
     """BookActor to the SnapshotActor: make bytes of ``image``, the state at ``tail``, in the file ``scratch``.
 
-    None: in memory. ``number`` says which book of its actor it is; it comes back with the answer.
+    None: in memory. ``number`` identifies the actor's book, and comes back with the answer.
     """
 
     reply_to: ActorRef[Any]
@@ -131,7 +131,7 @@ class SnapshotStored:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class BeginLogAt:
-    """BookActor to its JournalActor: keep ``book``, the leader's state at ``tail``; the log begins anew after it."""
+    """BookActor to its JournalActor: keep ``book``, the leader's state at ``tail``; a new log begins after it."""
 
     tail: Tail
     book: bytes
@@ -139,21 +139,21 @@ class BeginLogAt:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SnapshotKept:
-    """JournalActor to its BookActor: the log has begun anew with the snapshot at ``tail``, durably."""
+    """JournalActor to its BookActor: a new log has begun with the snapshot at ``tail``, durably."""
 
     tail: Tail
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SnapshotNotKept:
-    """JournalActor to its BookActor: the state that was fetched could not be kept, and the log is what it was."""
+    """JournalActor to its BookActor: the fetched state could not be kept; the log is unchanged."""
 
     error: OpenOutcryError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LogNotRead:
-    """JournalActor to its BookActor: ``read`` could not be done now, for want of descriptors or memory."""
+    """JournalActor to its BookActor: ``read`` failed because file descriptors or memory ran out."""
 
     read: ReadLog
     error: OpenOutcryError
@@ -161,9 +161,9 @@ class LogNotRead:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReadLog:
-    """BookActor to its JournalActor: read what follows ``after`` for the follower ``node``.
+    """BookActor to its JournalActor: read the records after ``after`` for the follower ``node``.
 
-    With ``expected``, and another chain at ``after`` than that: read instead where the records up to there end.
+    If the chain at ``after`` differs from ``expected``, read instead the ends of the records up to there.
     """
 
     node: str
@@ -191,7 +191,7 @@ class LogRead:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class JournalFailed:
-    """JournalActor to its BookActor: the disk cannot be trusted any more."""
+    """JournalActor to its BookActor: the disk can no longer be trusted."""
 
     error: StorageError
 
@@ -212,9 +212,9 @@ class LeaseLapsed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HandOver:
-    """The node to a BookActor (ask), again and again: give leadership to ``to`` (None: any member that has everything).
+    """The node to a BookActor (ask), repeatedly: give leadership to ``to`` (None: any member that has everything).
 
-    Answers whether nothing is left to hand over: not leading, or nobody to take it. With ``give_up`` it leads on.
+    Answers True if there is nothing to hand over: it does not lead, or nobody can take over. ``give_up``: keep leading.
     """
 
     to: str | None = None
@@ -223,14 +223,14 @@ class HandOver:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Retire:
-    """The node to a BookActor: it ends, its links first. That is no reason to take others out of the in-sync set."""
+    """The node to a BookActor: the node ends, its links first. Do not remove others from the in-sync set for that."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ForceLeader:
     """The node to a BookActor: lead by force, in place of ``record``, and begin with ``note`` in the log.
 
-    ``reachable``: nodes that are known to live. ``future`` gets the note's sequence number once this replica leads.
+    ``reachable``: nodes known to live. ``future`` gets the note's sequence number once this replica leads.
     """
 
     record: MarketRecord
@@ -241,7 +241,7 @@ class ForceLeader:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Query:
-    """The API to a BookActor (ask): run ``read(actor)`` on its thread and answer the result; it must change nothing."""
+    """The API to a BookActor (ask): run ``read(actor)`` on its thread and answer the result; it must only read."""
 
     read: Callable[[Any], Any]
 
@@ -250,7 +250,7 @@ class Query:
 class SetTime:
     """The API to a BookActor (ask): set the log's time to that of this machine's clock, because of ``reason``.
 
-    Answers the sequence number of the command that does, and the log's time before and after; raises Unavailable.
+    Answers the sequence number of the command that does so, and the log's time before and after; raises Unavailable.
     """
 
     reason: str

@@ -12,12 +12,12 @@ from ...transport.errors import ConfigurationError, InvalidRequest, ProtocolErro
 from ...transport.numerals import DIGITS_MAX, PlainDecimal, decimal_of, is_huge, written
 
 DEDUPE_WINDOW_MAX: Final = 2**20
-"""Largest dedupe window: a book holds, and a snapshot carries, so many commands and what they caused."""
+"""Largest dedupe window: a book and its snapshots hold this many commands and their events."""
 _EXACT: Final = Context(prec=200)
 """Wide enough that no division of two numbers of forty digits is rounded."""
 
 WRITTEN_MAX: Final = 16_384
-"""How many prices and quantities, as they were written, are known by heart: a market sees the same ones often."""
+"""Most parsed prices and quantities to cache: a market sees the same ones often."""
 
 DecimalLike = str | int | Decimal
 """A price or a quantity as a user writes it; never a float."""
@@ -52,7 +52,7 @@ class MarketRules:
     open_orders_max: int = 0
     """Most open orders of one account."""
     dedupe_window: int = 65_536
-    """For how many commands of this market a ``(account, client_order_id)`` is remembered; at most 1,048,576."""
+    """Number of commands for which the market remembers an ``(account, client_order_id)``; at most 1,048,576."""
     amend_keeps_priority: bool = True
     """False: every amend goes to the back of its level, even one that only lowers the quantity."""
 
@@ -129,11 +129,11 @@ class MarketRules:
         return lots
 
     def ticks_to_price(self, ticks: int) -> Decimal:
-        """Return the price that ``ticks`` ticks are, with the decimals of the tick size."""
+        """Return the price of ``ticks`` ticks, with the decimals of the tick size."""
         return _times(ticks, self.tick_size)
 
     def lots_to_quantity(self, lots: int) -> Decimal:
-        """Return the quantity that ``lots`` lots are, with the decimals of the lot size."""
+        """Return the quantity of ``lots`` lots, with the decimals of the lot size."""
         return _times(lots, self.lot_size)
 
 

@@ -24,10 +24,10 @@ from .record import Tail
 logger = get_logger(__name__)
 
 KEPT: Final = 2
-"""How many snapshots are kept: the log is pruned only up to the older one."""
+"""Number of snapshots to keep: the log is pruned only up to the older one."""
 
 DESCRIPTOR_S: Final = 2.0
-"""How long the log waits for a free descriptor, in seconds; then its replica stops."""
+"""Seconds that the log waits for a free descriptor; then its replica stops."""
 _LOOK_S: Final = 0.02
 _SUFFIX: Final = ".snap"
 _UNFINISHED: Final = ".new"
@@ -35,13 +35,13 @@ _HEADER: Final = struct.Struct("<8sIQQ32s32s")  # magic, version, epoch, sequenc
 _MAGIC: Final = b"OUTCRYS\0"
 _VERSION: Final = 1
 _SYNC_SIZE: Final = 1024 * 1024
-"""So many bytes of a snapshot are written before they are synced: the log waits for the same disk."""
+"""Bytes of a snapshot to write before each sync: the log waits for the same disk."""
 
 
 class NotKept(StorageError):
-    """Something beside the log could not be written or removed: a snapshot, or segments that nobody needs any more.
+    """Something beside the log could not be written or removed: a snapshot, or unneeded segments.
 
-    The log is whole, and what was not done may be tried again.
+    The log is whole, and the step may be retried.
     """
 
 
@@ -67,7 +67,7 @@ class Snapshots:
         return self.adopt(scratch)
 
     def scratch(self, tail: Tail) -> Path:
-        """Return where :func:`write_scratch` is to write the state at ``tail``, for :meth:`adopt`."""
+        """Return the path to which :func:`write_scratch` must write the state at ``tail``, for :meth:`adopt`."""
         return self._folder / f"{tail.sequence:020d}{_SUFFIX}{_UNFINISHED}"
 
     def adopt(self, scratch: Path) -> int:
@@ -89,7 +89,7 @@ class Snapshots:
         return sequence_of(paths[-KEPT:][0]) or 0
 
     def newest(self) -> tuple[Tail, bytes] | None:
-        """Return the last snapshot that is sound, None if there is none; a damaged one is logged and passed over."""
+        """Return the last snapshot that is sound, None if there is none; a damaged one is logged and skipped."""
         for path in reversed(self._paths()):
             try:
                 return read_snapshot(path)
@@ -139,7 +139,7 @@ def write_scratch(scratch: Path, tail: Tail, book: Iterable[bytes]) -> int:
             file.flush()
             os.fsync(file.fileno())
     except BaseException as error:
-        with contextlib.suppress(OSError):  # the log may need the room
+        with contextlib.suppress(OSError):  # the log may need the space
             scratch.unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise NotKept(f"cannot write the snapshot {scratch}: {error}") from error
@@ -169,7 +169,7 @@ def read_snapshot(path: Path) -> tuple[Tail, bytes]:
 
 
 def write_durably(path: Path, *parts: bytes) -> None:
-    """Put ``parts`` in the place of what the file holds, whole or not at all, and durably."""
+    """Replace the file's contents by ``parts``, whole or not at all, and durably."""
     scratch = path.with_name(f"{path.name}.new")
     with scratch.open("wb") as file:
         file.writelines(parts)
@@ -189,9 +189,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def open_patiently(path: Path, flags: int) -> int:
-    """Open a file as ``os.open`` does; where no descriptor is free, wait for one, for ``DESCRIPTOR_S`` at most.
+    """Open a file as ``os.open`` does; if no descriptor is free, wait for one, at most ``DESCRIPTOR_S``.
 
-    For the log: its replica stops where this fails.
+    For the log: its replica stops if this fails.
     """
     deadline_s = time.monotonic() + DESCRIPTOR_S
     while True:

@@ -1,6 +1,6 @@
-"""SnapshotActor: makes bytes of books, one after the other, while they go on. One a node; keeps nothing.
+"""SnapshotActor: encodes books, one after the other, while their markets go on. One per node; keeps nothing.
 
-Messages: TakeSnapshot (from a BookActor); answers SnapshotTaken, or SnapshotFailed whatever went wrong. It works in
+Messages: TakeSnapshot (from a BookActor); answers SnapshotTaken or SnapshotFailed. It works in
 pieces and pauses between them: an order waits for a piece, not for a book.
 """
 
@@ -18,9 +18,9 @@ from .messages import SnapshotFailed, SnapshotTaken, TakeSnapshot
 from .snapshots import write_scratch
 
 PAUSE_S: Final = 0.0001
-"""How long others have the interpreter to themselves after a piece, in seconds; in fact it is a little more."""
+"""Seconds to pause after a piece, so that other threads can run."""
 HURRY: Final = 8
-"""Pieces between two pauses where somebody waits for the snapshot: a replica that has nothing yet."""
+"""Pieces between two pauses if a replica without state waits for the snapshot."""
 
 
 class _Abandoned(Exception):
@@ -31,7 +31,7 @@ class SnapshotActor(NodeActor):
     """Takes the snapshots of all markets of a node."""
 
     def __init__(self, *, abandon: threading.Event, report: Callable[[ActorFailed], None]) -> None:
-        """``abandon``: set when the node ends: what is not finished then is dropped."""
+        """``abandon``: set when the node ends; unfinished snapshots are then dropped."""
         super().__init__(report=report)
         self._abandon = abandon
 
@@ -48,7 +48,7 @@ class SnapshotActor(NodeActor):
                 size = write_scratch(scratch, tail, self._paced(message.image.pieces(), 1))
         except _Abandoned:
             return
-        except Exception as error:  # memory, descriptors, room: the log does without this snapshot
+        except Exception as error:  # memory, descriptors, space: the log does not need this snapshot
             what = f"cannot take a snapshot at sequence {tail.sequence}"
             failed = error if isinstance(error, OpenOutcryError) else refusal(error, what)
             tell(message.reply_to, SnapshotFailed(message.number, scratch is not None, failed))

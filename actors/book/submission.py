@@ -1,9 +1,9 @@
-"""Submissions: what waits between one market's callers and its BookActor: requests, the bound on them, their answers.
+"""Submissions: the requests between one market's callers and its BookActor, their bound and their answers.
 
-Waking threads is what single orders from many callers cost most, so it is done seldom. The BookActor is woken for a
-queue, not for a request. Callers that are answered together are woken in a chain, each by the one before it: woken all
-at once they would only queue up for the interpreter (64 callers got twice as many answers a second this way). A caller
-that waits in an event loop is not woken at all: its loop is, once for all that are answered together (:mod:`..aio`).
+For single orders from many callers, waking threads costs most, so it is done seldom. A queue of requests wakes the
+BookActor once. Callers that are answered together wake each other in a chain: all woken at once, they would only queue
+for the interpreter (64 callers got twice as many answers a second this way). A caller in an event loop is not woken at
+all: its loop wakes once for all callers that are answered together (:mod:`..aio`).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from .requests import MANY
 from .rules import MarketRules
 
 STAND_BY_MAX: Final = 65_536
-"""Most requests that wait for room, of one market at one node; a caller beyond is refused at once."""
+"""Most requests of one market that wait for room at one node; a further caller is refused at once."""
 _LATE_S: Final = 1.0
-"""How much longer than its deadline a caller waits: the BookActor fails requests at theirs, if it is not stuck."""
+"""Seconds that a caller waits beyond its deadline: the BookActor fails requests at the deadline, unless it is stuck."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of commands that were executed together: of one's own request, and of others'."""
+    """The results of commands that were executed together: of one request, and of others."""
 
     events: list[Event]
     """Of all of them, in order of sequence."""
@@ -67,8 +67,8 @@ class Request:
     ) -> None:
         """``deadline_ns``: on the monotonic clock; after it the request fails by :class:`RequestTimeout`.
 
-        ``tell``: called on the BookActor's thread with requests that have been answered, of those that have this
-        ``tell``; it may only hand over. None: a thread waits.
+        ``tell``: called on the BookActor's thread with the answered requests that share this ``tell``; it must not
+        block. None: a thread waits.
         """
         self.tell = tell
         self.submitted_s = time.monotonic()
@@ -77,7 +77,7 @@ class Request:
         self.first_sequence = 0
         """The sequence number of the first command, once answered."""
         self.sent_to: str | None = None
-        """The node that has been asked to order it, while it may still do so. The BookActor's."""
+        """The node that was asked to order it and may still do so. The BookActor's."""
         self.sent_epoch = 0
         self.sent_ever = False
         self._outcome: Outcome | None = None
@@ -100,23 +100,23 @@ class Request:
             if not self._answered:
                 self._lock.acquire(timeout=max(0.0, left_s))
         finally:
-            # In this order: whoever wakes the chain looks at these two the other way round.
+            # In this order: the thread that wakes the chain reads these two in the opposite order.
             self._waiting = False
             if self._answered:
                 _wake(self._next)
         return self.result()
 
     def result(self) -> Outcome:
-        """Return the answer, or raise what it is, without waiting."""
+        """Return the answer or raise the error, without waiting."""
         if self._error is not None:
-            raise copied(self._error)  # others have it too
+            raise copied(self._error)  # other callers get the same error
         if self._outcome is None:
             raise RequestTimeout("no answer in time: the outcome is unknown; retry with the same client order id")
         return self._outcome
 
     @property
     def given_up_s(self) -> float:
-        """When its caller waits no longer, answered or not; on the monotonic clock."""
+        """When its caller stops waiting, answered or not; on the monotonic clock."""
         return self.deadline_ns / 1e9 + _LATE_S
 
     def answer(self, outcome: Outcome) -> None:
@@ -151,13 +151,13 @@ class Submissions:
         self._meters = meters or MarketMeters()
         self._queue: deque[Request] = deque()
         self._tell: Callable[[Submitted], object] | None = None
-        self._told = 0
+        self._wake_ups = 0
         self.waiting = 0
-        """Commands that wait to be taken, or a little fewer."""
+        """Commands that wait for the BookActor, or a few less."""
         self._closed: OpenOutcryError | None = None
         self._in_flight = 0
         self._standing_by: OrderedDict[Request, Callable[[], object]] = OrderedDict()
-        """Requests that wait for room, and whom to tell when one has it. Nobody gets in past them."""
+        """Requests that wait for room, each with the function to notify. No other request overtakes them."""
         self._lock = threading.Lock()
 
     def open(self, tell: Callable[[Submitted], object]) -> None:
@@ -205,9 +205,9 @@ class Submissions:
         return True
 
     def stand_by(self, request: Request, entered: Callable[[], object]) -> None:
-        """Hand a request to the BookActor once there is room, behind those that wait already. Never waits itself.
+        """Hand a request to the BookActor once there is room, behind those that already wait. Never waits itself.
 
-        ``entered`` is called then, on whatever thread; it may only hand over. Who waits no longer calls
+        ``entered`` is called then, on any thread; it must not block. A caller that stops waiting calls
         :meth:`withdraw`.
 
         Raises:
@@ -222,7 +222,7 @@ class Submissions:
         self._admit()
 
     def withdraw(self, request: Request) -> bool:
-        """Take a request back that waits for room; False: it does not wait any more, the BookActor has it."""
+        """Withdraw a request that waits for room; False: the BookActor already has it."""
         with self._lock:
             withdrawn = self._standing_by.pop(request, None) is not None
         if withdrawn:
@@ -230,7 +230,7 @@ class Submissions:
         return withdrawn
 
     def overloaded(self) -> Overloaded:
-        """Return, and count, the error of a request that has found no room."""
+        """Return, and count, the error of a request that found no room."""
         with self._lock:
             self._meters.requests_failed[Overloaded.default_code] += 1
         return Overloaded(
@@ -238,7 +238,7 @@ class Submissions:
         )
 
     def _admit(self) -> None:
-        """Let those in that wait for room, as far as there is some; all, once it is closed: they fail."""
+        """Admit requests that wait for room while there is some; once closed, admit all, and they fail."""
         admitted: list[Callable[[], object]] = []
         with self._lock:
             while self._standing_by:
@@ -259,8 +259,8 @@ class Submissions:
         """See to it that the BookActor comes for what has been queued up."""
         if self._closed is not None:
             self._fail_queue(self._closed)
-        elif not self._told or (self._told == 1 and self.waiting >= MANY):
-            self._told += 1
+        elif not self._wake_ups or (self._wake_ups == 1 and self.waiting >= MANY):
+            self._wake_ups += 1
             present(self._tell, "submitted before the BookActor was there")(SUBMITTED)
 
     @property
@@ -270,7 +270,7 @@ class Submissions:
 
     def take(self) -> list[Request]:
         """Return the requests that have come in since. BookActor only; it need not come at once, see :data:`MANY`."""
-        self._told = 0
+        self._wake_ups = 0
         with self._lock:
             self.waiting = 0
         return self._drain()

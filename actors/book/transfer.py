@@ -5,7 +5,7 @@ side       input                                  then
 =========  =====================================  =====================================================================
 leader     the replica offers its state           send ``StateOffer`` of an image that is recent enough, or take one
 leader     an image was taken                     send ``StateOffer`` to everybody that waits for one
-leader     ``Fetch``                              send ``Chunk``; an image that nobody fetches for a while is let go
+leader     ``Fetch``                              send ``Chunk``; an image that nobody fetches for a while is dropped
 follower   ``StateOffer``                         fetch it if it is ahead of all that is held here, else join again
 follower   ``Chunk``                              fetch the next; after the last, restore the book and keep it
 follower   the log came instead, or another life  forget what was fetched
@@ -26,24 +26,24 @@ from .replica import SNAPSHOT_BEHIND, Effect, Replica, Role, Send
 from .wire import CHUNK_SIZE, Chunk, Fetch, StateOffer
 
 OFFER_NS: Final = 10_000_000_000
-"""Nanoseconds for which an image is held for followers that do not fetch it; then it is let go."""
+"""Nanoseconds for which an unfetched image is held; then it is dropped."""
 
 FETCH_RETRY_S: Final = 1.0
-"""Seconds for which no state is fetched after one that could not be kept; doubled with each further one."""
+"""Seconds without fetching after a state could not be kept; doubled with each further failure."""
 FETCH_RETRY_S_MAX: Final = 300.0
-"""Most seconds for which no state is fetched."""
+"""Most seconds without fetching."""
 
 B = TypeVar("B")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TakeImage:
-    """Take an image of the book as it is now, in memory, unless one is being taken; then call ``on_image``."""
+    """Take an image of the current book, in memory, unless one is being taken; then call ``on_image``."""
 
 
 @dataclasses.dataclass(slots=True)
 class Fetched(Generic[B]):
-    """The leader's state, as far as it has come in."""
+    """The part of the leader's state received so far."""
 
     sender: str
     epoch: int
@@ -63,7 +63,8 @@ class StateTransfer(Generic[B]):
     def __init__(
         self, replica: Replica, *, restore: Callable[[bytes], B], sequence_of: Callable[[B], int], chunk_size: int
     ) -> None:
-        """``restore`` makes a book of a state's bytes or raises ProtocolError; ``sequence_of`` says where a book is.
+        """``restore`` makes a book from a state's bytes or raises ProtocolError; ``sequence_of`` returns a book's
+        sequence.
 
         ``chunk_size``: bytes of each piece that is served, at most :data:`~.wire.CHUNK_SIZE`.
         """
@@ -75,7 +76,7 @@ class StateTransfer(Generic[B]):
         self._image: tuple[Tail, bytes] | None = None
         self._image_until_ns = 0
         self._offer_to: set[str] = set()
-        """Leader: who waits for an image that is being taken."""
+        """Leader: nodes that wait for an image that is being taken."""
         self.fetched: Fetched[B] | None = None
         """Follower: what is being fetched."""
         self._backoff = Backoff(FETCH_RETRY_S, FETCH_RETRY_S_MAX)
@@ -83,7 +84,7 @@ class StateTransfer(Generic[B]):
     # -- the leader's side ----------------------------------------------------------------------------------------
 
     def offer(self, node: str, after: int, now_ns: int) -> list[TransferEffect]:
-        """Offer ``node``, whose log ends at ``after``, the state as it is now, or was a little while ago."""
+        """Offer ``node``, whose log ends at ``after``, the current state or a recent one."""
         image = self._image
         recent = image is not None and image[0].sequence > after
         if recent and image is not None and self._replica.applied - image[0].sequence <= SNAPSHOT_BEHIND // 2:
@@ -124,7 +125,7 @@ class StateTransfer(Generic[B]):
     # -- the follower's side --------------------------------------------------------------------------------------
 
     def on_offer(self, sender: str, message: StateOffer, now_ns: int) -> list[TransferEffect]:
-        """The leader offers its state: fetch it, from where an earlier attempt at the same state has stopped."""
+        """The leader offers its state: fetch it, from where an earlier attempt at the same state stopped."""
         replica = self._replica
         tail = Tail(message.tail_epoch, message.sequence, message.chain)
         if not self._backoff.is_due(now_ns / 1e9):
@@ -142,10 +143,10 @@ class StateTransfer(Generic[B]):
         return [Send((fetched.sender,), Fetch(replica.market, fetched.epoch, sequence, len(fetched.data)))]
 
     def on_chunk(self, sender: str, message: Chunk, now_ns: int) -> list[TransferEffect]:
-        """A piece of the state has come in.
+        """A piece of the state was received.
 
         Raises:
-            ProtocolError: it goes beyond what was offered, or the whole is no state, or of another sequence.
+            ProtocolError: it exceeds the offer, or the whole is not a state, or has another sequence.
         """
         fetched, replica = self.fetched, self._replica
         if fetched is None or fetched.book is not None:
@@ -153,7 +154,7 @@ class StateTransfer(Generic[B]):
         if (sender, message.epoch, message.sequence) != (fetched.sender, fetched.epoch, fetched.tail.sequence):
             return []
         if message.offset != len(fetched.data):
-            return []  # asked for twice
+            return []  # requested twice
         if message.offset + len(message.data) > fetched.size:
             raise ProtocolError(f"a chunk at {message.offset} goes beyond the {fetched.size} bytes that were offered")
         fetched.data += message.data
@@ -161,7 +162,7 @@ class StateTransfer(Generic[B]):
             return self._fetch(fetched, now_ns)
         if not replica.wants_snapshot(sender, message.epoch, fetched.tail):
             return [*replica.on_snapshot_declined(sender, message.epoch)]
-        self.fetched = None  # what is no state is fetched again from its beginning
+        self.fetched = None  # an invalid state is fetched again from its beginning
         fetched.book = self._restore(bytes(fetched.data))
         if self._sequence_of(fetched.book) != fetched.tail.sequence:
             raise ProtocolError("the snapshot is not of the sequence that was offered")
@@ -170,14 +171,15 @@ class StateTransfer(Generic[B]):
         return [*replica.on_snapshot_fetched(fetched.tail)]
 
     def installed(self) -> tuple[Fetched[B], B]:
-        """The fetched state is durable: return it with its book, to go on from."""
+        """The fetched state is durable: return it with its book, to continue from."""
         fetched, self.fetched = present(self.fetched, "a state is installed before it was fetched"), None
         self._backoff.succeeded()
         return fetched, present(fetched.book, "a state is installed before it was restored")
 
     def on_not_kept(self, now_ns: int) -> float:
-        """The state that was fetched could not be kept, for want of room or memory: forget it, and fetch none for a
-        while; return for how many seconds.
+        """The fetched state could not be kept because space or memory ran out: forget it, and fetch none for a while.
+
+        Return for how many seconds.
         """
         self.fetched = None
         return self._backoff.failed(now_ns / 1e9)
@@ -185,16 +187,16 @@ class StateTransfer(Generic[B]):
     # -- both -------------------------------------------------------------------------------------------------------
 
     def on_tick(self, now_ns: int) -> None:
-        """Forget what was fetched if the log has come instead; let an image go that nobody fetches."""
+        """Forget the fetched state if the log arrived instead; drop an image that nobody fetches."""
         if self.fetched is not None and self._replica.matched:
             self.fetched = None
         if self._image is not None and now_ns > self._image_until_ns:
             self._image = None
 
     def on_another_book(self) -> None:
-        """The book is another one from now on: images of the former are of no use."""
+        """The book was replaced: images of the former one are useless."""
         self._image = None
 
     def forget_fetched(self) -> None:
-        """What was fetched has nowhere to go: the log was put aside."""
+        """The log was put aside: forget the fetched state."""
         self.fetched = None

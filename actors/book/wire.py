@@ -1,4 +1,4 @@
-"""What the replicas of a market say to each other, checked at decode. Pure: values only."""
+"""Messages between the replicas of a market, checked at decode. Pure: values only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .commands import Command, checked_commands
 from .record import CHAIN_START, COMMANDS_MAX, RECORD_SIZE_MAX
 
 CHUNK_SIZE: Final = 1024 * 1024
-"""Bytes of a snapshot that travel in one frame."""
+"""Most bytes of a snapshot in one frame."""
 IN_SYNC_MAX: Final = 16
 """Most members of a market's in-sync set: each answer waits for all of them. Further replicas follow outside it."""
 TAILS_MAX: Final = 1024
@@ -44,26 +44,26 @@ def _requests(value: Any, name: str) -> tuple[tuple[int, tuple[Command, ...]], .
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lead:
-    """Leader to all: I lead ``market`` in ``epoch``, and these hold every committed entry. Who is not joined, join."""
+    """Leader to all: I lead ``market`` in ``epoch``, and these hold every committed entry. Join, if you have not."""
 
     market: MarketName
     epoch: Epoch
     in_sync: Annotated[tuple[str, ...], codec.Array(codec.Str(80, 1), IN_SYNC_MAX)]
     committed: Sequence
-    """How far the log is committed: a member that holds less has an older copy of its disk."""
+    """The log is committed up to here: a member that holds less has an older copy of its disk."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Objection:
-    """A replica to one whose leadership does not go together with what is known here.
+    """A replica to a leader whose claim contradicts what this replica knows.
 
-    The newest record that was seen at the coordinator, and the last entry that is committed here: of these one or the
-    other is not where it should be, so a disk or the coordinator's store is an older copy.
+    It names the newest market record seen at the coordinator, and the last entry committed here. One of them does not
+    fit the leader's claim, so a disk or the coordinator's store is an older copy.
     """
 
     market: MarketName
     epoch: Epoch
-    """Of the leader that is followed."""
+    """Epoch of the leader that is followed."""
     seen_version: Sequence
     seen_epoch: Epoch
     tail_epoch: Epoch
@@ -75,7 +75,8 @@ class Objection:
 class Join:
     """Follower to leader: my log ends here; send me what follows, or tell me where to cut.
 
-    ``join`` numbers the follower's attempts; its acks carry the same number, so that none of an earlier life counts.
+    ``join`` numbers the follower's attempts; its acks carry the same number, so that acks of an earlier life do not
+    count.
     """
 
     market: MarketName
@@ -86,7 +87,7 @@ class Join:
     tail_chain: Chain
     durable: Sequence
     observer: Annotated[bool, codec.Bool()]
-    """It reads only: never to be in sync, never to be waited for."""
+    """An observer: it never joins the in-sync set, and nobody waits for it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ class Rewind:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Resign:
-    """Leader to a follower: I lead no longer after ``epoch``; take over if you are in sync.
+    """Leader to a follower: I stop leading after ``epoch``; take over if you are in sync.
 
     Follower to its leader: this replica has stopped; do not wait for it.
     """
@@ -124,7 +125,7 @@ class Append:
 
     ``bodies`` may be empty: then only the commit index moves. ``state_hash`` is the leader's book at
     ``state_sequence``; a follower that reaches that sequence with another hash has diverged, and stops. ``join`` is the
-    join that it answers; 0 in what goes to all followers.
+    join that it answers; 0 in frames to all followers.
     """
 
     market: MarketName
@@ -184,7 +185,8 @@ class Ack:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Forward:
-    """Any node to the leader: order these for me: ``(request, commands)`` each, of ``COMMANDS_MAX`` commands in all.
+    """Any node to the leader: order these for me: ``(request, commands)`` each, at most ``COMMANDS_MAX`` commands in
+    all.
 
     The answer is the log itself: a record names its origins.
     """

@@ -1,12 +1,11 @@
 """JournalActor: writes, syncs and reads a market's journal, so that its BookActor need not wait for a disk.
 
 Messages: Persist, CutLog, PutLogAside, ReadLog, KeepSnapshot, BeginLogAt (from its BookActor); answers Persisted,
-LogPutAside, LogRead, LogNotRead, SnapshotStored, SnapshotKept, SnapshotNotKept, JournalFailed. What has queued up while
-one write was being synced goes into the next write together: group commit without a timer.
+LogPutAside, LogRead, LogNotRead, SnapshotStored, SnapshotKept, SnapshotNotKept, JournalFailed. Records that queue up
+during one sync go into the next write together: group commit without a timer.
 
-Where the disk is quick, and the BookActor has nothing else to do, to wait for a sync costs it less than to have another
-thread do so and tell it. Then it writes itself: the :class:`JournalWriter` is the JournalActor's only while that has
-something to do.
+If the disk is quick and the BookActor is idle, waiting for a sync costs it less than a hand-over to another thread.
+Then the BookActor writes itself: the JournalActor uses the :class:`JournalWriter` only while it has work to do.
 """
 
 from __future__ import annotations
@@ -45,13 +44,13 @@ from .snapshots import NotKept, Snapshots
 from .wire import TAILS_MAX
 
 READ_SIZE_MAX: Final = 512 * 1024
-"""Most bytes of record bodies read for a follower at a time."""
+"""Most bytes of record bodies read for a follower at once."""
 
 
 LACKING: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
-"""What may pass, and says nothing of the disk: where a read fails by one of these, it is tried again."""
+"""Errors that may pass and do not mean a bad disk: a read that fails with one of these is retried."""
 QUICK_SYNC_S_MAX: Final = 0.001
-"""A write and sync that took longer, in seconds, is one that a BookActor does not wait for the next time."""
+"""Seconds for a write and sync; if the last took longer, the BookActor leaves the next one to the JournalActor."""
 
 
 class JournalWriter:
@@ -72,7 +71,7 @@ class JournalWriter:
 
     @property
     def at_hand(self) -> bool:
-        """BookActor: whether it may, and had better, append by itself."""
+        """Whether the BookActor may, and should, append itself."""
         return self.handled == self.handed and self._sync_s < QUICK_SYNC_S_MAX
 
     def append(self, records: Sequence[Record], committed: int) -> None:
@@ -87,7 +86,7 @@ class JournalWriter:
         self._meters.sync_s.observe(self._sync_s)
 
     def seal(self) -> None:
-        """Mark the log's end, if the writer is the BookActor's now; see :meth:`Journal.seal`.
+        """Mark the log's end, if the BookActor may use the writer now; see :meth:`Journal.seal`.
 
         Raises:
             StorageError: see there.
@@ -96,7 +95,7 @@ class JournalWriter:
             self.journal.seal()
 
     def keep(self, tail: Tail, scratch: Path, size: int) -> None:
-        """Keep a snapshot that was written aside, and drop what no recovery needs any more.
+        """Keep a snapshot that was written aside, and remove files that no recovery needs any more.
 
         Raises:
             NotKept: the disk refused; the log is whole.
@@ -107,10 +106,10 @@ class JournalWriter:
         self.journal.prune(oldest)
 
     def begin_at(self, tail: Tail, book: bytes) -> None:
-        """Keep the leader's state at ``tail``, and begin the log anew after it.
+        """Keep the leader's state at ``tail``, and start an empty log after it.
 
         Raises:
-            NotKept: the state could not be written; the log is what it was.
+            NotKept: the state could not be written; the log is unchanged.
             StorageError: the disk refused.
         """
         self.snapshots.write(tail, book)
@@ -118,7 +117,7 @@ class JournalWriter:
         self.journal.reset(tail)
 
     def begin_anew(self) -> Path:
-        """Put the log and its snapshots aside, whole, and open empty ones in their place; return where they are now.
+        """Put the log and its snapshots aside, and open empty ones in their place; return their new folder.
 
         Raises:
             StorageError: the disk refused.
@@ -198,7 +197,7 @@ class JournalActor(NodeActor):
             tell(self._book, SnapshotKept(message.tail))
 
     def _read(self, message: ReadLog) -> LogRead | LogNotRead:
-        """Read records for a follower; or, if its tail is not in this log, what it can tell from where they part."""
+        """Read records for a follower; or, if its tail is not in this log, ends of records to find the common part."""
         try:
             return self._read_now(message)
         except MemoryError as error:
