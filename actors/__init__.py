@@ -25,11 +25,15 @@ if TYPE_CHECKING:
         UnknownActor,
         Unreachable,
     )
-    from .aio import AsyncNode, AsyncSubscription, OrderOptions
+    from .aio import AsyncNode
     from .book.commands import OrderType, SelfTradePrevention, Side, TimeInForce
     from .book.rules import MarketRules
+    from .book.status import MarketStatus
     from .kit.actor import Actor, stop_and_join
     from .kit.supervision import RestartPolicy, Supervise, Supervisor
+    from .market.aio import AsyncMarket, AsyncSubscription
+    from .market.border import OrderOptions, RequestOptions
+    from .market.handle import Market
     from .market.subscription import Subscription
     from .market.views import (
         Accepted,
@@ -54,6 +58,7 @@ if TYPE_CHECKING:
     from .remote.refs import RemoteFuture, RemoteRef, Terminated
     from .remote.schema import message
     from .settings import NodeOptions
+    from .telemetry.status import NodeStatus
 
 __all__ = [
     "Accepted",
@@ -61,6 +66,7 @@ __all__ = [
     "Actor",
     "ActorStopped",
     "Amended",
+    "AsyncMarket",
     "AsyncNode",
     "AsyncSubscription",
     "BookView",
@@ -71,11 +77,14 @@ __all__ = [
     "Duplicate",
     "ExchangeNode",
     "InvalidRequest",
+    "Market",
     "MarketEvent",
     "MarketRules",
+    "MarketStatus",
     "MarketUpdate",
     "MessageRefused",
     "NodeOptions",
+    "NodeStatus",
     "Noted",
     "OpenOrder",
     "OpenOutcryError",
@@ -90,6 +99,7 @@ __all__ = [
     "RemoteFailure",
     "RemoteFuture",
     "RemoteRef",
+    "RequestOptions",
     "RequestTimeout",
     "RestartPolicy",
     "SelfTradePrevention",
@@ -117,9 +127,14 @@ _ROOMS = (
     ".node",
     ".remote.refs",
     ".remote.schema",
+    ".market.handle",
+    ".market.aio",
+    ".market.border",
     ".market.views",
     ".market.subscription",
     ".book.rules",
+    ".book.status",
+    ".telemetry.status",
     ".book.commands",
     "..transport.errors",
     ".aio",

@@ -145,7 +145,7 @@ def listeners(_at: dict[str, str], _folder: Path) -> Callable[[], None]:
 
 def control(at: dict[str, str], folder: Path) -> Callable[[], None]:
     """A control client: its dial waits for the node, on a thread here, while the process ends."""
-    from openoutcry.actors.control.server import ControlClient
+    from openoutcry.actors.control import ControlClient
 
     named = {"name": "peer", "pid": os.getpid(), "token": "x", "status_address": at["frozen"]}
     address = random.choice([at["frozen"], at["silent"], at["never_accepts"], at["refuses"], at["silent_ipc"]])
@@ -170,7 +170,7 @@ def node(at: dict[str, str], folder: Path) -> Callable[[], None]:
         coordinator=folder / "coordinator.sqlite",
     )  # fmt: skip
     for number, (kind, address) in enumerate(at.items()):
-        made._supervisor.tell(PeerFound(f"{kind}.0000000{number}", kind, address))
+        made.group.supervisor.tell(PeerFound(f"{kind}.0000000{number}", kind, address))
     return made.close
 
 
@@ -209,7 +209,7 @@ def serve(jobs: list[dict[str, Any]], workers: int) -> None:
 
     Forks return; they end as a program ends.
     """
-    import openoutcry.actors.control.server
+    import openoutcry.actors.control.client
     import openoutcry.transport.certificates
     import openoutcry.transport.rendezvous  # noqa: F401  (once, for all forks)
 

@@ -69,7 +69,7 @@ def serve(name: str, folder: Path, directory: str, options: dict[str, Any], pipe
             if what == "close":
                 break
             if what == "status":
-                pipe.send(node.status()["markets"][MARKET])
+                pipe.send(node.status().markets[MARKET].to_dict())
             elif what == "transfer":
                 with contextlib.suppress(OpenOutcryError):
                     node.transfer(MARKET)

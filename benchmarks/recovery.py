@@ -132,7 +132,7 @@ def wiped(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
         def wait_in_sync(count: int) -> None:
             deadline = time.perf_counter() + WAIT_S_MAX
-            while len(node.status()["markets"][MARKET]["in_sync"]) != count:
+            while len(node.status().markets[MARKET].in_sync) != count:
                 if time.perf_counter() > deadline:
                     raise TimeoutError(f"{count} replicas are not in sync: {node.status()}")
                 time.sleep(0.005)

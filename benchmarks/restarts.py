@@ -53,7 +53,7 @@ def serve(name: str, folder: Path, address: str, directory: str, load_threads: i
         for trader in traders:
             trader.start()
         while pipe.recv() == "links":
-            pipe.send({peer: (up.link.session, up.link.their_session) for peer, up in list(node._links.up.items())})
+            pipe.send({peer: (up.link.session, up.link.their_session) for peer, up in [*node.group.links.up.items()]})
         stopped.set()
         for trader in traders:
             trader.join()

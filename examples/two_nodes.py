@@ -62,7 +62,7 @@ def run_node(name: str, home: Path, directory: str, turn: Barrier, out: Any) -> 
         # An answer comes when a command is durable on both nodes; the other node applies it a moment later.
         out.send(max(result.sequence for result, _ in done))
         node.wait_sequence(MARKET, out.recv(), PATIENCE_S)
-        role = node.status()["markets"][MARKET]["role"]
+        role = node.status().markets[MARKET].role
         book, trades = node.get_order_book(MARKET), node.trades(MARKET)
         out.send(Report(name, os.getpid(), role, found_s, done, book, trades))
         turn.wait(PATIENCE_S)

@@ -108,7 +108,7 @@ class Traders(ProcessExchange):
 
     def wait_known_in_sync(self, count: int) -> None:
         """Wait until the first node's status shows ``count`` nodes in sync."""
-        eventually(lambda: len(self[0].status()["markets"][MARKET]["in_sync"]) == count, f"{count} nodes are in sync")
+        eventually(lambda: len(self[0].status().markets[MARKET].in_sync) == count, f"{count} nodes are in sync")
 
     def logged(self, name: str) -> list[tuple[int, Command]]:
         """Return the log of a node that is not running: ``(sequence, command)``."""

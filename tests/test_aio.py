@@ -25,6 +25,7 @@ from openoutcry.actors import (
     Unavailable,
 )
 from openoutcry.actors.book.messages import Query
+from openoutcry.actors.market import queries
 
 MARKET = "BTC-USD"
 RULES = MarketRules(tick_size="0.01", open_orders_max=1000)
@@ -43,7 +44,7 @@ async def running(**options: Any) -> AsyncIterator[AsyncNode]:
 def held(node: AsyncNode) -> Iterator[Callable[[], None]]:
     """Keep the market's thread from doing anything until what is yielded is called, or to the end."""
     entered, go = threading.Event(), threading.Event()
-    node.node._books[MARKET].tell(Query(lambda _: entered.set() or go.wait(60)))
+    node.node.market(MARKET).ref.tell(Query(lambda _: entered.set() or go.wait(60)))
     assert entered.wait(30)
     try:
         yield go.set
@@ -147,7 +148,7 @@ def test_a_task_that_is_cancelled_takes_nothing_back_and_holds_up_nobody() -> No
             for number in range(40):
                 again = await node.submit_order(MARKET, "buy", "100", 1, client_order_id=f"o{number}")
                 assert again.duplicate
-            assert not node._waiting
+            assert not node.unanswered
 
     run(test)
 
@@ -155,7 +156,7 @@ def test_a_task_that_is_cancelled_takes_nothing_back_and_holds_up_nobody() -> No
 def test_what_waits_when_the_node_is_closed_fails_and_so_does_all_that_comes_later() -> None:
     async def test() -> None:
         async with running(min_in_sync=1) as node:
-            book = node.node._books[MARKET]
+            book = node.node.market(MARKET).ref
             book.tell(Query(lambda _: time.sleep(0.3)))  # busy: nothing is answered meanwhile
             waiting = asyncio.create_task(node.submit_order(MARKET, "buy", "100", 1))
             reading = asyncio.create_task(node.position(MARKET))
@@ -176,7 +177,7 @@ def test_what_waits_when_the_node_is_closed_fails_and_so_does_all_that_comes_lat
 def test_what_was_asked_of_a_replica_that_ends_fails_at_once_as_it_does_for_a_thread(dies: bool) -> None:
     async def test() -> None:
         async with running(timeout=60) as node:
-            book = node.node._books[MARKET]
+            book = node.node.market(MARKET).ref
             with held(node) as go:
                 if dies:
                     book.tell("a message that no BookActor understands")
@@ -211,7 +212,7 @@ def test_a_query_that_fails_fails_alone() -> None:
                 raise RequestTimeout("of its own")
 
             with pytest.raises(RequestTimeout, match="of its own"):
-                await node._read(MARKET, fail)
+                await node.market(MARKET).read(fail)
             assert await node.position(MARKET) == (1, node.node.state_hash(MARKET))
 
     run(test)
@@ -224,16 +225,19 @@ def test_nothing_but_the_end_takes_a_thread_of_the_application() -> None:
 
     async def test() -> None:
         made = await asyncio.to_thread(ExchangeNode, "alice", markets={MARKET: RULES})
+        other = await asyncio.to_thread(ExchangeNode, "carol", markets={MARKET: RULES})
         spare = await asyncio.to_thread(ExchangeNode, "bob", markets=["nobody's"])
         loop = asyncio.get_running_loop()
         loop.set_default_executor(NoThreads())
         try:
             node = AsyncNode(made)
             await node.wait_ready()
-            made._rules.clear()
             order = await node.submit_order(MARKET, "buy", "100", 1)
-            made._rules.clear()
             await node.amend_order(MARKET, order.order_id or 0, price="99")
+            fresh = AsyncNode(other).market(MARKET)
+            while not (await fresh.read(queries.readiness))[0]:
+                await asyncio.sleep(0.005)
+            await fresh.submit("buy", "100", 1)  # its rules are not known: they are asked for
             (await node.subscribe(MARKET)).close()
             await node.get_order_book(MARKET)
             with pytest.raises(RequestTimeout, match=r"not ready after 0\.05 s: no leader"):
@@ -242,7 +246,7 @@ def test_nothing_but_the_end_takes_a_thread_of_the_application() -> None:
                 await AsyncNode(spare).submit_order("nobody's", "buy", "100", 1)
         finally:
             loop.set_default_executor(ThreadPoolExecutor(2))
-            await asyncio.gather(AsyncNode(made).close(), AsyncNode(spare).close())
+            await asyncio.gather(*[AsyncNode(each).close() for each in (made, other, spare)])
 
     run(test)
 
@@ -250,7 +254,7 @@ def test_nothing_but_the_end_takes_a_thread_of_the_application() -> None:
 def test_the_loop_goes_on_while_the_book_is_stuck_and_the_caller_gets_an_error_in_its_time() -> None:
     async def test() -> None:
         async with running(timeout=0.3) as node:
-            node.node._books[MARKET].tell(Query(lambda _: time.sleep(3)))
+            node.node.market(MARKET).ref.tell(Query(lambda _: time.sleep(3)))
             began_s = time.monotonic()
             order = asyncio.create_task(node.submit_order(MARKET, "buy", "100", 1))
             with pytest.raises(RequestTimeout):
@@ -270,7 +274,7 @@ def test_the_loop_goes_on_while_the_book_is_stuck_and_the_caller_gets_an_error_i
 def test_a_caller_beyond_the_bound_waits_for_room_and_the_loop_does_not() -> None:
     async def test() -> None:
         async with running() as node:
-            submissions = node.node._submissions[MARKET]
+            submissions = node.node.market(MARKET).submissions
             submissions._limit = 10
             batch = [node.node.order(MARKET, "buy", "90", 1) for _ in range(10)]
             with held(node) as go:
@@ -290,7 +294,7 @@ def test_a_caller_beyond_the_bound_waits_for_room_and_the_loop_does_not() -> Non
 def test_those_who_wait_for_room_cost_no_thread_and_get_in_by_turns_but_for_those_who_have_given_up() -> None:
     async def test() -> None:
         async with running() as node:
-            submissions = node.node._submissions[MARKET]
+            submissions = node.node.market(MARKET).submissions
             submissions._limit = 10
             with held(node) as go:
                 tasks = [
@@ -309,7 +313,7 @@ def test_those_who_wait_for_room_cost_no_thread_and_get_in_by_turns_but_for_thos
             sequences = [result.sequence for result in found]
             assert sequences == sorted(sequences)
             assert not (await node.submit_order(MARKET, "buy", "90", 1, client_order_id="o10")).duplicate
-            assert not node._waiting
+            assert not node.unanswered
             assert submissions.in_flight == 0
 
     run(test)
@@ -318,12 +322,12 @@ def test_those_who_wait_for_room_cost_no_thread_and_get_in_by_turns_but_for_thos
 def test_those_who_wait_for_room_fail_when_the_replica_ends() -> None:
     async def test() -> None:
         async with running() as node:
-            submissions = node.node._submissions[MARKET]
+            submissions = node.node.market(MARKET).submissions
             submissions._limit = 10
             with held(node) as go:
                 tasks = [asyncio.create_task(node.submit_order(MARKET, "buy", "90", 1, timeout=60)) for _ in range(110)]
                 await until(lambda: len(submissions._standing_by) == 100, "all but ten wait for room")
-                node.node._books[MARKET].stop(block=False)
+                node.node.market(MARKET).ref.stop(block=False)
                 go()
             done = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
             assert {type(outcome) for outcome in done[50:]} == {Closed}
@@ -365,7 +369,7 @@ def test_market_data_comes_in_order_and_ends_with_the_node() -> None:
 def test_a_subscription_that_nobody_waits_for_any_more_is_none() -> None:
     async def test() -> None:
         async with running() as node:
-            mailbox = node.node._books[MARKET].actor_inbox
+            mailbox = node.node.market(MARKET).ref.actor_inbox
             with held(node):
                 given_up = asyncio.create_task(node.subscribe(MARKET))
                 await until(lambda: mailbox.qsize() == 1, "it has asked")
@@ -373,14 +377,14 @@ def test_a_subscription_that_nobody_waits_for_any_more_is_none() -> None:
                 with pytest.raises(asyncio.CancelledError):
                     await given_up
             await until(mailbox.empty, "the market has heard of it")
-            assert await node._read(MARKET, lambda actor: actor._watchers) == []
+            assert await node.market(MARKET).read(lambda actor: actor._watchers) == []
             node.node.timeout = 0.2
             with held(node), pytest.raises(RequestTimeout):
                 await node.subscribe(MARKET)
             node.node.timeout = 5
             await until(mailbox.empty, "the market has heard of the second")
-            assert await node._read(MARKET, lambda actor: actor._watchers) == []
-            assert not node.node._subscriptions
+            assert await node.market(MARKET).read(lambda actor: actor._watchers) == []
+            assert not node.node.market(MARKET).subscriptions
 
     run(test)
 
@@ -436,7 +440,7 @@ def test_answers_for_a_loop_that_is_gone_are_dropped() -> None:
         made = AsyncNode(node)
         kept.append(made)
         await made.wait_ready()
-        node._books[MARKET].tell(Query(lambda _: time.sleep(0.2)))
+        node.market(MARKET).ref.tell(Query(lambda _: time.sleep(0.2)))
         asyncio.get_running_loop().create_task(made.submit_order(MARKET, "buy", "100", 1, client_order_id="left"))
         await made.subscribe(MARKET)
         await asyncio.sleep(0)

@@ -11,6 +11,7 @@ import pytest
 from openoutcry.actors.book.rules import MarketRules
 from openoutcry.actors.kit.actor import Actor
 from openoutcry.actors.market.border import (
+    Requester,
     cancel_command,
     checked_count,
     checked_expiry,
@@ -41,14 +42,14 @@ def order(**changed: Any) -> Any:
         "expire_ns": 0,
         "self_trade_prevention": "none",
     }
-    return submit_command(MarketRules(), "ann", "", **{**arguments, **changed})
+    return submit_command(MarketRules(), Requester("ann"), **{**arguments, **changed})
 
 
 @pytest.mark.parametrize("value", [HUGE, -HUGE, Mute()], ids=["huge", "less than all", "without a text"])
 @pytest.mark.parametrize(
     ("check", "code"),
     [
-        (lambda value: cancel_command("ann", "", value), "invalid_order_id"),
+        (lambda value: cancel_command(Requester("ann"), value), "invalid_order_id"),
         (lambda value: checked_count(value, "depth"), "invalid_depth"),
         (checked_timeout, "invalid_timeout"),
         (lambda value: Actor().tell_after(value, "message"), "invalid_delay"),

@@ -26,6 +26,7 @@ from openoutcry.actors import (
     Closed,
     ExchangeNode,
     InvalidRequest,
+    Market,
     MarketRules,
     OpenOutcryError,
     OrderRejected,
@@ -34,16 +35,9 @@ from openoutcry.actors import (
 )
 from openoutcry.actors.cli import main
 from openoutcry.actors.cli.show import status_lines
-from openoutcry.actors.control.server import (
-    ANSWERS,
-    CONTROL_FILE,
-    REQUESTS,
-    WORKERS,
-    ControlClient,
-    ControlServer,
-    Failure,
-    GetStatus,
-)
+from openoutcry.actors.control import ControlClient
+from openoutcry.actors.control.server import WORKERS, ControlServer
+from openoutcry.actors.control.wire import ANSWERS, CONTROL_FILE, REQUESTS, Failure, GetStatus
 from openoutcry.actors.tools.local import LocalExchange
 from openoutcry.transport import sockets
 from openoutcry.transport.errors import LinkBroken
@@ -316,7 +310,7 @@ def test_orders_go_in_and_books_come_out_as_text_and_as_json(desk: ExchangeNode,
     (order,) = json.loads(run("orders", MARKET, "--account", "eve", "--json").output)
     assert (order["order_id"], order["post_only"]) == (3, True)
     market, replica = run("status").output.split("\n\n")[1:]
-    epoch = str(desk.status()["markets"][MARKET]["epoch"])
+    epoch = str(desk.status().markets[MARKET].epoch)
     row = [MARKET, "leading", "yes", epoch, "desk", "desk", "4", "2", "1", desk.state_hash(MARKET)]
     assert [line.split() for line in market.splitlines()[1:]] == [row]
     assert [line.split() for line in replica.splitlines()[1:]] == [[MARKET, "desk", "leader", "4", "4", "0"]]
@@ -379,7 +373,7 @@ def test_leadership_is_given_to_the_node_that_is_named(home: Path, run: Run, exc
         assert run("transfer", MARKET, *at_first).output.endswith("not by this node (not_leader)\n")
         back = run("transfer", MARKET, "--data-dir", second.data_dir, "--json")
         assert json.loads(back.output) == {"market": MARKET, "leader": first.node_id}
-    assert first.status()["markets"][MARKET]["role"] == "leading"
+    assert first.status().markets[MARKET].role == "leading"
 
 
 def test_status_shows_every_replica_that_a_leader_knows_of_and_every_trouble() -> None:
@@ -394,6 +388,7 @@ def test_status_shows_every_replica_that_a_leader_knows_of_and_every_trouble() -
         "name": "al",
         "node_id": "al.1",
         "address": "tcp://h:1",
+        "clock": {"off": False, "offsets_s": {}},
         "peers": {
             "bo.2": {"name": "bo", "up": True, "other_coordinator": False},
             "bo.3": {"name": "bo", "up": False, "other_coordinator": False},
@@ -692,7 +687,7 @@ def test_status_is_answered_while_all_that_can_be_served_at_once_is_stuck(
     desk: ExchangeNode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let, stuck = threading.Event(), threading.Semaphore(0)
-    monkeypatch.setattr(desk, "cancel_all", lambda *_, **__: (stuck.release(), let.wait(30), desk.nothing)[2])
+    monkeypatch.setattr(Market, "cancel_all", lambda *_, **__: (stuck.release(), let.wait(30), desk.nothing)[2])
 
     def get_stuck() -> None:
         with ControlClient(desk.data_dir, timeout=30) as client, pytest.raises(OpenOutcryError):
@@ -979,7 +974,7 @@ def test_the_check_of_a_file_says_which_markets_a_node_that_joins_all_will_have(
 def test_who_creates_a_market_is_told_which_nodes_will_join_it(home: Path, run: Run, exchange: Any) -> None:
     net = exchange(nodes=2, markets={MARKET: RULES}, join_all=True)
     first, second = net[0], net[1]
-    wait_for(lambda: first.status()["peers"].get(second.node_id, {}).get("joins_all"), "it is announced")
+    wait_for(lambda: first.status().peers.get(second.node_id, {}).get("joins_all"), "it is announced")
     with ControlServer(first):
         made = json.loads(run("market", "create", "X", "--tick", "1", "--data-dir", first.data_dir, "--json").output)
     assert set(made["in_sync"]) | set(made["joining"]) == {first.name, second.name}
@@ -998,16 +993,16 @@ def test_a_name_that_several_nodes_have_is_never_taken_for_one_of_them(home: Pat
         ids = " or ".join(sorted([first.node_id, second.node_id]))
         assert f"several nodes are called 'twin': give the id instead, {ids}" in result.output
         assert result.output.endswith("(ambiguous_node)\n")
-        assert first.status()["markets"][MARKET]["role"] == "leading"
+        assert first.status().markets[MARKET].role == "leading"
         assert run("transfer", MARKET, "--to", second.node_id, "--data-dir", tmp_path / "1").exit_code == 0
 
 
 def test_a_leader_knows_how_far_followers_are_that_have_nothing_to_do(exchange: Any) -> None:
     net = exchange(nodes=3, markets={MARKET: RULES})
-    leader = next(node for node in net if node.status()["markets"][MARKET]["role"] == "leading")
+    leader = next(node for node in net if node.status().markets[MARKET].role == "leading")
 
     def applied() -> dict[str, int]:
-        followers = leader.status()["markets"][MARKET]["followers"]
+        followers = leader.status().markets[MARKET].followers
         return {name: follower["applied"] for name, follower in followers.items()}
 
     wait_for(lambda: len(applied()) == 2 and set(applied().values()) == {leader.sequence(MARKET)}, "at the start")

@@ -202,7 +202,7 @@ def node(tmp_path: Path) -> Iterator[ExchangeNode]:
 
 
 def set_clock(node: ExchangeNode, off_ns: int) -> None:
-    node._read(MARKET, lambda actor: setattr(actor, "_clock_ns", lambda: time.time_ns() + off_ns))
+    node.market(MARKET).read(lambda actor: setattr(actor, "_clock_ns", lambda: time.time_ns() + off_ns))
 
 
 @pytest.mark.parametrize("jump", [3650 * DAY, -3650 * DAY])
@@ -215,7 +215,7 @@ def test_orders_lapse_when_they_are_due_though_the_leaders_clock_has_jumped(node
     assert node.get_order(MARKET, long.order_id) is not None
     node.submit_order(MARKET, "buy", "3", "1")
     assert abs(node.trades(MARKET)[0].timestamp_ns - time.time_ns()) < 10 * S
-    assert abs(node.status()["markets"][MARKET]["time_off_s"] + jump / S) < 10
+    assert abs(node.status().markets[MARKET].time_off_s + jump / S) < 10
     ready, found = readyz(node)
     assert ready
     assert abs(found["markets"][MARKET]["time_off_s"] + jump / S) < 10
@@ -226,7 +226,7 @@ def test_an_operator_sets_a_log_from_the_future_back(tmp_path: Path) -> None:
     options: dict[str, Any] = {"markets": {MARKET: MarketRules()}, "data_dir": tmp_path}
     with ExchangeNode("alice", **options) as node:
         node.wait_ready()
-        node._read(MARKET, lambda actor: actor._log_time.forget())
+        node.market(MARKET).read(lambda actor: actor._log_time.forget())
         set_clock(node, 3650 * DAY)
         stays = node.submit_order(MARKET, "buy", "1", "1")
         dated = node.submit_order(MARKET, "buy", "1", "1", time_in_force="gtd", expire_ns=time.time_ns() + 3651 * DAY)
@@ -244,7 +244,7 @@ def test_an_operator_sets_a_log_from_the_future_back(tmp_path: Path) -> None:
         finally:
             server.withdraw()
             server.close()
-        assert node.status()["markets"][MARKET]["time_off_s"] == 0
+        assert node.status().markets[MARKET].time_off_s == 0
         assert {found.order_id for found in node.all_orders(MARKET)} == {stays.order_id, dated.order_id}
         gtd = node.submit_order(MARKET, "buy", "2", "1", time_in_force="gtd", expire_ns=time.time_ns() + S)
         eventually(lambda: node.get_order(MARKET, gtd.order_id) is None, "it lapses when it is due")
@@ -257,7 +257,7 @@ def test_only_the_leader_sets_the_time_and_not_by_a_clock_that_is_off(node: Exch
     set_clock(node, -DAY)
     node.submit_order(MARKET, "buy", "1", "1")
     wrong = judge(away(b=DAY, c=DAY), BOUND, time.time_ns() - DAY - time.clock_gettime_ns(time.CLOCK_BOOTTIME))
-    node._read(MARKET, lambda actor: setattr(actor, "_clocks", lambda: wrong))
+    node.market(MARKET).read(lambda actor: setattr(actor, "_clocks", lambda: wrong))
     with pytest.raises(Unavailable) as refused:
         node.set_time(MARKET, reason="why not")
     assert refused.value.code == "clock_off"
@@ -278,7 +278,7 @@ def test_nodes_compare_their_clocks_by_hellos(tmp_path: Path) -> None:
         for node, peer in ((one, other), (other, one)):
             eventually(lambda node=node: node.clocks.offsets, "the clocks are compared")
             assert abs(node.clocks.offsets[peer.node_id].offset_ns) < S // 4
-            assert not node.status()["clock"]["off"]
+            assert not node.status().clock["off"]
 
 
 @pytest.mark.parametrize("value", [0, 49, 1.5, "1000", True])

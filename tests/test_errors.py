@@ -133,7 +133,7 @@ def test_a_time_out_says_what_it_is_in_the_caller_s_hands(
     exchange_processes: Callable[..., ProcessExchange],
 ) -> None:
     net = exchange_processes(nodes=2)
-    leader, other = sorted(net, key=lambda node: str(node.status()["markets"][MARKET]["role"]) != "leading")
+    leader, other = sorted(net, key=lambda node: str(node.status().markets[MARKET].role) != "leading")
     leader.pause()
     try:
         with pytest.raises(RequestTimeout) as caught:

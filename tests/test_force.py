@@ -27,7 +27,7 @@ OPTIONS = {"lease_ms": 300}
 
 
 def status(node: Any) -> dict[str, Any]:
-    found: dict[str, Any] = node.status()["markets"][MARKET]
+    found: dict[str, Any] = node.status().markets[MARKET].to_dict()
     return found
 
 

@@ -30,7 +30,8 @@ from openoutcry.actors import (
     message,
     open_nodes,
 )
-from openoutcry.actors.control.server import ControlClient, ControlServer
+from openoutcry.actors.control import ControlClient
+from openoutcry.actors.control.server import ControlServer
 from openoutcry.transport.rendezvous import Rendezvous
 from openoutcry.transport.sqlite import SqliteCoordinator
 from openoutcry.transport.survey import Directory
@@ -358,7 +359,9 @@ def test_every_call_of_an_async_node_is_refused_in_another_event_loop_before_it_
             "position": (MARKET,),
             "subscribe": (MARKET,),
         }
-        assert {*calls, "close", "node"} >= {name for name in vars(AsyncNode) if not name.startswith("_")}
+        assert {*calls, "close", "node", "unanswered", "market"} >= {
+            name for name in vars(AsyncNode) if not name.startswith("_")
+        }
 
         async def call(method: Callable[..., Any], *args: Any) -> Any:
             return await method(*args)
@@ -389,7 +392,7 @@ def test_a_node_that_is_interrupted_while_it_closes_is_closed(tmp_path: Path) ->
     node = ExchangeNode("a", markets={MARKET: RULES}, data_dir=tmp_path)
     node.wait_ready()
     entered = threading.Event()
-    node._undo.callback(lambda: (entered.set(), time.sleep(0.5)))
+    node.group.undo.callback(lambda: (entered.set(), time.sleep(0.5)))
     interrupting = interrupt_when(entered)
     with pytest.raises(KeyboardInterrupt):
         node.close()
@@ -404,7 +407,7 @@ def test_a_node_whose_closing_is_interrupted_twice_is_closed_by_another_call(tmp
     node = ExchangeNode("a", markets={MARKET: RULES}, data_dir=tmp_path)
     node.wait_ready()
     entered, go = threading.Event(), threading.Event()
-    node._undo.callback(lambda: (entered.set(), go.wait(30)))
+    node.group.undo.callback(lambda: (entered.set(), go.wait(30)))
     interrupting = interrupt_when(entered, 2)
     began_s = time.monotonic()
     with pytest.raises(KeyboardInterrupt):

@@ -101,7 +101,7 @@ def test_node_that_closes_is_not_ready_and_then_gone(monkeypatch: pytest.MonkeyP
     assert address is not None
     node.wait_ready()
     seen = []
-    monkeypatch.setattr(node, "_hand_over", lambda: seen.append(health(address)))
+    monkeypatch.setattr(node.group.leading, "hand_over", lambda *_: seen.append(health(address)))
     node.close()
     assert seen == [(200, 503, "closing")]
     assert not _listens(address)
@@ -167,7 +167,7 @@ def test_node_whose_journal_has_failed_is_not_healthy(monkeypatch: pytest.Monkey
         at_work, words = _in_words(node)
         assert at_work, "the watchdog leaves the process, and its other markets, alone"
         assert "input/output error" in words
-        node._supervisor.stop()
+        node.group.supervisor.stop()
         assert not _in_words(node)[0], "nothing would be started again: the process is"
         assert samples(node)["openoutcry_market_ready"][("market", MARKET),] == 0
 
@@ -175,7 +175,7 @@ def test_node_whose_journal_has_failed_is_not_healthy(monkeypatch: pytest.Monkey
 def test_dead_actor_makes_the_node_unhealthy() -> None:
     with ExchangeNode("a", markets={MARKET: MarketRules()}, metrics=ANY_PORT) as node:
         node.wait_ready()
-        node._books[MARKET].tell("nonsense")  # an exception in an actor ends it
+        node.market(MARKET).ref.tell("nonsense")  # an exception in an actor ends it
         eventually(lambda: health(node.metrics_address)[:2] == (503, 503), "its end is told")
         assert "BookActor does not run: " in get(node.metrics_address, "/healthz")[1]
         assert samples(node)["openoutcry_node_failures"] == {(): 1}
@@ -207,8 +207,8 @@ def test_every_metric_is_in_the_list_and_every_listed_metric_is_published(
                     a.submit_order(MARKET, "buy", "10", "1", timeout=0.1)
                 let.set()
             assert slow.error is not None
-            assert a._discovery is not None
-            a._discovery.tell(Announce(None))  # type: ignore[arg-type]
+            assert a.group.directory.actor is not None
+            a.group.directory.actor.tell(Announce(None))  # type: ignore[arg-type]
             eventually(lambda: "openoutcry_actor_restarts_total" in samples(a), "it was started anew")
             eventually(lambda: "openoutcry_snapshot_bytes" in samples(a), "a snapshot was written")
             found = samples(a)

@@ -181,7 +181,7 @@ def test_nodes_with_identities_share_one_book_over_tls_and_a_remote_actor_answer
         assert net[1].actor("echo@node-0").ask(Say("hi")) == "hi"
     finally:
         echo.stop()
-    assert net[0].status()["identity"]["accounts"] == ["node-0", "node-0/*"]
+    assert net[0].status().identity["accounts"] == ["node-0", "node-0/*"]
 
 
 def test_another_takes_over_when_the_leader_s_process_is_killed_and_it_comes_back(exchange_processes: Any) -> None:
@@ -299,9 +299,9 @@ def test_a_member_that_says_it_is_another_loses_the_link(
             assert send(CODEC.encode(Credentials(der(known[credentials]))))
         assert send(hello(alice, name, node_id))
         if refused:
-            eventually(lambda: alice.status()["frames_refused"] == 1, "it is refused")
-        eventually(lambda: refused or node_id in alice._links.peers, "it is known")
-    assert (node_id in alice._links.peers) != refused
+            eventually(lambda: alice.status().frames_refused == 1, "it is refused")
+        eventually(lambda: refused or node_id in alice.group.links.peers, "it is known")
+    assert (node_id in alice.group.links.peers) != refused
 
 
 @pytest.mark.slow
@@ -317,8 +317,8 @@ def test_a_node_that_is_announced_under_the_name_of_another_is_not_known(
         eventually(lambda: directory.connected, "it is connected")
         assert directory.announce(entry("mallory.1", "bob")) == 1
         assert directory.announce(entry("mallory.2", "mallory")) == 1
-        eventually(lambda: "mallory.2" in alice._links.known(), "it is known")
-        assert "mallory.1" not in alice._links.known()
+        eventually(lambda: "mallory.2" in alice.group.links.known(), "it is known")
+        assert "mallory.1" not in alice.group.links.known()
 
 
 @pytest.mark.slow
@@ -333,9 +333,9 @@ def test_nothing_is_kept_of_a_member_for_which_there_is_no_room(
         with connected(alice.address, tls(mallory, "alice", pem_of(authority))) as send:
             assert send(CODEC.encode(Credentials(der(mallory))))
             assert send(hello(alice, "mallory", f"mallory.{number}"))
-            eventually(lambda: alice.status()["frames_refused"] == refused, "what is too much is refused")  # noqa: B023
-            eventually(lambda: len(alice._links.peers) == min(2, number + 1), "what is not is known")  # noqa: B023
-    assert set(alice._links.members) <= {"mallory.0", "mallory.1"}
+            eventually(lambda: alice.status().frames_refused == refused, "what is too much is refused")  # noqa: B023
+            eventually(lambda: len(alice.group.links.peers) == min(2, number + 1), "what is not is known")  # noqa: B023
+    assert set(alice.group.links.members) <= {"mallory.0", "mallory.1"}
 
 
 @pytest.mark.slow
@@ -344,7 +344,7 @@ def test_a_second_certificate_over_one_connection_ends_it(alice: ExchangeNode, a
     with connected(alice.address, tls(mallory, "alice", pem_of(authority))) as send:
         assert send(CODEC.encode(Credentials(der(mallory))))
         assert send(CODEC.encode(Credentials(der(mallory))))
-        eventually(lambda: alice.status()["frames_refused"] == 1, "it is refused")
+        eventually(lambda: alice.status().frames_refused == 1, "it is refused")
 
 
 @pytest.mark.slow
@@ -452,7 +452,7 @@ def test_who_has_a_certificate_without_a_name_is_refused_and_no_thread_ends(
     nameless = issued_by(authority.folder, "bob", subject=subject)
     with connected(alice.address, tls(nameless, "alice", pem_of(authority))) as send:
         assert send(CODEC.encode(Credentials(der(authority.issue("bob")))))
-        eventually(lambda: alice.status()["frames_refused"] == 1, "it is refused")
+        eventually(lambda: alice.status().frames_refused == 1, "it is refused")
     place = sockets.open_socket(pynng.Surveyor0, recv_timeout_ms=5000, tls=tls(nameless, MEMBER, pem_of(authority)))
     try:
         place.dial(str(alice.directory_address), block=True)
@@ -463,7 +463,7 @@ def test_who_has_a_certificate_without_a_name_is_refused_and_no_thread_ends(
         sockets.close_dialled(place)
     with connected(alice.address, tls(authority.issue("bob"), "alice", pem_of(authority))) as send:
         assert send(b"frame")
-        eventually(lambda: alice.status()["frames_refused"] == 2, "the node hears on")
+        eventually(lambda: alice.status().frames_refused == 2, "the node hears on")
 
 
 PORTS = {"bob": 1, "mallory": 2}
@@ -482,9 +482,9 @@ def test_a_node_says_nothing_to_who_is_not_the_one_that_it_was_told_of(
     inbox = Inbox(ANY_PORT, on_frame=lambda _, f: frames.put(f), on_pipe_removed=lambda _: None, identity=mallory)
     inbox.start()
     try:
-        alice._supervisor.tell(PeerFound(f"{said_to_be}.1", said_to_be, inbox.address))
+        alice.group.supervisor.tell(PeerFound(f"{said_to_be}.1", said_to_be, inbox.address))
         if is_told:
-            assert CODEC.decode(frames.get(timeout=20)) == Credentials(alice._identity.certificate)  # type: ignore[union-attr]
+            assert CODEC.decode(frames.get(timeout=20)) == Credentials(alice.group.identity.certificate)  # type: ignore[union-attr]
         else:
             with pytest.raises(queue.Empty):
                 frames.get(timeout=SHORT_MS / 1000)
@@ -501,7 +501,7 @@ def test_an_address_without_tls_is_never_dialled_whoever_names_it(alice: Exchang
         with connected(alice.address, tls(bob, "alice", pem_of(authority))) as send:
             assert send(CODEC.encode(Credentials(der(bob))))
             assert send(hello(alice, "bob", "bob.1", plain))
-            eventually(lambda: "bob.1" in alice._links.peers, "it is known")
+            eventually(lambda: "bob.1" in alice.group.links.peers, "it is known")
             with pytest.raises(pynng.Timeout):
                 listener.recv()
     finally:
@@ -546,7 +546,7 @@ def test_a_node_acts_for_the_accounts_of_its_certificate_only(exchange: Any) -> 
     net = exchange(nodes=2, markets={MARKET: RULES}, identities=True)
     order = net[1].submit_order(MARKET, "sell", "10", "1")
     node = net[0]
-    assert node.status()["markets"][MARKET]["leader"] == node.node_id, "nobody but itself refuses"
+    assert node.status().markets[MARKET].leader == node.node_id, "nobody but itself refuses"
     theirs = {"account": "node-1"}
     attempts: list[Callable[[], Any]] = [
         lambda: node.submit_order(MARKET, "buy", "10", "1", **theirs),
@@ -570,7 +570,7 @@ async def _in_a_loop(node: ExchangeNode, order_id: int) -> None:
 def test_the_leader_refuses_what_a_node_that_does_not_check_itself_brings(exchange: Any) -> None:
     net = exchange(nodes=2, markets={MARKET: RULES}, identities=True)
     order = net[0].submit_order(MARKET, "sell", "10", "1")
-    net[1]._identity = None  # it does not look any more; its links are as they were
+    net[1].group.identity = None  # it does not look any more; its links are as they were
     with pytest.raises(AccessDenied, match="not for account 'node-0'"):
         net[1].cancel_order(MARKET, order.order_id, account="node-0")
     assert net[1].submit_order(MARKET, "buy", "9", "1").status == "resting"
@@ -583,7 +583,7 @@ def test_a_leader_that_has_forgotten_a_node_asks_it_to_try_again(
     """It is no AccessDenied, which is for good."""
     net = exchange(nodes=2, markets={MARKET: RULES}, identities=True)
     net.wait_same_sequence(MARKET)
-    book = net[0]._books[MARKET]._actor_weakref()
+    book = net[0].market(MARKET).ref._actor_weakref()
     monkeypatch.setattr(book, "_member_of", lambda _node: None)
     with pytest.raises(Unavailable, match="is not known now"):
         net[1].submit_order(MARKET, "buy", "9", "1")

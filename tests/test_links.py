@@ -80,7 +80,7 @@ class Stranger:
         self._socket.send(CODEC.encode(message))
 
     def hello(self, node_id: str | None = None) -> None:
-        coordinator = self._node.status()["coordinator"]
+        coordinator = self._node.status().coordinator
         self.send(
             Hello(node_id or self.node_id, "stranger", self.address, coordinator, 1, self._echo, self._node.node_id)
         )
@@ -90,7 +90,7 @@ class Stranger:
 
         def up() -> bool:
             self.hello()
-            return bool(self._node.status()["peers"].get(self.node_id, {}).get("up"))
+            return bool(self._node.status().peers.get(self.node_id, {}).get("up"))
 
         until(up, "the link is up")
 
@@ -102,20 +102,20 @@ def test_a_sender_of_malformed_frames_that_hangs_up_at_once_does_not_deafen_the_
             socket.dial(net[0].address, block=True)
             for _ in range(3):
                 socket.send(b"\x00\x00\x00")
-    until(lambda: net[0].status()["frames_refused"] >= 100, "most of it has arrived")
+    until(lambda: net[0].status().frames_refused >= 100, "most of it has arrived")
     net[1].submit_order(MARKET, "buy", "1", "1")
 
 
 def test_connections_that_come_and_go_leave_nothing_behind(exchange: Any) -> None:
     net = exchange(nodes=1, markets={MARKET: RULES})
     frame = CODEC.encode(
-        Hello("other.1", "other", "tcp://127.0.0.1:1", net[0].status()["coordinator"], 1, 0, net[0].node_id)
+        Hello("other.1", "other", "tcp://127.0.0.1:1", net[0].status().coordinator, 1, 0, net[0].node_id)
     )
     for _ in range(300):
         with pynng.Push0(send_timeout=5000) as socket:
             socket.dial(net[0].address, block=True)
             socket.send(frame)
-    until(lambda: not net[0]._links.pipes, "no connection is remembered")
+    until(lambda: not net[0].group.links.pipes, "no connection is remembered")
 
 
 def test_one_connection_speaks_for_one_node_and_never_for_the_node_itself(exchange: Any) -> None:
@@ -127,8 +127,8 @@ def test_one_connection_speaks_for_one_node_and_never_for_the_node_itself(exchan
     with Stranger(net[0]) as stranger:
         stranger.hello(net[0].node_id)
         assert stranger.cut.wait(10), "this node's own name"
-    assert "stranger.2" not in net[0].status()["peers"]
-    assert net[0].status()["frames_refused"] == 2
+    assert "stranger.2" not in net[0].status().peers
+    assert net[0].status().frames_refused == 2
 
 
 def test_the_number_of_peers_is_bounded(exchange: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,7 +140,7 @@ def test_the_number_of_peers_is_bounded(exchange: Any, monkeypatch: pytest.Monke
     with Stranger(net[0], "one-too-many") as last:
         last.hello()
         assert last.cut.wait(10), "the hello of one more costs its sender the link"
-    assert set(net[0].status()["peers"]) == {f"other.{number}" for number in range(3)}
+    assert set(net[0].status().peers) == {f"other.{number}" for number in range(3)}
 
 
 def test_a_node_that_is_neither_announced_nor_linked_is_forgotten(
@@ -151,9 +151,9 @@ def test_a_node_that_is_neither_announced_nor_linked_is_forgotten(
     before = threads_of_peers()
     with Stranger(net[0]) as stranger:
         stranger.link()
-    until(lambda: stranger.node_id not in net[0].status()["peers"], "the stranger is forgotten")
+    until(lambda: stranger.node_id not in net[0].status().peers, "the stranger is forgotten")
     until(lambda: threads_of_peers() == before, "its actor has ended")
-    assert net[0].status()["peers"][net[1].node_id]["up"], "who is linked stays"
+    assert net[0].status().peers[net[1].node_id]["up"], "who is linked stays"
 
 
 def test_a_peer_that_gives_an_address_nobody_can_dial_costs_one_line_of_log(
@@ -172,7 +172,7 @@ def test_a_peer_that_gives_an_address_nobody_can_dial_costs_one_line_of_log(
         assert threads_of_peers() == 1
     assert [record.getMessage() for record in caplog.records if "nonsense" in record.getMessage()] != []
     assert len([record for record in caplog.records if record.levelname == "ERROR"]) == 1
-    assert net[0].status()["failures"] == []
+    assert net[0].status().failures == ()
     until(lambda: len(os.listdir("/proc/self/fd")) <= before + 5, "no socket is left behind")
 
 
@@ -192,9 +192,9 @@ def test_a_linked_peer_that_moves_to_what_is_no_address_loses_its_connection_and
         stranger.address = MALFORMED[0]
         stranger.hello()
         assert stranger.cut.wait(10)
-        until(lambda: not net[0].status()["peers"][stranger.node_id]["up"], "the link has ended")
-    assert net[0].status()["failures"] == []
-    assert not net[0]._links.dead()
+        until(lambda: not net[0].status().peers[stranger.node_id]["up"], "the link has ended")
+    assert net[0].status().failures == ()
+    assert not net[0].group.links.dead()
 
 
 def test_a_peer_that_ends_every_connection_at_once_is_not_dialled_in_a_storm(exchange: Any) -> None:
@@ -255,15 +255,14 @@ def test_only_the_node_that_was_asked_can_refuse_a_request(exchange: Any) -> Non
     follower = net[1]
     with Stranger(follower) as stranger:
         stranger.link()
-        book = follower._books[MARKET]
         stall = threading.Event()
-        net[0]._books[MARKET].tell(Query(lambda _: stall.wait(10)))
+        net[0].market(MARKET).ref.tell(Query(lambda _: stall.wait(10)))
         answers = follower.submit_many_async(MARKET, [follower.order(MARKET, "buy", "1", "1")], timeout=20)
         until(
-            lambda: follower._ask(book, lambda actor: len(actor.core.requests.outstanding), 5) == 1,
+            lambda: follower.market(MARKET).read(lambda actor: len(actor.core.requests.outstanding)) == 1,
             "the request is under way",
         )
-        for request in follower._ask(book, lambda actor: list(actor.core.requests.outstanding), 5):
+        for request in follower.market(MARKET).read(lambda actor: list(actor.core.requests.outstanding)):
             stranger.send(Refused(MARKET, request, "made_up", "no"))
         stranger.send(Forward(MARKET, ((1, ((3, "stranger", ""),)),)))
         until(lambda: not stranger.heard.empty(), "the follower has read what the stranger sent")
@@ -299,9 +298,9 @@ def test_a_malformed_command_is_refused_at_the_edge_and_gets_into_no_log(exchang
 def test_when_a_replica_fails_every_request_ends_and_its_journal_is_closed(exchange: Any) -> None:
     net = exchange(nodes=2, markets={MARKET: RULES})
     node = net[1]
-    book = node._books[MARKET]
+    book = node.market(MARKET).ref
     stall = threading.Event()
-    net[0]._books[MARKET].tell(Query(lambda _: stall.wait(10)))
+    net[0].market(MARKET).ref.tell(Query(lambda _: stall.wait(10)))
     before = len([thread for thread in threading.enumerate() if thread.name.startswith("JournalActor")])
     waits = [node.submit_many_async(MARKET, [node.order(MARKET, "buy", "1", "1")], timeout=30) for _ in range(3)]
 
@@ -324,7 +323,7 @@ def test_when_a_replica_fails_every_request_ends_and_its_journal_is_closed(excha
         "the journal of the failed replica is closed",
     )
     stall.set()
-    assert node.status()["markets"][MARKET]["role"] == "stopped"
+    assert node.status().markets[MARKET].role == "stopped"
 
 
 @pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), 10**6, "5"])
@@ -407,7 +406,7 @@ def test_a_depth_or_limit_that_is_no_number_is_refused(exchange: Any, depth: Any
 def test_subscribers_are_told_that_their_markets_replica_is_no_more(exchange: Any, dies: bool) -> None:
     net = exchange(nodes=2, markets={MARKET: RULES})
     subscription = net[1].subscribe(MARKET)
-    book = net[1]._books[MARKET]
+    book = net[1].market(MARKET).ref
     if dies:
         book.tell("a message that no BookActor understands")
     else:
@@ -425,14 +424,17 @@ def test_discovery_that_fails_is_started_anew_with_all_services_and_ever_longer_
     net = exchange(nodes=2, markets={MARKET: RULES})
     net[0].announce("clock", "tcp://10.0.0.9:1")
     assert len(net[1].lookup("clock").entries) == 1
-    first = net[0]._discovery
+    first = net[0].group.directory.actor
     first.tell(Announce(None))  # type: ignore[arg-type]
-    until(lambda: net[0]._discovery.is_alive() and net[0]._discovery is not first, "discovery lives again")
+    until(
+        lambda: net[0].group.directory.actor.is_alive() and net[0].group.directory.actor is not first,
+        "discovery lives again",
+    )
     until(lambda: len(net[1].lookup("clock").entries) == 1, "the service is found again")
     for _ in range(2):
-        failing = net[0]._discovery
+        failing = net[0].group.directory.actor
         failing.tell(Announce(None))  # type: ignore[arg-type]
-        until(lambda failing=failing: net[0]._discovery is not failing, "it is started once more")
+        until(lambda failing=failing: net[0].group.directory.actor is not failing, "it is started once more")
     pauses_s = [vars(record)["restart_s"] for record in caplog.records if vars(record).get("event") == "child_failed"]
     assert len(pauses_s) == 3
     assert pauses_s == sorted(pauses_s)
@@ -442,9 +444,10 @@ def test_discovery_that_fails_is_started_anew_with_all_services_and_ever_longer_
 def test_link_whose_actor_fails_is_made_again_and_the_followers_go_on(exchange: Any) -> None:
     net = exchange(nodes=2, markets={MARKET: RULES})
     other = net[1].node_id
-    failing = net[0]._links.peers[other]
+    failing = net[0].group.links.peers[other]
     failing.tell(HelloReceived(None, 1))  # type: ignore[arg-type]
-    until(lambda: net[0]._links.peers[other] is not failing and other in net[0]._links.up, "the link is up again")
+    links = net[0].group.links
+    until(lambda: links.peers[other] is not failing and other in links.up, "the link is up again")
     assert net[0].meters.restarts["PeerActor"] == 1
     net[1].submit_order(MARKET, "buy", "1", "1")
     net.assert_same_hash(MARKET)
@@ -455,10 +458,10 @@ def test_a_link_that_is_not_made_is_told_of_once_and_hides_nothing_else_that_is_
 ) -> None:
     monkeypatch.setattr(peer_module, "UNLINKED_S", 0.3)
     net = exchange(nodes=1, markets={MARKET: RULES})
-    net[0]._supervisor.tell(PeerFound("ghost.1", "ghost", "tcp://127.0.0.1:1"))
+    net[0].group.supervisor.tell(PeerFound("ghost.1", "ghost", "tcp://127.0.0.1:1"))
     until(lambda: "link_not_made" in caplog.text, "nobody listens there")
     foreign = Hello("ghost.1", "ghost", "tcp://127.0.0.1:1", "another exchange's", 1, 0, net[0].node_id)
-    net[0]._links.peers["ghost.1"].tell(HelloReceived(foreign, 1))
+    net[0].group.links.peers["ghost.1"].tell(HelloReceived(foreign, 1))
     until(lambda: "coordinator_differs" in caplog.text, "it is another exchange's")
     assert [vars(record)["event"] for record in caplog.records].count("link_not_made") == 1
 
@@ -470,7 +473,7 @@ def test_a_connection_that_leads_to_no_link_is_given_up_and_made_again(exchange:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(20)
         address = f"tcp://127.0.0.1:{listener.getsockname()[1]}"
-        net[0]._supervisor.tell(PeerFound("frozen.1", "frozen", address))
+        net[0].group.supervisor.tell(PeerFound("frozen.1", "frozen", address))
         began_s = time.monotonic()
         for _ in range(3):
             accepted.append(listener.accept()[0])
@@ -487,12 +490,10 @@ def test_a_stale_peer_at_the_address_of_another_gives_up_and_takes_no_link_down(
     net = exchange(nodes=3, markets={MARKET: RULES})
     downs = sum(vars(record).get("event") == "link_down" for record in caplog.records)
     for node in net.nodes[1:]:
-        node._supervisor.tell(PeerFound("node-0.0000dead", "node-0", net[0].address))
+        node.group.supervisor.tell(PeerFound("node-0.0000dead", "node-0", net[0].address))
     stale = "node-0.0000dead"
-    until(
-        lambda: any(stale in node.status()["peers"] for node in net.nodes[1:]) or "peer_replaced" in caplog.text, "met"
-    )
-    until(lambda: all(stale not in node.status()["peers"] for node in net.nodes), "all gave up")
+    until(lambda: any(stale in node.status().peers for node in net.nodes[1:]) or "peer_replaced" in caplog.text, "met")
+    until(lambda: all(stale not in node.status().peers for node in net.nodes), "all gave up")
     net[1].submit_order(MARKET, "buy", "1", "1")
     assert sum(vars(record).get("event") == "link_down" for record in caplog.records) == downs
 
@@ -500,10 +501,10 @@ def test_a_stale_peer_at_the_address_of_another_gives_up_and_takes_no_link_down(
 def test_a_hello_for_another_node_costs_its_sender_the_connection_and_no_link(exchange: Any) -> None:
     net = exchange(nodes=1, markets={MARKET: RULES})
     with Stranger(net[0]) as stranger:
-        coordinator = net[0].status()["coordinator"]
+        coordinator = net[0].status().coordinator
         stranger.send(Hello(stranger.node_id, "stranger", stranger.address, coordinator, 1, 0, "node-0.0000dead"))
         assert stranger.cut.wait(10)
-        assert stranger.node_id not in net[0].status()["peers"]
+        assert stranger.node_id not in net[0].status().peers
 
 
 def test_what_is_wrong_with_a_link_that_is_not_made_is_told_by_how_far_it_came(
@@ -511,11 +512,11 @@ def test_what_is_wrong_with_a_link_that_is_not_made_is_told_by_how_far_it_came(
 ) -> None:
     monkeypatch.setattr(peer_module, "UNLINKED_S", 0.3)
     net = exchange(nodes=1, markets={MARKET: RULES}, identities=True)
-    identity = net[0]._identity
+    identity = net[0].group.identity
     mute = Inbox("tls+tcp://127.0.0.1:0", on_frame=lambda *_: None, on_pipe_removed=lambda _: None, identity=identity)
     mute.start()
-    net[0]._supervisor.tell(PeerFound("node-0.1", "node-0", mute.address))
-    net[0]._supervisor.tell(PeerFound("away.1", "away", "tls+tcp://127.0.0.1:1"))
+    net[0].group.supervisor.tell(PeerFound("node-0.1", "node-0", mute.address))
+    net[0].group.supervisor.tell(PeerFound("away.1", "away", "tls+tcp://127.0.0.1:1"))
 
     def hint(peer: str) -> str:
         lines = [vars(line) for line in caplog.records if vars(line).get("event") == "link_not_made"]
@@ -535,7 +536,7 @@ def test_the_name_of_one_market_is_not_taken_for_a_list_of_letters() -> None:
 
 def test_followers_learn_what_is_committed_though_the_leader_is_never_idle(exchange: Any) -> None:
     net = exchange(nodes=2, markets={MARKET: RULES})
-    book, stop = net[0]._books[MARKET], threading.Event()
+    book, stop = net[0].market(MARKET).ref, threading.Event()
 
     def again(actor: Any) -> None:
         if not stop.is_set():
@@ -559,7 +560,7 @@ def test_a_request_that_was_brought_to_one_who_leads_no_more_is_brought_to_the_l
         requests.last_number += 1
         requests.outstanding[requests.last_number] = request
 
-    net[1]._ask(net[1]._books[MARKET], lose, 5)
+    net[1].market(MARKET).read(lose)
     assert request.wait().state_sequence == net[1].sequence(MARKET)
 
 
@@ -569,20 +570,20 @@ def test_a_node_that_has_gone_while_discovery_was_down_is_forgotten(
     monkeypatch.setattr(links_module, "ABSENT_S_MAX", 0.1)
     net = exchange(nodes=2, markets={MARKET: RULES})
     gone = net[1].node_id
-    net[0]._discovery.stop()
+    net[0].group.directory.actor.stop()
     net[1].close()
-    until(lambda: gone in net[0].status()["peers"], "it was known")
-    net[0]._supervisor.ask(Supervise("DiscoveryActor again", net[0]._make_discovery))
-    until(lambda: gone not in net[0].status()["peers"], "it is forgotten, as nobody announces it")
+    until(lambda: gone in net[0].status().peers, "it was known")
+    net[0].group.supervisor.ask(Supervise("DiscoveryActor again", net[0].group.start_discovery))
+    until(lambda: gone not in net[0].status().peers, "it is forgotten, as nobody announces it")
 
 
 def test_a_hello_that_comes_while_the_node_ends_fails_nothing(tmp_path: Path) -> None:
     with ExchangeNode("a", markets={MARKET: RULES}, data_dir=tmp_path) as node:
-        node._closed = True  # as `close` begins
-        hello = Hello("late.1", "late", "tcp://127.0.0.1:1", node.status()["coordinator"], 1, 0, node.node_id)
-        node._supervisor.tell(HelloReceived(hello, 1))
-        node._supervisor.tell(PeerFound("later.1", "later", "tcp://127.0.0.1:1"))
-        until(node._supervisor.actor_inbox.empty, "both are handled")
-        node._supervisor.ask(TICK)
-        node._closed = False
+        node.group.closed = True  # as `close` begins
+        hello = Hello("late.1", "late", "tcp://127.0.0.1:1", node.status().coordinator, 1, 0, node.node_id)
+        node.group.supervisor.tell(HelloReceived(hello, 1))
+        node.group.supervisor.tell(PeerFound("later.1", "later", "tcp://127.0.0.1:1"))
+        until(node.group.supervisor.actor_inbox.empty, "both are handled")
+        node.group.supervisor.ask(TICK)
+        node.group.closed = False
         assert node.dead_actors() == []

@@ -82,7 +82,7 @@ def test_embedded_node_logs_to_the_applications_loggers_and_configures_none(
         assert (root.level, list(root.handlers)) == before
         (leading,) = [record for record in caplog.records if getattr(record, "event", "") == "leading"]
         assert vars(leading)["market"] == MARKET
-        assert vars(leading)["epoch"] == (epoch := node.status()["markets"][MARKET]["epoch"])
+        assert vars(leading)["epoch"] == (epoch := node.status().markets[MARKET].epoch)
         assert leading.getMessage().startswith(f"leading market={MARKET} node={node.node_id} epoch={epoch} ")
         assert Path(leading.pathname).name == "actor.py"
     assert capfd.readouterr() == ("", "")

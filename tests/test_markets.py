@@ -10,7 +10,8 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from openoutcry.actors import ConfigurationError, ExchangeNode, InvalidRequest, MarketRules, RequestTimeout, Unavailable
+from openoutcry.actors import ConfigurationError, InvalidRequest, MarketRules, RequestTimeout, Unavailable
+from openoutcry.actors.group.markets import Markets
 from openoutcry.actors.leadership import catalogue as markets_module
 from openoutcry.actors.leadership.balance import Move
 from openoutcry.actors.leadership.catalogue import MarketsActor
@@ -30,7 +31,7 @@ def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def led(net: Any, nodes: tuple[int, ...]) -> list[int]:
     """Return how many markets each of ``nodes`` leads, fewest first."""
-    found = [Counter(market["role"] for market in net[at].status()["markets"].values()) for at in nodes]
+    found = [Counter(market.role for market in net[at].status().markets.values()) for at in nodes]
     return sorted([roles["leading"] for roles in found])
 
 
@@ -70,7 +71,7 @@ def test_leaders_stay_where_they_are_without_balance(exchange: Any, monkeypatch:
     monkeypatch.setattr(MarketsActor, "_look", lambda actor: looks.append(actor) or look(actor))
     net = exchange(nodes=2, markets=MARKETS[:4], balance=False)
     for market in MARKETS[:4]:
-        if net[1].status()["markets"][market]["role"] == "leading":
+        if net[1].status().markets[market].role == "leading":
             net[1].transfer(market, "node-0")
     eventually(lambda: led(net, (0, 1)) == [0, 4], "one leads all")
     before = len(looks)
@@ -221,12 +222,12 @@ def test_a_node_that_asks_for_other_rules_than_a_market_has_does_not_join_it(exc
             net[1].create_market("NEW", dataclasses.replace(RULES, lot_size="7"))
         assert caught.value.code == "market_exists"
         assert "NEW" not in net[1].markets
-        assert net[0].status()["markets"]["NEW"]["in_sync"] == [net[0].node_id]
+        assert net[0].status().markets["NEW"].in_sync == (net[0].node_id,)
     net.restart(1)
     assert "NEW" not in net[1].markets
     net[1].create_market("NEW", RULES)
     net[1].wait_in_sync("NEW", 2)
-    assert not net[1].status()["markets"]["NEW"]["observer"]
+    assert not net[1].status().markets["NEW"].observer
     net[1].submit_order("NEW", "buy", "10.5", "0.1")
     net.assert_same_hash("NEW")
 
@@ -235,17 +236,17 @@ def test_a_market_is_created_again_at_a_node_that_is_just_joining_it_by_itself(
     exchange: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = exchange(nodes=2, markets={}, join_all=True)
-    look, opens = ExchangeNode._look_at, ExchangeNode._open_market
+    look, opens = Markets._look_at, Markets._open
 
-    def join_first(node: ExchangeNode, market: str) -> Any:
-        with node._opening:
-            if market not in node._books:
-                opens(node, market, None, observer=False)
-        return look(node, market)
+    def join_first(markets: Markets, market: str) -> Any:
+        with markets.opening:
+            if market not in markets.names:
+                opens(markets, market, None, observer=False)
+        return look(markets, market)
 
     monkeypatch.setattr(MarketsActor, "on_receive", lambda *_: None)
     net[0].create_market("NEW", RULES)
-    monkeypatch.setattr(ExchangeNode, "_look_at", join_first)
+    monkeypatch.setattr(Markets, "_look_at", join_first)
     net[1].create_market("NEW", RULES)
     assert net[1].rules("NEW") == RULES
 
@@ -295,7 +296,7 @@ def test_rules_of_another_type_are_refused(exchange: Any) -> None:
 
 def test_a_node_says_that_it_has_as_many_markets_as_it_can(monkeypatch: pytest.MonkeyPatch, exchange: Any) -> None:
     net = exchange(nodes=1)
-    monkeypatch.setattr("openoutcry.actors.node.MARKETS_MAX", 1)
+    monkeypatch.setattr("openoutcry.actors.group.markets.MARKETS_MAX", 1)
     with pytest.raises(ConfigurationError) as caught:
         net[0].create_market("NEW", RULES)
     assert caught.value.code == "too_many_markets"

@@ -17,7 +17,7 @@ RULES = MarketRules()
 
 
 def status(node: Any) -> dict[str, Any]:
-    found: dict[str, Any] = node.status()["markets"][MARKET]
+    found: dict[str, Any] = node.status().markets[MARKET].to_dict()
     return found
 
 
@@ -60,8 +60,8 @@ def test_a_node_that_is_not_in_sync_is_refused_the_lead_and_the_market_never_pau
     net = exchange(nodes=2, markets={MARKET: RULES})
     observer = net.add(markets=[], observe=[MARKET])
     eventually(lambda: observer.node_id in status(net[0])["followers"], "the observer follows")
-    assert net[0]._ask_message(net[0]._books[MARKET], HandOver(observer.node_id), 5), "there is nobody to take over"
-    assert not net[0]._ask(net[0]._books[MARKET], lambda actor: actor.replica.resigned, 5)
+    assert net[0].market(MARKET).ref.ask(HandOver(observer.node_id), timeout=5), "there is nobody to take over"
+    assert not net[0].market(MARKET).read(lambda actor: actor.replica.resigned)
     with pytest.raises(Unavailable) as caught:
         net[0].transfer(MARKET, to=observer.node_id)
     assert caught.value.code == "not_transferred"
@@ -134,8 +134,8 @@ def test_a_market_is_opened_and_joined_while_nodes_run(exchange: Any) -> None:
 
 def test_a_leader_that_is_asked_no_more_to_hand_over_takes_orders_again(exchange: Any) -> None:
     net = exchange(nodes=1, markets={MARKET: RULES})
-    net[0]._books[MARKET].tell(HandOver())
-    eventually(lambda: net[0]._ask(net[0]._books[MARKET], lambda actor: actor.replica.resigned, 5), "it resigns")
+    net[0].market(MARKET).ref.tell(HandOver())
+    eventually(lambda: net[0].market(MARKET).read(lambda actor: actor.replica.resigned), "it resigns")
     assert net[0].submit_order(MARKET, "buy", "100", "1", timeout=30).status == "resting"
 
 

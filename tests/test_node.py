@@ -25,6 +25,7 @@ from openoutcry.actors import (
     ConfigurationError,
     ExchangeNode,
     InvalidRequest,
+    Market,
     MarketRules,
     MarketUpdate,
     OrderRejected,
@@ -37,15 +38,18 @@ from openoutcry.actors import (
 )
 from openoutcry.actors.book.commands import CANCEL, CANCEL_ALL
 from openoutcry.actors.book.messages import JournalFailed
+from openoutcry.actors.market import queries
+from openoutcry.actors.market.aio import AsyncMarket
 from openoutcry.actors.testing import eventually
 from openoutcry.transport.errors import copied
+from signatures import parameters_of
 
 MARKET = "BTC-USD"
 RULES = MarketRules(tick_size="0.25", lot_size="0.1")
 
 
 def in_sync(node: ExchangeNode) -> int:
-    return len(node.status()["markets"][MARKET]["in_sync"])
+    return len(node.status().markets[MARKET].in_sync)
 
 
 def test_orders_submitted_at_any_node_meet_in_one_book(exchange: Any) -> None:
@@ -187,6 +191,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "order": {"market": MARKET, "side": "buy", "price": "1", "quantity": "1"},
     "cancel": {"order_id": 1},
     "amend": {"market": MARKET, "order_id": 1, "price": "1"},
+    "market": {"name": MARKET},
     "rules": {"market": MARKET},
     "get_order_book": {"market": MARKET},
     "get_order": {"market": MARKET, "order_id": 1},
@@ -206,6 +211,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "open_market": {"market": "NEW", "rules": RULES},
     "create_market": {"market": "NEW", "rules": RULES},
     "transfer": {"market": MARKET, "to": "alone"},
+    "set_time": {"market": MARKET, "reason": "a test"},
     "force_plan": {"market": MARKET},
     "force_leader": {"market": MARKET, "reason": "a test"},
     "announce": {"service": "prices", "address": "tcp://127.0.0.1:1"},
@@ -228,13 +234,34 @@ FITS = {("to", type), ("accepts", dict), ("metadata", dict), ("commands", dict),
 """What is not wrong there."""
 
 
-def wrong_calls(kind: type) -> Iterator[tuple[str, str, dict[str, Any]]]:
+OF_A_MARKET: dict[str, dict[str, Any]] = {
+    "submit": {"side": "buy", "price": "1", "quantity": "1"},
+    "cancel": {"order_id": 1},
+    "cancel_all": {},
+    "amend": {"order_id": 1, "price": "1"},
+    "submit_many": {"commands": []},
+    "submit_many_async": {"commands": []},
+    "make_order": {"side": "buy", "price": "1", "quantity": "1"},
+    "make_cancel": {"order_id": 1},
+    "make_amend": {"order_id": 1, "price": "1"},
+    "order": {"order_id": 1},
+    "open_orders": {},
+    "read": {"question": queries.sequence},
+    "subscribe": {},
+    "wait_ready": {},
+    "wait_in_sync": {"nodes": 1},
+    "wait_sequence": {"sequence": 1},
+}
+"""The same for what a market is asked."""
+
+
+def wrong_calls(kind: type, good: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Yield method, argument and arguments of every public call of ``kind`` with one that is of a wrong type."""
     for method, function in inspect.getmembers(kind, inspect.isfunction):
-        for argument in NAMES.intersection(inspect.signature(function).parameters):
+        for argument in NAMES.intersection([each.name for each in parameters_of(function)]):
             for value in WRONG:
                 if not method.startswith("_") and (argument, type(value)) not in FITS:
-                    yield method, argument, {**GOOD[method], argument: value}
+                    yield method, argument, {**good[method], argument: value}
 
 
 def test_what_is_of_a_wrong_type_is_refused_at_the_edge_by_every_method(tmp_path: Path) -> None:
@@ -243,20 +270,31 @@ def test_what_is_of_a_wrong_type_is_refused_at_the_edge_by_every_method(tmp_path
 
     async def await_each(node: ExchangeNode) -> None:
         awaited = AsyncNode(node)
-        for method, argument, arguments in wrong_calls(AsyncNode):
+        for method, argument, arguments in wrong_calls(AsyncNode, GOOD):
             with pytest.raises(InvalidRequest) as caught:
                 await getattr(awaited, method)(**arguments)
             refused(caught, f"AsyncNode.{method}: {argument}")
+        for method, argument, arguments in wrong_calls(AsyncMarket, OF_A_MARKET):
+            with pytest.raises(InvalidRequest) as caught:
+                await getattr(awaited.market(MARKET), method)(**arguments)
+            refused(caught, f"AsyncMarket.{method}: {argument}")
 
     with ExchangeNode("alone", markets={MARKET: RULES}, data_dir=tmp_path, serve_directory="tcp://127.0.0.1:0") as node:
         node.wait_ready()
         called = set()
-        for method, argument, arguments in wrong_calls(ExchangeNode):
+        for method, argument, arguments in wrong_calls(ExchangeNode, GOOD):
             with pytest.raises(InvalidRequest) as caught:
                 getattr(node, method)(**arguments)
             refused(caught, f"{method}: {argument}")
             called.add(method)
         assert called == set(GOOD), "every method that is given something is called"
+        market, called = node.market(MARKET), set()
+        for method, argument, arguments in wrong_calls(Market, OF_A_MARKET):
+            with pytest.raises(InvalidRequest) as caught:
+                getattr(market, method)(**arguments)
+            refused(caught, f"Market.{method}: {argument}")
+            called.add(method)
+        assert called == set(OF_A_MARKET), "every method that is given something is called"
         asyncio.run(await_each(node))
         assert (node.sequence(MARKET), node.markets) == (1, (MARKET,)), "nothing has come of it"
 
@@ -393,7 +431,7 @@ def test_a_leader_that_is_closed_hands_over_and_commands_in_flight_are_answered(
     finally:
         stop.set()
         trader.join()
-    assert survivor.status()["markets"][MARKET]["leader"] != net[0].node_id
+    assert survivor.status().markets[MARKET].leader != net[0].node_id
     assert len(set(answered)) == len(answered)
     assert len(survivor.all_orders(MARKET)) == 1 + len(answered), "each order is in the book once"
     assert survivor.submit_order(MARKET, "buy", "100", "1", client_order_id="first").order_id == first.order_id
@@ -459,7 +497,7 @@ def test_a_pruned_log_and_a_snapshot_recover_the_same_book(exchange: Any) -> Non
     net.restart(1, wait=False)
     for each in net:
         each.wait_ready()
-        recovered = each.status()["markets"][MARKET]["recovered"]
+        recovered = each.status().markets[MARKET].recovered
         assert sequence - 1000 < recovered <= sequence + 1, "or with the opening, when the other had gone"
         assert [(o.order_id, o.open_quantity) for o in each.all_orders(MARKET)] == [
             (o.order_id, o.open_quantity) for o in book
@@ -539,7 +577,7 @@ def test_a_malformed_frame_costs_its_sender_the_link_and_nothing_else(exchange: 
             socket.dial(node.address, block=True)
             socket.send(frame)
             assert gone.wait(10), f"the link survived frame {frame!r}"
-        eventually(lambda n=number: node.status()["frames_refused"] == n, "the refusal is counted")
+        eventually(lambda n=number: node.status().frames_refused == n, "the refusal is counted")
     node.submit_order(MARKET, "buy", "100", "1")
 
 
@@ -551,19 +589,19 @@ def test_a_node_with_another_coordinator_is_kept_out(exchange: Any, tmp_path: Pa
     store = tmp_path / "stranger.sqlite"
     with ExchangeNode("stranger", markets=[MARKET], directory=net.directory_address, coordinator=store) as stranger:
         for one, other in ((stranger, net[0]), (net[0], stranger)):
-            eventually(lambda one=one: one.status()["peers"], "they have heard of each other")
+            eventually(lambda one=one: one.status().peers, "they have heard of each other")
             eventually(
-                lambda one=one, other=other: one._links.strangers() == [other.name], "and that they are strangers"
+                lambda one=one, other=other: one.group.links.strangers() == [other.name], "and that they are strangers"
             )
         with pytest.raises(RequestTimeout, match="node-0 in the directory: another coordinator, so another exchange"):
             stranger.wait_ready(timeout=0.2)
         for node in (stranger, net[0]):
-            assert [(p["up"], p["other_coordinator"]) for p in node.status()["peers"].values()] == [(False, True)]
+            assert [(p["up"], p["other_coordinator"]) for p in node.status().peers.values()] == [(False, True)]
 
 
 def test_a_node_that_is_not_ready_says_why(tmp_path: Path) -> None:
     with ExchangeNode("sole", markets={MARKET: RULES}, min_in_sync=2) as sole:
-        eventually(lambda: sole.status()["markets"][MARKET]["role"] == "leading", "it leads, of nobody")
+        eventually(lambda: sole.status().markets[MARKET].role == "leading", "it leads, of nobody")
         with pytest.raises(Unavailable, match="1 replicas are in sync, 2 needed") as few:
             sole.submit_order(MARKET, "buy", "1", "1")
         assert few.value.code == "not_enough_in_sync"
@@ -604,7 +642,7 @@ def test_closing_is_idempotent_and_leaves_no_thread_socket_or_file(tmp_path: Pat
 
 def test_each_caller_of_a_replica_that_has_stopped_gets_an_error_of_its_own(exchange: Any) -> None:
     node = exchange(nodes=1, markets={MARKET: RULES})[0]
-    node._books[MARKET].tell(JournalFailed(StorageError("the disk is gone", code="disk_failed")))
+    node.market(MARKET).ref.tell(JournalFailed(StorageError("the disk is gone", code="disk_failed")))
     for call in (
         lambda: node.submit_order(MARKET, "buy", "100", "1"),
         lambda: node.subscribe(MARKET),

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from openoutcry.actors import ExchangeNode, MarketRules, OpenOutcryError
 from openoutcry.actors.cli import main
 from openoutcry.actors.control.server import ControlServer
+from signatures import parameters_of
 
 ODD: tuple[Any, ...] = (
     None, 5, -1, 0, 1.5, float("nan"), "", "x", "a\0b", "\udcff", b"x", [], {}, object(), True, 10**400, "x" * 5000,
@@ -49,7 +50,7 @@ def test_no_public_call_raises_anything_else_whatever_it_is_given(
         for name, method in inspect.getmembers(ExchangeNode, callable):
             if name.startswith("_") or name in LEFT_OUT:
                 continue
-            parameters = list(inspect.signature(method).parameters.values())[1:]
+            parameters = parameters_of(method)
             for odd in parameters:
                 for value in ODD:
                     given = {each.name: GOOD.get(each.name, "x") for each in parameters if each.default is each.empty}

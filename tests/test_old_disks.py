@@ -65,7 +65,7 @@ class Exchange:
             self.nodes.pop(name).kill()
 
     def market(self, name: str) -> dict[str, Any]:
-        found: dict[str, Any] = self.nodes[name].status()["markets"][MARKET]
+        found: dict[str, Any] = self.nodes[name].status().markets[MARKET].to_dict()
         return found
 
     def close(self) -> None:

@@ -112,7 +112,7 @@ def test_leaders_spread_again_after_kill_9_of_a_node_and_its_return_and_nothing_
     markets = dict.fromkeys((MARKET, "M1", "M2", "M3", "M4", "M5"), RULES)
 
     def led(*nodes: Trader) -> list[int]:
-        found = [[market["role"] for market in node.status()["markets"].values()] for node in nodes]
+        found = [[market.role for market in node.status().markets.values()] for node in nodes]
         return sorted([roles.count("leading") for roles in found])
 
     with Traders(tmp_path, nodes=3, markets=markets, hold_s=HOLD_S) as net:

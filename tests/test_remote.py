@@ -136,7 +136,7 @@ class Pair:
 
     def cut(self) -> None:
         """End the link; it comes back by itself."""
-        self.bob._links.up[self.alice.node_id].link.reset("for the test")
+        self.bob.group.links.up[self.alice.node_id].link.reset("for the test")
 
     def close(self) -> None:
         self.actor_may_go()
@@ -190,7 +190,7 @@ def test_actor_is_reached_by_its_nodes_name_by_its_id_and_through_the_directory_
 def test_bare_name_is_found_at_the_node_that_is_linked_though_another_that_is_not_has_it_too(pair: Pair) -> None:
     nodes = ["aaa.1", pair.alice.node_id, "zzz.1"]
     started_s = time.monotonic()
-    assert pair.bob._remote.find("speaker", 20.0, lambda *_: nodes) == pair.ref
+    assert pair.bob.group.remote.find("speaker", 20.0, lambda *_: nodes) == pair.ref
     assert time.monotonic() - started_s < 10
 
 
@@ -331,7 +331,7 @@ def test_future_of_an_ask_is_pykkas_with_a_time_of_its_own(pair: Pair) -> None:
 def test_plain_pykka_actor_is_served_too(pair: Pair) -> None:
     plain = pair.start(Plain)
     pair.serve("plain", plain)
-    assert pair.alice.status()["actors"] == ["plain", "speaker"]
+    assert pair.alice.status().actors == ("plain", "speaker")
     ref = pair.bob.actor("plain@alice")
     assert ref.ask(Say("hello")) == Say("hello")
     with pytest.raises(RemoteFailure, match="ValueError: told to fail"):
@@ -381,7 +381,7 @@ def test_each_failure_has_its_error_and_code(pair: Pair) -> None:
 
 def test_changed_message_without_a_new_version_is_refused_at_the_sender(pair: Pair) -> None:
     changed = RemoteRef(
-        pair.bob._remote, pair.ref.node, "alice", "speaker", pair.ref.actor_id, {"test.say/1": "0" * 12}
+        pair.bob.group.remote, pair.ref.node, "alice", "speaker", pair.ref.actor_id, {"test.say/1": "0" * 12}
     )
     with pytest.raises(MessageRefused, match="other fields at alice"):
         changed.tell(Say("x"))
@@ -529,13 +529,13 @@ def test_watchers_that_ended_and_watches_that_were_taken_back_leave_nothing_behi
     for number in range(40):
         pair.serve(f"name-{number}", pair.speaker)
         pair.alice.unregister(f"name-{number}")
-    link = pair.bob._remote._links[pair.alice.node_id]
+    link = pair.bob.group.remote._links[pair.alice.node_id]
     assert len(link._watchers[pair.ref.actor_id]) <= 2
     mailbox = pair.speaker.actor_inbox
     assert isinstance(mailbox, Mailbox)
     assert len(mailbox._watchers) <= 3, "its one registration, and at most two watchers that ended just now"
-    assert all(len(entries) <= 2 for entries in pair.bob._remote._local_watches.values())
-    watchman = pair.bob._remote._watchman
+    assert all(len(entries) <= 2 for entries in pair.bob.group.remote._local_watches.values())
+    watchman = pair.bob.group.remote._watchman
     assert watchman is not None
     waiting = watchman._actor_weakref()._watched  # type: ignore[union-attr]
     eventually(lambda: all(len(told) <= 2 for _, told in list(waiting.values())), "the watchman lets go")
@@ -779,7 +779,7 @@ def test_nodes_link_to_itself_lives_on_after_what_nobody_foresaw(pair: Pair, mon
     def fail(*_: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(pair.alice._remote, "named", fail)
+    monkeypatch.setattr(pair.alice.group.remote, "named", fail)
     with pytest.raises(RuntimeError):
         pair.alice.actor("speaker@alice")
     monkeypatch.undo()

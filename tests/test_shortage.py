@@ -18,14 +18,14 @@ from typing import Any
 import pykka
 import pytest
 from openoutcry.actors import ExchangeNode, MarketRules, RequestTimeout, StorageError, Unavailable
-from openoutcry.actors import node as openoutcry_node
 from openoutcry.actors.book import actor as book_actor
 from openoutcry.actors.book import snapshots
 from openoutcry.actors.book.actor import BookActor
 from openoutcry.actors.book.journal import Journal
 from openoutcry.actors.book.orderbook import OrderBook
+from openoutcry.actors.group import markets as node_markets
 from openoutcry.actors.kit.backoff import Backoff
-from openoutcry.actors.telemetry.condition import condition
+from openoutcry.actors.market.condition import condition
 from openoutcry.actors.telemetry.health import REQUESTS_MAX, healthz, readyz
 from openoutcry.actors.telemetry.metrics import NodeCollector
 
@@ -63,7 +63,7 @@ def trade(node: ExchangeNode, count: int, market: str = MARKET) -> None:
 
 
 def status(node: ExchangeNode, market: str = MARKET) -> dict[str, Any]:
-    return dict(node.status()["markets"][market])
+    return node.status().markets[market].to_dict()
 
 
 @pytest.fixture(autouse=True)
@@ -155,12 +155,12 @@ def test_a_snapshot_that_fails_is_told_and_tried_again_and_the_market_goes_on(
 
 
 def conditions(node: ExchangeNode) -> dict[str, str]:
-    return {market: condition(found, node.node_id)[0] for market, found in node.status()["markets"].items()}
+    return {market: condition(found, node.node_id)[0] for market, found in node.status().markets.items()}
 
 
 @pytest.fixture
 def opened_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openoutcry_node, "OPEN_RETRY_S", 0.05)
+    monkeypatch.setattr(node_markets, "OPEN_RETRY_S", 0.05)
 
 
 def start_refused(broken: threading.Event, kind: str) -> Callable[[threading.Thread], None]:

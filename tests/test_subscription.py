@@ -33,7 +33,7 @@ class Mute(Exception):
 
 
 def watchers(node: ExchangeNode) -> int:
-    found: int = node.status()["markets"][MARKET]["subscribers"]
+    found: int = node.status().markets[MARKET].subscribers
     return found
 
 
@@ -65,7 +65,7 @@ def test_one_that_raises_on_the_markets_thread_is_cut_and_the_others_and_the_mar
 ) -> None:
     before, failing = (
         node.subscribe(MARKET, after=after),
-        node._subscribe(MARKET, None, after, 100, fail),
+        node.market(MARKET).subscribe(after=after, queue_size_max=100, arrived=fail),
     )
     behind = node.subscribe(MARKET, after=after)
     order = node.submit_order(MARKET, "buy", "100", "1")
@@ -129,7 +129,7 @@ def test_one_that_raises_whatever_it_is_told_does_not_keep_the_replica_from_endi
         told.append(news)
         raise ValueError("always")
 
-    book = node._books[MARKET]
+    book = node.market(MARKET).ref
     book.ask(Watch(watcher, None), timeout=10)
     left = node.subscribe(MARKET)
     node.close()

@@ -115,6 +115,7 @@ from .requests import BATCH_MAX, FailRequests, Settled
 from .rules import MarketRules
 from .snapshots import Snapshots, sync_folder, write_durably
 from .starts import next_start
+from .status import MarketStatus
 from .submission import Outcome, Request, Submissions
 from .transfer import TakeImage
 from .wire import (
@@ -1178,44 +1179,44 @@ class BookActor(NodeActor):
 
     # -- queries ------------------------------------------------------------------------------------------------
 
-    def status(self) -> dict[str, Any]:
-        """Return what an operator asks about this replica, as JSON would carry it."""
+    def status(self) -> MarketStatus:
+        """Return what an operator asks about this replica."""
         replica, hindrance = self.replica, self.hindrance
-        return {
-            "market": self._market,
-            "role": replica.role.value,
-            "ready": self.ready,
-            "epoch": replica.epoch,
-            "leader": replica.leader,
-            "in_sync": list(replica.in_sync),
-            "min_in_sync": replica.min_in_sync,
-            "present": replica.present,
-            "resigned": replica.resigned,
-            "yields": self._yields,
-            "time_off_s": round(self._time_off_ns / 1e9, 3),
-            "linked": replica.leader in self._links,
-            "matched": replica.matched,
-            "known": replica.known_committed,
-            "subscribers": len(self._watchers),
-            "outstanding": len(self._requests.outstanding),
-            "appended": replica.tail.sequence,
-            "durable": replica.durable,
-            "committed": replica.committed,
-            "applied": replica.applied,
-            "state_hash": self.book.state_hash(),
-            "followers": replica.followers(time.monotonic_ns()),
-            "open_orders": len(self.book),
-            "trades": self.book.trade_count,
-            "waiting": self._requests.waiting_commands,
-            "recovered": self.recovered,
-            "observer": self._observer,
-            "repairing": self.damage,
-            "put_aside": self.aside,
-            "trouble": str(self._placed(replica.trouble)) if replica.trouble else None,
-            "error": str(hindrance) if hindrance else None,
-            "snapshot_error": self.snapshot_error,
-            "counters": dict(self.counters),
-        }
+        return MarketStatus(
+            market=self._market,
+            role=replica.role.value,
+            ready=self.ready,
+            epoch=replica.epoch,
+            leader=replica.leader,
+            in_sync=tuple(replica.in_sync),
+            min_in_sync=replica.min_in_sync,
+            present=replica.present,
+            resigned=replica.resigned,
+            yields=self._yields,
+            time_off_s=round(self._time_off_ns / 1e9, 3),
+            linked=replica.leader in self._links,
+            matched=replica.matched,
+            known=replica.known_committed,
+            subscribers=len(self._watchers),
+            outstanding=len(self._requests.outstanding),
+            appended=replica.tail.sequence,
+            durable=replica.durable,
+            committed=replica.committed,
+            applied=replica.applied,
+            state_hash=self.book.state_hash(),
+            followers=replica.followers(time.monotonic_ns()),
+            open_orders=len(self.book),
+            trades=self.book.trade_count,
+            waiting=self._requests.waiting_commands,
+            recovered=self.recovered,
+            observer=self._observer,
+            repairing=self.damage,
+            put_aside=self.aside,
+            trouble=str(self._placed(replica.trouble)) if replica.trouble else None,
+            error=str(hindrance) if hindrance else None,
+            snapshot_error=self.snapshot_error,
+            counters=dict(self.counters),
+        )
 
     @property
     def ready(self) -> bool:

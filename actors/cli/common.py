@@ -15,7 +15,7 @@ import click
 
 from ...transport.errors import Closed, InvalidRequest, Unavailable
 from ...transport.files import checked_path
-from ..control.server import ControlClient, read_control_file, running_nodes
+from ..control.client import ControlClient, read_control_file, running_nodes
 from ..market.views import as_json
 from ..tools.config import ENV_PREFIX, home_folder
 from .numbers import Number

@@ -1,4 +1,4 @@
-"""What a running node knows: a book, trades, orders, its status."""
+"""What a node that runs knows: a book, trades, orders, its status."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import click
 
 from ...transport.errors import Unavailable
 from ...transport.plain import plain
-from ..control.server import ITEMS_MAX
-from ..telemetry.condition import READY, condition
+from ..book.status import MarketStatus
+from ..control.wire import ITEMS_MAX
+from ..market.condition import READY, condition
 from . import live
 from .common import at_node, connect, print_json, watching
 from .numbers import WholeRange
@@ -24,7 +25,7 @@ from .output import say
 
 @contextlib.contextmanager
 def _looking(watch: bool) -> Iterator[threading.Event]:
-    """With ``watch``, a signal sets the event and ends the block; without, it ends the process as usual."""
+    """With ``watch`` a signal sets the event, and ends the block; without, it ends the process as any other."""
     with watching() if watch else contextlib.nullcontext(threading.Event()) as ended:
         yield ended
 
@@ -44,7 +45,7 @@ def book(
     timeout: float,
     as_json_text: bool,
 ) -> None:
-    """Show a market's book from the node's own replica."""
+    """Show a market's book as the node's own replica has it."""
     known: int | None = None
     with _looking(watch) as ended, connect(node_name, data_dir, timeout, ended) as client:
 
@@ -101,7 +102,7 @@ def trades(
     timeout: float,
     as_json_text: bool,
 ) -> None:
-    """List the last trades, newest first; with --watch, print new ones as they happen."""
+    """List the last trades, newest first; with --watch those to come, as they happen."""
     with _looking(watch) as ended, connect(node_name, data_dir, timeout, ended) as client:
         if not watch:
             last = client.trades(market, limit=limit)
@@ -173,7 +174,7 @@ def status(*, watch: bool, node_name: str | None, data_dir: Path | None, timeout
 
 
 def status_lines(found: dict[str, Any]) -> list[str]:
-    """Return a node's status: a row for the node, one for each market, and one for each known replica."""
+    """Return a node's status: what it is and knows, a row for each market, and one for each replica it knows of."""
     own, peers, markets = found["node_id"], found["peers"], found["markets"]
     names = names_of(found)
     lines = [f"node {found['name']} ({own}) at {found['address']}"]
@@ -189,24 +190,24 @@ def status_lines(found: dict[str, Any]) -> list[str]:
     rows = [("MARKET", "ROLE", "READY", "EPOCH", "LEADER", "IN SYNC", "SEQUENCE", "ORDERS", "TRADES", "STATE")]
     replicas = [("MARKET", "REPLICA", "IN SYNC", "APPLIED", "DURABLE", "LAG")]
     troubles = []
-    for name, market in markets.items():
+    for name, market in [(name, MarketStatus.from_dict({"market": name, **each})) for name, each in markets.items()]:
         state, why = condition(market, own)
         if state != READY:
             troubles.append(f"{name}: {state.replace('_', ' ')}: {why}")
-        if market.get("time_off_s"):
-            troubles.append(f"{name}: its time is off by {market['time_off_s']:+.3f} s: see `openoutcry clock show`")
-        if "applied" not in market:
-            rows.append((name, market["role"].replace("_", " "), "no", *["-"] * 7))
+        if market.time_off_s:
+            troubles.append(f"{name}: its time is off by {market.time_off_s:+.3f} s: see `openoutcry clock show`")
+        if not market.answered:
+            rows.append((name, market.role.replace("_", " "), "no", *["-"] * 7))
             continue
-        leader = names.get(market["leader"], market["leader"]) or "-"
-        in_sync = ",".join([names.get(at, at) for at in market["in_sync"]]) or "-"
-        role, ready = "observing" if market.get("observer") else market["role"], "yes" if market["ready"] else "no"
-        counts = [str(market[key]) for key in ("applied", "open_orders", "trades")]
-        rows.append((name, role, ready, str(market["epoch"]), leader, in_sync, *counts, market["state_hash"]))
+        leader = names.get(market.leader or "", market.leader) or "-"
+        in_sync = ",".join([names.get(at, at) for at in market.in_sync]) or "-"
+        role, ready = "observing" if market.observer else market.role, "yes" if market.ready else "no"
+        counts = [str(count) for count in (market.applied, market.open_orders, market.trades)]
+        rows.append((name, role, ready, str(market.epoch), leader, in_sync, *counts, market.state_hash))
         # Only a leader knows about other replicas.
-        for at, replica in {own: market, **market["followers"]}.items():
-            member = "leader" if at == market["leader"] else "yes" if at in market["in_sync"] else "no"
-            lag = max(0, market["appended"] - replica["durable"])
+        for at, replica in {own: {"applied": market.applied, "durable": market.durable}, **market.followers}.items():
+            member = "leader" if at == market.leader else "yes" if at in market.in_sync else "no"
+            lag = max(0, market.appended - replica["durable"])
             counts = [str(count) for count in (replica["applied"], replica["durable"], lag)]
             replicas.append((name, names.get(at, at), member, *counts))
     if markets:
@@ -217,7 +218,7 @@ def status_lines(found: dict[str, Any]) -> list[str]:
 
 
 def names_of(found: dict[str, Any]) -> dict[str, str]:
-    """Return display names for the nodes in a status, by id: the name, if it is unique."""
+    """Return what to call the nodes that a status knows, by id: the name, where it is only one's."""
     names = {found["node_id"]: found["name"], **{at: peer["name"] for at, peer in found["peers"].items()}}
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     return {at: at if name in twice else name for at, name in names.items()}
@@ -230,7 +231,7 @@ def _link_words(peer: dict[str, Any]) -> str:
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return the lines of a table: columns as wide as needed, whole numbers aligned right."""
+    """Return the lines of a table: columns as wide as they have to be, whole numbers to the right."""
     columns = [
         [cell.rjust(width) if numeric else cell.ljust(width) for cell in column]
         for column in zip(*[[plain(cell) for cell in row] for row in rows], strict=True)

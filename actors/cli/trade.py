@@ -10,7 +10,7 @@ from typing import Any, Final
 import click
 
 from ..book.commands import CancelReason, OrderType, SelfTradePrevention, TimeInForce
-from ..control.server import ControlClient, fresh_id
+from ..control.client import ControlClient, fresh_id
 from ..market.views import Cancelled, OrderRejected, OrderResult
 from .common import as_request, choice, connect, print_json
 from .numbers import Whole, WholeRange

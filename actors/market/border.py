@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import itertools
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, TypeVar, cast
+from enum import IntEnum
+from typing import Any, Final, TypedDict, TypeVar, Unpack, cast, overload
 
 from ...transport.codec import INT64_MAX, NAME_LENGTH_MAX
 from ...transport.errors import InvalidRequest, ProtocolError, quoted
@@ -20,6 +22,7 @@ from ...transport.plain import fault_of
 from ..book.commands import (
     AMEND,
     CANCEL,
+    CANCEL_ALL,
     SUBMIT,
     Command,
     OrderType,
@@ -53,19 +56,65 @@ _NAMED: Final[dict[type[Any], dict[str, Any]]] = {
 }
 
 
+class RequestOptions(TypedDict, total=False):
+    """What every command may say."""
+
+    account: str | None
+    """On whose behalf; default the node's name."""
+    client_order_id: str | None
+    """Names the request, within the dedupe window: a retry gets the first answer back. Default: a fresh one."""
+
+
+class OrderOptions(RequestOptions, total=False):
+    """What else an order may say. Here alone its options are declared: every call that takes an order has these."""
+
+    order_type: str | OrderType
+    """``"limit"`` (the default), ``"market"`` or ``"post_only"``."""
+    time_in_force: str | TimeInForce | None
+    """``"gtc"``, ``"ioc"``, ``"fok"`` or ``"gtd"``; default gtc, for a market order ioc."""
+    expire_ns: ExpiryLike
+    """For gtd: when the order expires, by the market's time: nanoseconds since the Unix epoch, a datetime with a time
+    zone, or a timedelta from now (by this machine's clock)."""
+    self_trade_prevention: str | SelfTradePrevention
+    """``"none"`` (the default), ``"cancel_newest"``, ``"cancel_oldest"``, ``"cancel_both"`` or
+    ``"decrement_and_cancel"``: what happens when it meets an order of the same account."""
+
+
+class Requester:
+    """Who sends commands at a node, unless a command names another account; gives names to requests without one."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._prefix = f"{uuid.uuid4().hex[:20]}."
+        self._numbers = itertools.count(1)
+
+    def account(self, account: str | None) -> str:
+        """Return on whose behalf a command is sent."""
+        return self.name if account is None else checked_account(account)
+
+    def request_name(self, client_order_id: str | None) -> str:
+        """Return the name of a request: the one it was given, or a fresh one."""
+        if client_order_id is None:
+            return f"{self._prefix}{next(self._numbers):x}"
+        return checked_client_order_id(client_order_id)
+
+
 def submit_command(
     rules: MarketRules,
-    account: str,
-    client_order_id: str,
+    requester: Requester,
     side: str | Side,
     price: DecimalLike | None,
     quantity: DecimalLike,
-    order_type: str | OrderType,
-    time_in_force: str | TimeInForce | None,
-    expire_ns: ExpiryLike,
-    self_trade_prevention: str | SelfTradePrevention,
+    *,
+    order_type: str | OrderType = OrderType.LIMIT,
+    time_in_force: str | TimeInForce | None = None,
+    expire_ns: ExpiryLike = 0,
+    self_trade_prevention: str | SelfTradePrevention = SelfTradePrevention.NONE,
+    account: str | None = None,
+    client_order_id: str | None = None,
 ) -> Command:
-    """Return the command that enters an order; see :meth:`~..node.ExchangeNode.submit_order` for the arguments."""
+    """Return the command that enters an order; see :class:`OrderOptions` for the arguments after ``*``."""
+    on_behalf, named = requester.account(account), requester.request_name(client_order_id)
     kind = _member(OrderType, order_type, "order_type")
     if time_in_force is None:
         tif = TimeInForce.IOC if kind is OrderType.MARKET else TimeInForce.GTC
@@ -80,8 +129,8 @@ def submit_command(
         raise InvalidRequest(f"a gtd order says when it lapses, by expire_ns: {_EXPIRY_RECIPE}", code="invalid_expiry")
     return (
         SUBMIT,
-        account,
-        client_order_id,
+        on_behalf,
+        named,
         int(_member(Side, side, "side")),
         int(kind),
         rules.price_to_ticks(price) if price is not None else None,
@@ -135,30 +184,39 @@ def _no_expiry(what: str) -> InvalidRequest:
     return InvalidRequest(f"expire_ns is in nanoseconds since the Unix epoch: {what}", code="invalid_expiry")
 
 
-def cancel_command(account: str, client_order_id: str, order_id: int) -> Command:
+def cancel_command(requester: Requester, order_id: int, **options: Unpack[RequestOptions]) -> Command:
     """Return the command that cancels an order."""
-    return (CANCEL, account, client_order_id, checked_order_id(order_id))
+    return (CANCEL, *_named(requester, **options), checked_order_id(order_id))
+
+
+def cancel_all_command(requester: Requester, **options: Unpack[RequestOptions]) -> Command:
+    """Return the command that cancels every open order of an account."""
+    return (CANCEL_ALL, *_named(requester, **options))
 
 
 def amend_command(
     rules: MarketRules,
-    account: str,
-    client_order_id: str,
+    requester: Requester,
     order_id: int,
     price: DecimalLike | None,
     quantity: DecimalLike | None,
+    **options: Unpack[RequestOptions],
 ) -> Command:
     """Return the command that gives an order a new price, a new open quantity, or both."""
+    named = _named(requester, **options)
     if price is None and quantity is None:
         raise InvalidRequest("an amend names a new price, a new quantity, or both", code="invalid_amend")
     return (
         AMEND,
-        account,
-        client_order_id,
+        *named,
         checked_order_id(order_id),
         rules.price_to_ticks(price) if price is not None else None,
         rules.quantity_to_lots(quantity) if quantity is not None else None,
     )
+
+
+def _named(requester: Requester, *, account: str | None = None, client_order_id: str | None = None) -> tuple[str, str]:
+    return requester.account(account), requester.request_name(client_order_id)
 
 
 def checked(commands: Iterable[Command]) -> tuple[Command, ...]:
@@ -243,6 +301,15 @@ def checked_count(value: int, what: str, *, at_least: int = 0) -> int:
             f"{what} is a whole number from {at_least} to {INT64_MAX}, not {quoted(value)}", code=f"invalid_{what}"
         )
     return value
+
+
+@overload
+def as_word(value: str | IntEnum) -> str: ...
+@overload
+def as_word(value: str | IntEnum | None) -> str | None: ...
+def as_word(value: str | IntEnum | None) -> str | None:
+    """Return a side, an order type, … as its name, where a text has to travel."""
+    return value.name.lower() if isinstance(value, IntEnum) else value
 
 
 def _member(kind: type[_Choice], value: str | _Choice, what: str) -> _Choice:

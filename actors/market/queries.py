@@ -6,12 +6,13 @@ A question only reads, and what it answers is of one moment: the values of :mod:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 from ...transport.errors import OpenOutcryError
 from ..book.actor import BookActor
 from ..book.commands import Side
 from ..book.rules import MarketRules
+from ..book.status import MarketStatus
 from .views import BookView, OpenOrder, Trade, to_event, to_level, to_open_order
 
 
@@ -89,7 +90,32 @@ def position(actor: BookActor) -> tuple[int, str]:
     return actor.book.sequence, actor.book.state_hash()
 
 
-def rules(actor: BookActor) -> MarketRules | dict[str, Any]:
+def sequence(actor: BookActor) -> int:
+    """The sequence number up to which the log is applied."""
+    return actor.book.sequence
+
+
+def status(actor: BookActor) -> MarketStatus:
+    """How the replica is."""
+    return actor.status()
+
+
+def in_sync_count(actor: BookActor) -> int:
+    """How many replicas are in sync, as far as this one knows."""
+    return len(actor.replica.in_sync)
+
+
+def configured(actor: BookActor) -> bool:
+    """Whether the market's rules are in the log that is applied here."""
+    return actor.book.configured
+
+
+def leader(actor: BookActor) -> str | None:
+    """The id of the node that leads, as far as is known."""
+    return actor.replica.leader
+
+
+def rules(actor: BookActor) -> MarketRules | MarketStatus:
     """The market's rules, or the replica's status if its log has not reached them."""
     return actor.book.rules if actor.book.configured else actor.status()
 

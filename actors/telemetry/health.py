@@ -23,16 +23,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from ...transport.errors import ConfigurationError
 from ...transport.forks import guard
 from ...transport.log import get_logger
 from ...transport.numerals import port_of
-from .condition import READY, condition
-
-if TYPE_CHECKING:
-    from ..node import ExchangeNode
+from ..market.condition import READY, condition
+from .status import NodeView
 
 logger = get_logger(__name__)
 
@@ -45,7 +43,7 @@ _CLIENT_S: Final = 2.0
 """Seconds of silence after which a client's connection is closed."""
 
 
-def healthz(node: ExchangeNode) -> tuple[bool, dict[str, Any]]:
+def healthz(node: NodeView) -> tuple[bool, dict[str, Any]]:
     """Return whether no part of the node has failed, and what ``/healthz`` says."""
     if node.phase != "running":
         return True, {"status": node.phase, "node": node.name}
@@ -57,15 +55,15 @@ def healthz(node: ExchangeNode) -> tuple[bool, dict[str, Any]]:
     return not failures, {"status": "failed" if failures else "ok", "node": node.name, "failures": failures}
 
 
-def readyz(node: ExchangeNode) -> tuple[bool, dict[str, Any]]:
+def readyz(node: NodeView) -> tuple[bool, dict[str, Any]]:
     """Return whether every market of the node can be used from here, and what ``/readyz`` says."""
-    markets = {}
+    markets: dict[str, dict[str, Any]] = {}
     if node.phase == "running":
         for market, status in node.market_statuses(ANSWER_S_MAX).items():
             state, why = condition(status, node.node_id)
-            markets[market] = {"state": state, "why": why, "sequence": status.get("applied")}
-            if "time_off_s" in status:
-                markets[market]["time_off_s"] = status["time_off_s"]
+            markets[market] = {"state": state, "why": why, "sequence": status.applied if status.answered else None}
+            if status.answered:
+                markets[market]["time_off_s"] = status.time_off_s
     ready = node.phase == "running" and all([market["state"] == READY for market in markets.values()])
     found = {"ready": ready, "state": node.phase, "node": node.name, "markets": markets}
     return ready, found | ({"clock": node.clocks.as_json()} if node.phase == "running" else {})
@@ -90,7 +88,7 @@ def endpoint(address: str) -> tuple[str, int]:
 class HealthServer:
     """Serves one node's health from construction until :meth:`close`, while the node starts and ends too."""
 
-    def __init__(self, node: ExchangeNode, address: str, scrape: Callable[[], bytes]) -> None:
+    def __init__(self, node: NodeView, address: str, scrape: Callable[[], bytes]) -> None:
         """Listen at ``address``, ``HOST:PORT``; port 0 = any. ``scrape`` returns the text of ``/metrics``.
 
         Raises:
@@ -155,7 +153,7 @@ class _Server(socketserver.ThreadingTCPServer):
             logger.exception("health_failed", client=client_address)
 
 
-def _handler(node: ExchangeNode, scrape: Callable[[], bytes]) -> type[http.server.BaseHTTPRequestHandler]:
+def _handler(node: NodeView, scrape: Callable[[], bytes]) -> type[http.server.BaseHTTPRequestHandler]:
     class Handler(http.server.BaseHTTPRequestHandler):
         timeout = _CLIENT_S
         server_version = "openoutcry"

@@ -12,7 +12,7 @@ import platform
 import time
 from collections.abc import Iterator, Mapping
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -22,13 +22,12 @@ from ...transport.numerals import written
 from ...transport.plain import plain
 from ..book.meters import MarketMeters
 from ..book.requests import WAITING_MAX
+from ..book.status import MarketStatus
 from ..kit.meters import Histogram
+from ..market.condition import NOT_OPEN, READY, condition
 from ..peers.meters import LinkMeters
-from .condition import NOT_OPEN, READY, condition
 from .logs import LINES_MAX, LogOutput
-
-if TYPE_CHECKING:
-    from ..node import ExchangeNode
+from .status import NodeView
 
 SCRAPE_S_MAX: Final = 1.0
 """Seconds that a scrape waits for the actors; it leaves out those that have not answered."""
@@ -126,7 +125,7 @@ _FAMILIES: Final = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, 
 class NodeCollector(Collector):
     """Collects one node's metrics when they are scraped."""
 
-    def __init__(self, node: ExchangeNode) -> None:
+    def __init__(self, node: NodeView) -> None:
         self._node = node
         self.registry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
@@ -148,7 +147,7 @@ class NodeCollector(Collector):
 class _Samples:
     """The samples of one scrape."""
 
-    def __init__(self, node: ExchangeNode) -> None:
+    def __init__(self, node: NodeView) -> None:
         self._node = node.name
         self.families: dict[str, Any] = {}
         self._add_process()
@@ -185,7 +184,7 @@ class _Samples:
             self._add("openoutcry_queue_depth", writer.lines_waiting, "", "log")
             self._add("openoutcry_queue_limit", LINES_MAX, "", "log")
 
-    def _add_node(self, node: ExchangeNode) -> None:
+    def _add_node(self, node: NodeView) -> None:
         self._add("openoutcry_node_failures", len(node.dead_actors()))
         for actor, count in list(node.meters.restarts.items()):
             self._add("openoutcry_actor_restarts_total", count, actor)
@@ -215,36 +214,36 @@ class _Samples:
         self._add("openoutcry_bytes_in_total", meters.bytes_in, peer)
         self._add("openoutcry_bytes_out_total", meters.bytes_out, peer)
 
-    def _add_market(self, node: ExchangeNode, market: str, status: Mapping[str, Any]) -> None:
+    def _add_market(self, node: NodeView, market: str, status: MarketStatus) -> None:
         state, _ = condition(status, node.node_id)
         self._add("openoutcry_market_ready", state == READY, market)
         self._add("openoutcry_market_condition", 1, market, state)
-        role = "observing" if status.get("observer") else status["role"]
+        role = "observing" if status.observer else status.role
         for each in ROLES:
             self._add("openoutcry_market_role", each == role, market, each)
         for queue, (depth, limit) in node.queues(market).items() if role != NOT_OPEN else ():
             self._add("openoutcry_queue_depth", depth, market, queue)
             if limit:
                 self._add("openoutcry_queue_limit", limit, market, queue)
-        if "applied" not in status:
+        if not status.answered:
             return
-        self._add("openoutcry_market_time_offset_seconds", status["time_off_s"], market)
-        self._add("openoutcry_market_epoch", status["epoch"], market)
-        self._add("openoutcry_in_sync_replicas", len(status["in_sync"]), market)
-        self._add("openoutcry_min_in_sync_replicas", status["min_in_sync"], market)
+        self._add("openoutcry_market_time_offset_seconds", status.time_off_s, market)
+        self._add("openoutcry_market_epoch", status.epoch, market)
+        self._add("openoutcry_in_sync_replicas", len(status.in_sync), market)
+        self._add("openoutcry_min_in_sync_replicas", status.min_in_sync, market)
         for at in ("appended", "durable", "committed", "applied"):
-            self._add("openoutcry_sequence", status[at], market, at)
-        self._add("openoutcry_behind_commands", max(0, status["known"] - status["applied"]), market)
-        for peer, follower in status["followers"].items():
-            lag = max(0, status["appended"] - follower["durable"])
+            self._add("openoutcry_sequence", getattr(status, at), market, at)
+        self._add("openoutcry_behind_commands", max(0, status.known - status.applied), market)
+        for peer, follower in status.followers.items():
+            lag = max(0, status.appended - follower["durable"])
             self._add("openoutcry_replica_lag_commands", lag, market, peer)
             self._add("openoutcry_replica_lag_seconds", follower["behind_s"] if lag else 0, market, peer)
         for name in ("commands", "records", "events", "swaps", "protocol_errors"):
-            self._add(f"openoutcry_{name}_total", status["counters"][name], market)
-        self._add("openoutcry_trades", status["trades"], market)
-        self._add("openoutcry_open_orders", status["open_orders"], market)
-        self._add("openoutcry_subscribers", status["subscribers"], market)
-        self._add("openoutcry_queue_depth", status["waiting"], market, "to_order")
+            self._add(f"openoutcry_{name}_total", status.counters[name], market)
+        self._add("openoutcry_trades", status.trades, market)
+        self._add("openoutcry_open_orders", status.open_orders, market)
+        self._add("openoutcry_subscribers", status.subscribers, market)
+        self._add("openoutcry_queue_depth", status.waiting, market, "to_order")
         self._add("openoutcry_queue_limit", WAITING_MAX, market, "to_order")
 
     def _add_meters(self, market: str, meters: MarketMeters) -> None:

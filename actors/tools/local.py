@@ -25,7 +25,7 @@ from ...transport.forks import guard
 from ...transport.identity_file import certificates
 from ...transport.numerals import written
 from ...transport.rendezvous import Rendezvous
-from ..control.server import ControlClient, read_control_file
+from ..control.client import ControlClient, read_control_file
 from ..market.views import OrderRejected, OrderResult
 from .config import ENV_PREFIX
 

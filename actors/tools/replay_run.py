@@ -100,7 +100,7 @@ def _in_sync(node: ExchangeNode, nodes: int) -> str:
     """Wait until all nodes are in sync, and return this one's role."""
     node.wait_ready(_WITHIN_S)
     node.wait_in_sync(REPLAY_MARKET, nodes, _WITHIN_S)
-    role: str = node.status()["markets"][REPLAY_MARKET]["role"]
+    role: str = node.status().markets[REPLAY_MARKET].role
     return role
 
 

@@ -136,7 +136,7 @@ def _serve(name: str, folder: Path, directory: str, options: dict[str, Any], shi
             directory=directory,
             **{"lease_ms": LEASE_MS, **options},
         ) as node:
-            say("listening", node._inbox.address)
+            say("listening", node.listen_address)
             node.wait_ready(60)
             say("ready", node.node_id)
             while True:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from ..book.record import COMMANDS_MAX
+from ..book.status import MarketStatus
 
 READY: Final = "ready"
 NOT_OPEN: Final = "cannot_open"
@@ -14,7 +14,7 @@ Condition = tuple[str, str]
 """A state, and a sentence that explains it."""
 
 
-def condition(market: Mapping[str, Any], node: str) -> Condition:
+def condition(status: MarketStatus, node: str) -> Condition:
     """Return the state of a replica from its status: the first that applies of the states below.
 
     ==================  =============================================================================
@@ -30,28 +30,28 @@ def condition(market: Mapping[str, Any], node: str) -> Condition:
     ready               it can be traded, and read up to date, here
     ==================  =============================================================================
     """
-    if market["role"] == NOT_OPEN:
-        return NOT_OPEN, market["error"]
-    if market.get("error"):
-        return ("unresponsive" if market["role"] == "unresponsive" else "failed"), market["error"]
-    if market["repairing"]:
-        return "repairing", str(market["repairing"])
-    leading = market["role"] == "leading"
-    if market["leader"] is None:
+    if status.role == NOT_OPEN:
+        return NOT_OPEN, str(status.error)
+    if status.error:
+        return ("unresponsive" if status.role == "unresponsive" else "failed"), status.error
+    if status.repairing:
+        return "repairing", str(status.repairing)
+    leading = status.role == "leading"
+    if status.leader is None:
         return "no_leader", "no leader is known here; has a node opened the market, and does one that holds it run?"
-    if not leading and not market["linked"]:
-        return "no_leader", f"its leader, {market['leader']}, cannot be reached"
-    in_sync, needed = market["present"] if leading else len(market["in_sync"]), market["min_in_sync"]
+    if not leading and not status.linked:
+        return "no_leader", f"its leader, {status.leader}, cannot be reached"
+    in_sync, needed = status.present if leading else len(status.in_sync), status.min_in_sync
     if in_sync < needed:
         return "below_min_in_sync", f"{in_sync} replicas are in sync, {needed} needed"
     if leading:
-        if market["resigned"]:
+        if status.resigned:
             return "handing_over", "it leads, and waits for another to take over"
     else:
-        behind = max(0, market["known"] - market["durable"])
-        late = behind > COMMANDS_MAX if market["observer"] else node not in market["in_sync"]
-        if late or not market["matched"]:
-            return "catching_up", f"it is at sequence {market['applied']}, at least {behind} behind"
-    if not market["ready"]:
+        behind = max(0, status.known - status.durable)
+        late = behind > COMMANDS_MAX if status.observer else node not in status.in_sync
+        if late or not status.matched:
+            return "catching_up", f"it is at sequence {status.applied}, at least {behind} behind"
+    if not status.ready:
         return "not_opened", "the market's rules are not in its log yet"
-    return READY, f"{market['role']} in epoch {market['epoch']}"
+    return READY, f"{status.role} in epoch {status.epoch}"

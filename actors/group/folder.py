@@ -1,0 +1,99 @@
+"""NodeFolder: a node's data directory: whose it is, which markets were created there, where each market's log is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+from ...transport.errors import ConfigurationError, StorageError
+from ...transport.files import read_file
+from ..book.actor import LOGGED
+from ..book.rules import MarketRules
+from ..book.snapshots import write_durably
+
+
+class NodeFolder:
+    """The data directory at ``path`` of the node ``name``, which holds its lock."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        """Read the directory, or make it the node's.
+
+        Raises:
+            ConfigurationError: it is another node's (code ``other_data_dir``).
+            StorageError: a file cannot be read, or is damaged (code ``corrupt``).
+        """
+        self.path = path
+        self.node_id = _node_id(path, name)
+        """The id that stands for this disk: a wiped directory is a new replica, whatever its node is called."""
+        self.created = _read_created(path)
+        """The markets that were created at this node, and the rules given for each."""
+
+    def of_market(self, market: str) -> Path:
+        """Return the folder of a market's log."""
+        return self.path / "markets" / quote(market, safe="")
+
+    def logged(self) -> list[str]:
+        """Return the markets that have, or had, a log here."""
+        found = self.of_market("").glob(f"*{LOGGED}")
+        return sorted([unquote(path.name.removesuffix(LOGGED)) for path in found])
+
+    def add_created(self, market: str, rules: MarketRules) -> None:
+        """Note on disk that a market was created here."""
+        self._write_created(self.created | {market: rules})
+
+    def remove_created(self, market: str) -> None:
+        """Take :meth:`add_created` back."""
+        self._write_created({name: rules for name, rules in self.created.items() if name != market})
+
+    def _write_created(self, created: Mapping[str, MarketRules]) -> None:
+        values = {market: dataclasses.asdict(rules) for market, rules in created.items()}
+        _write_json(self.path / "markets.json", values)
+        self.created = dict(created)
+
+
+def _node_id(folder: Path, name: str) -> str:
+    path = folder / "node.json"
+    stored = _read_json(path)
+    if stored is None:
+        stored = {"node_id": f"{name}.{uuid.uuid4().hex[:8]}", "name": name}
+        _write_json(path, stored)
+    if not isinstance(stored, dict) or not all([isinstance(stored.get(key), str) for key in ("node_id", "name")]):
+        raise StorageError(f"{path} names no node: restore it from a backup", code="corrupt")
+    if stored["name"] != name:
+        raise ConfigurationError(
+            f"{folder} belongs to node {stored['name']!r}, not {name!r}; give each node its own data directory",
+            code="other_data_dir",
+        )
+    return str(stored["node_id"])
+
+
+def _read_created(folder: Path) -> dict[str, MarketRules]:
+    path = folder / "markets.json"
+    try:
+        return {str(market): MarketRules(**rules) for market, rules in (_read_json(path) or {}).items()}
+    except (TypeError, AttributeError, ConfigurationError) as error:
+        raise StorageError(f"{path} cannot be read: {error}", code="corrupt") from error
+
+
+def _read_json(path: Path) -> Any:
+    """Return what a file of a data directory holds, None if there is none."""
+    try:
+        return json.loads(read_file(path))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise StorageError(f"{path} cannot be read: {error}", code="corrupt") from error
+
+
+def _write_json(path: Path, value: object) -> None:
+    try:
+        write_durably(path, json.dumps(value).encode())
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written, and nothing was changed: {error.strerror}") from error
