@@ -612,7 +612,7 @@ class BookActor(NodeActor):
         lost = leader is not None and leader != self._node and leader not in self._links
         if lost and replica.role is Role.FOLLOWING and self._node in replica.in_sync and not self._asking_lease:
             self._asking_lease = True
-            gone = leader in replica.gone
+            gone = leader in replica.ended
             self._ask_coordinator(LeaseLapsed(str(leader)), lambda store: gone or store.lapsed(leader))
 
     def _force(self, message: ForceLeader) -> None:

@@ -10,14 +10,14 @@ How it is laid out (what measured best in pure Python, see ``benchmarks/engine.p
   one dict serves both sides).
 - Each side keeps one ascending list of *keys* with its best at the end: a bid's key is its price, an ask's key its
   negated price. So matching reads ``keys[-1]`` on either side, and ``key >= floor`` means "good enough for the taker".
-- A level whose last order goes stays where it is, since the next order at that price is likely; only at the top of its
-  side it goes, so that a side's best key is always that of a level with orders. The others go when they may outnumber
-  the levels with orders. What goes is used again for the next new level: most levels of a real book live shortly.
+- An empty level stays in place, since the next order at that price is likely. Only at the top of its side it is removed
+  at once, so that a side's best key always has orders. The others are removed when they may outnumber the levels with
+  orders. Removed levels are reused for new ones: most levels of a real book live shortly.
 - A level's queue is a list of orders with the index of its head. A cancelled order stays in it with ``open == 0``, is
-  passed over at the head, and goes when a level holds more dead orders than live ones: constant time per order.
+  skipped at the head, and is removed when a level holds more dead orders than live ones: constant time per order.
   (Most levels of a real book hold few orders; a deque would allocate room for 64 at each.)
 - :meth:`OrderBook.apply` is the one hot loop: limit orders (good till cancelled, immediate or cancel) and cancels are
-  handled in it, with a call only where they trade. Whatever else a command may be is done by the methods below it.
+  handled in it, with a call only where they trade. The methods below it do all other commands.
 """
 
 from __future__ import annotations
@@ -77,26 +77,26 @@ _STP_CANCEL_BOTH: Final = int(SelfTradePrevention.CANCEL_BOTH)
 
 _ANY_PRICE: Final = -(2**64)
 _HASH_PRIME: Final = 2**60 - 93
-"""A prime whose remainders take two digits of a Python int, not three."""
+"""A prime whose remainders fit into two digits of a Python int, not three."""
 _SNAPSHOT_VERSION: Final = 2
 _CHECKSUM_SIZE: Final = 16
 BROKEN: Final = (ArithmeticError, AttributeError, InvariantBroken, LookupError, TypeError, ValueError)
-"""What a book raises whose state, or whose command, is not what it should be."""
+"""What a book raises for an invalid state or command."""
 _DEAD_MAX: Final = 32
 """A level is compacted when it holds more dead orders than live ones, and more than this."""
 _DIRTY_MAX: Final = 65_536
 _PIECE_ROWS: Final = 256
 """Orders, commands or events in a piece of a snapshot."""
 _IDLE_MAX: Final = 1024
-"""So many accounts without orders, and expiries of orders that are gone, may be kept, or as many as are in use."""
+"""Keep up to this many idle accounts and stale expiries, or as many as are live, whichever is more."""
 _EMPTY_MAX: Final = 64
-"""So many levels may be empty, or as many as are not."""
+"""Keep up to this many empty levels, or as many as have orders, whichever is more."""
 _SPARE_MAX: Final = 256
-"""Most levels kept for use again."""
+"""Most removed levels kept for reuse."""
 _sequence_of: Final = itemgetter(1)
 
 Terms: TypeAlias = tuple[int, int, bool, int, int]
-"""What few orders have: ``(expire_ns, stp, post_only, cancelled, requeued)``.
+"""Properties that few orders have: ``(expire_ns, stp, post_only, cancelled, requeued)``.
 
 ``cancelled`` lots were taken by self-trade prevention; ``requeued`` is the sequence of the amend that sent the order to
 the back of a queue, or 0. A million orders take 16 MB less if both are here.
@@ -106,9 +106,9 @@ _TERMS: Final[tuple[Terms, ...]] = tuple([(0, stp, False, 0, 0) for stp in range
 
 
 class Account:
-    """Who asks: the open orders by id, and by client order id the sequence at which it was last executed as new.
+    """An account: its open orders by id, and by client order id the sequence at which it was last executed as new.
 
-    One that has neither orders nor requests in the dedupe window is forgotten some time later.
+    An account with neither orders nor requests in the dedupe window is forgotten some time later.
     """
 
     __slots__ = ("name", "orders", "salt", "seen")
@@ -124,33 +124,33 @@ class Account:
 class Level:
     """All orders at one price, in queue order.
 
-    ``lots`` are open in all; ``gone`` of the orders in the queue are not open any more, all those before ``head`` among
-    them. A level without lots is empty: its queue is, too.
+    ``lots`` is the open quantity of all orders; ``dead`` counts the orders in the queue that are no longer open,
+    including all those before ``head``. If a level has no lots, its queue is empty.
     """
 
-    __slots__ = ("gone", "head", "key", "lots", "orders", "price", "side")
+    __slots__ = ("dead", "head", "key", "lots", "orders", "price", "side")
 
     def __init__(self) -> None:
         self.side = 0
         self.price = 0
         self.key = 0
         self.lots = 0
-        self.gone = 0
+        self.dead = 0
         self.head = 0
         self.orders: list[Order] = []
 
     def compact(self) -> None:
-        """Drop the orders that are gone if they outnumber the open ones."""
-        if self.gone > _DEAD_MAX and 2 * self.gone > len(self.orders):
+        """Drop the dead orders if they outnumber the open ones."""
+        if self.dead > _DEAD_MAX and 2 * self.dead > len(self.orders):
             self.orders = [order for order in self.orders if order.open]
-            self.gone = self.head = 0
+            self.dead = self.head = 0
 
 
 class Order:
     """A resting order. ``quantity = filled + open + cancelled`` lots.
 
-    Made bare and then filled in, by :meth:`OrderBook._rest` and the hot loop: an ``__init__`` of so many arguments
-    would take twice as long.
+    :meth:`OrderBook._rest` and the hot loop create it empty and then fill it in: an ``__init__`` with this many
+    arguments would take twice as long.
     """
 
     __slots__ = (
@@ -184,7 +184,7 @@ class Order:
 
 
 class OrderView(NamedTuple):
-    """One open order as it stands. Price in ticks, quantities in lots."""
+    """One open order. Price in ticks, quantities in lots."""
 
     order_id: int
     account: str
@@ -199,7 +199,7 @@ class OrderView(NamedTuple):
 
 
 class DepthLevel(NamedTuple):
-    """One price of one side: how many lots are open there, in how many orders."""
+    """One price of one side: its open lots and its number of orders."""
 
     price_ticks: int
     quantity_lots: int
@@ -209,7 +209,7 @@ class DepthLevel(NamedTuple):
 class BookImage:
     """The state of a book at one moment, to be written while the book goes on.
 
-    It holds what cannot change, and of what can (an order's lots and terms, a level's price) a copy.
+    It shares what cannot change, and copies what can (an order's lots and terms, a level's price).
     """
 
     def __init__(
@@ -229,7 +229,7 @@ class BookImage:
         self._state_hash = state_hash
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield what :meth:`OrderBook.snapshot` returns, in pieces that each take some tenth of a millisecond."""
+        """Yield the bytes of :meth:`OrderBook.snapshot`, in pieces that take some tenths of a millisecond each."""
         check = blake2b(digest_size=_CHECKSUM_SIZE)
         for piece in self._body():
             check.update(piece)
@@ -279,7 +279,7 @@ class OrderBook:
     """
 
     def __init__(self, rules: MarketRules | None = None) -> None:
-        """Start empty at sequence 0. Without ``rules`` the first command has to be CONFIGURE."""
+        """Start empty at sequence 0. Without ``rules`` the first command must be CONFIGURE."""
         self.sequence = 0
         self.timestamp_ns = 0
         self.trade_count = 0
@@ -290,7 +290,7 @@ class OrderBook:
         self._keys: tuple[list[int], list[int]] = ([], [])
         self._accounts: dict[str, Account] = {}
         self._accounts_max = _IDLE_MAX
-        # Heap of (expire_ns, order id, account); those of orders that are gone stay until they are due, or too many.
+        # Heap of (expire_ns, order id, account); those of closed orders stay until they are due, or too many.
         self._expiries: list[tuple[int, int, str]] = []
         self._expiries_max = _IDLE_MAX
         # The last commands, those before `_window_start` already forgotten, and the events they caused.
@@ -308,9 +308,9 @@ class OrderBook:
     def apply(self, first_sequence: int, timestamp_ns: int, commands: Sequence[Command]) -> list[Event]:
         """Execute ``commands`` as sequences ``first_sequence``, ``first_sequence + 1``, … and return their events.
 
-        ``timestamp_ns`` is the leader's time of the whole batch; it never runs backwards in a log, but by a SET_TIME,
-        which is alone in its batch: orders stay good till the dates that they were given. Else how a log is cut
-        into batches does not change the result. A submitted order's id is its sequence number.
+        ``timestamp_ns`` is the leader's time of the whole batch; it never runs backwards in a log, except after a
+        SET_TIME, which is alone in its batch: orders keep their expiry dates. Otherwise the cut of a log into
+        batches does not change the result. A submitted order's id is its sequence number.
         """
         if not commands:
             raise InvariantBroken("an empty batch: time would pass, and orders lapse, at no sequence number")
@@ -329,7 +329,7 @@ class OrderBook:
         if bids and asks and bids[-1] >= -asks[-1]:
             raise InvariantBroken(f"crossed book at {self.sequence}")
         self._events += events
-        window = self._rules.dedupe_window + COMMANDS_MAX  # what this batch repeats is held yet: see `answer_of`
+        window = self._rules.dedupe_window + COMMANDS_MAX  # repeated commands are still held: see `answer_of`
         if len(self._window) > window + (window >> 4):
             self._forget(self.sequence - window)
         if len(self._dirty) > _DIRTY_MAX:
@@ -345,11 +345,11 @@ class OrderBook:
     def _execute(self, first_sequence: int, commands: Sequence[Command], events: list[Event]) -> None:
         """Execute ``commands`` from ``first_sequence`` on: the hot loop.
 
-        Everything that most commands need is a local variable or written out here. What the loop does itself is
-        what :meth:`_submit` and :meth:`_cancel` do for the same command, less the questions that do not arise.
+        Everything that most commands need is a local variable or inlined here. For such a command the loop does the
+        same as :meth:`_submit` and :meth:`_cancel`, without the checks that cannot fail.
 
-        Numbers that only go from a command into an event are declared as ``Any``: compiled, an ``int`` is a machine
-        word, of which a new Python object would be made for every event.
+        Numbers that only pass from a command into an event are declared as ``Any``: compiled, an ``int`` is a machine
+        word, and each event would need a new Python object for it.
         """
         levels, spare, accounts = self._levels, self._spare_levels, self._accounts
         bids, asks = self._keys
@@ -450,8 +450,8 @@ class OrderBook:
                     dirty.append(order)
                 level.lots -= lots
                 if level.lots:
-                    level.gone += 1
-                    if level.gone > _DEAD_MAX:
+                    level.dead += 1
+                    if level.dead > _DEAD_MAX:
                         level.compact()
                 else:
                     self._empty(level)
@@ -510,7 +510,7 @@ class OrderBook:
     ) -> tuple[int, int]:
         """Trade ``open_lots`` against the opposite side down to key ``floor``; ``limit`` is the taker's own price.
 
-        Return the taker's lots that are still open, and those that self-trade prevention took from it.
+        Return the taker's lots that are still open, and those that self-trade prevention cancelled.
         """
         keys = self._keys[1 - side]
         levels = self._levels
@@ -553,7 +553,7 @@ class OrderBook:
                     maker.open = 0
                     if maker.digest:
                         dirty.append(maker)
-                    level.gone += 1
+                    level.dead += 1
                     head += 1
                     del owner.orders[maker_id]
                 else:
@@ -582,7 +582,7 @@ class OrderBook:
     ) -> int:
         """Apply mode ``stp`` where a taker met its own resting order; return the taker's lots that it cancels.
 
-        The caller drops a maker that this leaves without lots, and its level.
+        If this leaves a maker without lots, the caller drops it and its level.
         """
         taken = 0
         if stp == _STP_CANCEL_OLDEST:
@@ -605,7 +605,7 @@ class OrderBook:
                 (CANCELLED, sequence, maker.id, account, 1 - side, level.price, given, left, CancelReason.SELF_TRADE)
             )
             if not left:
-                level.gone += 1
+                level.dead += 1
                 del maker.account.orders[maker.id]
         if taken:
             left = open_lots - taken
@@ -663,9 +663,9 @@ class OrderBook:
         return level
 
     def _empty(self, level: Level) -> None:
-        """Clear the queue of a level whose last order went; from the top of its side drop it and empty ones beneath."""
+        """Clear the queue of an empty level; at the top of its side, drop it and the empty levels beneath."""
         level.orders.clear()
-        level.gone = level.head = 0
+        level.dead = level.head = 0
         keys = self._keys[level.side]
         if keys[-1] == level.key:
             levels = self._levels
@@ -709,14 +709,14 @@ class OrderBook:
         own.clear()
 
     def _take_out(self, order: Order) -> None:
-        """Remove ``order`` from its level in constant time: it is dead (open 0) in the queue from now on."""
+        """Remove ``order`` from its level in constant time: from now on it is dead (open 0) in the queue."""
         level = order.level
         level.lots -= order.open
         order.open = 0
         if order.digest:
             self._dirty.append(order)
         if level.lots:
-            level.gone += 1
+            level.dead += 1
             level.compact()
         else:
             self._empty(level)
@@ -724,8 +724,8 @@ class OrderBook:
     def _amend(self, sequence: int, command: Command, events: list[Event]) -> None:
         """Give an order a new price or a new open quantity.
 
-        At the same price a quantity that does not grow keeps its place in the queue; anything else is cancel and
-        re-entry: the order may trade as a taker, and what is left queues anew under the same id.
+        If the price stays and the quantity does not grow, the order keeps its place in the queue. Anything else is
+        cancel and re-entry: the order may trade as a taker, and its remainder queues at the back under the same id.
         """
         _, account, client_order_id, order_id, price, quantity = command
         owner = self._accounts.get(account)
@@ -744,12 +744,12 @@ class OrderBook:
         floor = price if side else -price
         opposite = self._keys[1 - side]
         crosses = bool(opposite) and opposite[-1] >= floor
-        # The limits hold for what changes: an order that they have since left behind may still be reduced.
+        # The limits apply to changed values only: an order that breaks newer limits may still be reduced.
         code = self._limits(price if moved else None, quantity if quantity != open_now else None)
         total = order.quantity - open_now + quantity
         expire_ns, stp, post_only, cancelled, _ = order.terms
         if code is None and total > codec.INT64_MAX:
-            code = RejectCode.QUANTITY_TOO_LARGE  # with what it has filled already: the sum must fit a snapshot
+            code = RejectCode.QUANTITY_TOO_LARGE  # including its filled lots: the sum must fit into a snapshot
         if code is None and crosses and post_only:
             code = RejectCode.POST_ONLY_WOULD_TRADE
         if code is not None:
@@ -790,13 +790,13 @@ class OrderBook:
             events.append((REJECTED, sequence, command[1], command[2], RejectCode.CLIENT_ORDER_ID_REUSED))
 
     def _configure(self, sequence: int, command: Command, events: list[Event]) -> None:
-        """Set the rules; the units of prices and quantities only as long as no number in the book means any."""
+        """Set the rules; change tick and lot size only while no number in the book depends on them."""
         rules = MarketRules.from_tuple(command[3])
         units, units_now = (rules.tick_size, rules.lot_size), (self._rules.tick_size, self._rules.lot_size)
         if self._configured and units != units_now and (len(self) or self.trade_count):
             events.append((REJECTED, sequence, command[1], command[2], RejectCode.UNITS_IN_USE))
             return
-        # To the letter, so that a wider window finds the same on all replicas.
+        # Exactly, so that a wider window finds the same on all replicas.
         self._forget(sequence - self._rules.dedupe_window)
         self._set_rules(rules)
         events.append((CONFIGURED, sequence, command[3]))
@@ -805,7 +805,7 @@ class OrderBook:
 
     @property
     def rules(self) -> MarketRules:
-        """The market's rules as of :attr:`sequence`."""
+        """The market's rules at :attr:`sequence`."""
         return self._rules
 
     @property
@@ -873,7 +873,7 @@ class OrderBook:
         return None
 
     def _band_centre(self) -> int | None:
-        """Return the price around which the market's band is now, or None where there is no band."""
+        """Return the price at the centre of the market's band, or None if there is no band."""
         if not self._rules.price_band_ticks:
             return None
         return self.last_trade[3] if self.last_trade else self._rules.reference_price_ticks or None
@@ -891,9 +891,9 @@ class OrderBook:
         return floor
 
     def _fillable(self, side: int, floor: int, account: str, stp: int, quantity: int) -> bool:
-        """Whether ``quantity`` would trade in full; own orders count, stop or are passed over as ``stp`` has it.
+        """Whether ``quantity`` would trade in full; ``stp`` decides whether own orders count, stop or are skipped.
 
-        It costs in proportion to the levels in reach and to the account's own orders, not to all orders in reach.
+        The cost grows with the levels in reach and the account's own orders, not with all orders in reach.
         """
         own_lots: dict[int, int] = {}
         for order in self._orders_of(account).values() if stp else ():
@@ -923,14 +923,14 @@ class OrderBook:
         return self._count
 
     def best(self, side: int) -> int | None:
-        """Return the best price of ``side`` in ticks, or None where it is empty."""
+        """Return the best price of ``side`` in ticks, or None if it is empty."""
         keys = self._keys[side]
         return (-keys[-1] if side else keys[-1]) if keys else None
 
     def depth(self, side: int, levels: int | None = None) -> list[DepthLevel]:
         """Return the best ``levels`` prices of ``side`` (all, by default), best first."""
         return [
-            DepthLevel(level.price, level.lots, len(level.orders) - level.gone)
+            DepthLevel(level.price, level.lots, len(level.orders) - level.dead)
             for level in islice(self._levels_of(side), levels)
         ]
 
@@ -947,14 +947,14 @@ class OrderBook:
             yield from self.orders_at(level.price)
 
     def orders_at(self, price_ticks: int) -> list[OrderView]:
-        """Return the orders at one price in queue order; empty where there is no such level."""
+        """Return the orders at one price in queue order; empty if there is no such level."""
         level = self._levels.get(price_ticks)
         return [_view(order) for order in level.orders if order.open] if level is not None else []
 
     def order(self, order_id: int) -> OrderView | None:
         """Return one open order, or None if there is none of that id (filled, cancelled or never there).
 
-        It costs a look at each account: who has one at hand looks through its :meth:`open_orders`.
+        It looks at every account; if you know the account, use its :meth:`open_orders`.
         """
         for account in self._accounts.values():
             order = account.orders.get(order_id)
@@ -975,9 +975,9 @@ class OrderBook:
         return self.answer_of(sequence) if sequence >= self._remembered_from() else []
 
     def answer_of(self, sequence: int) -> list[Event]:
-        """Return the events that ``sequence`` caused, which a command of the batch applied last has repeated.
+        """Return the events of ``sequence``, which a command of the last applied batch has repeated.
 
-        It was in the dedupe window then, and may have been pushed out of it by later commands of the same batch.
+        It was in the dedupe window then; later commands of the same batch may have pushed it out.
         """
         return events_between(self._events, sequence, sequence)
 
@@ -999,7 +999,7 @@ class OrderBook:
         return found
 
     def next_expiry_ns(self) -> int | None:
-        """Return when the next good-till-date order may lapse, or None."""
+        """Return when the next good-till-date order may expire, or None."""
         return self._expiries[0][0] if self._expiries else None
 
     # -- state --------------------------------------------------------------------------------------------------
@@ -1017,7 +1017,7 @@ class OrderBook:
         for sequence, command in enumerate(self._window[:excess], start):
             client_order_id = command[2]
             if client_order_id:
-                owner = accounts.get(command[1])  # None: it has only repeated what is long forgotten, with itself
+                owner = accounts.get(command[1])  # None: it only repeated a command that was forgotten long ago
                 if owner is not None and owner.seen.get(client_order_id) == sequence:
                     del owner.seen[client_order_id]
         del self._window[:excess]
@@ -1025,7 +1025,7 @@ class OrderBook:
         del self._events[: bisect_left(self._events, self._window_start, key=_sequence_of)]
 
     def _absorb(self) -> None:
-        """Bring the order digest up to date with every order touched since it was last asked for."""
+        """Update the order digest with every order touched since the last update."""
         digest, count = self._digest, self._count
         for order in self._dirty:
             before = order.digest
@@ -1046,8 +1046,8 @@ class OrderBook:
     def state_hash(self) -> str:
         """Return 32 hexadecimal digits: a digest of the whole state, equal on all replicas at equal sequence numbers.
 
-        It costs in proportion to the orders touched since it was last asked for. Orders enter through a sum of
-        per-order terms modulo a prime, so it finds divergence by fault, not forgery by a node that lies.
+        The cost grows with the orders touched since the last call. Orders enter through a sum of
+        per-order terms modulo a prime, so it finds faults, not forgery by a lying node.
         """
         self._absorb()
         state = (
@@ -1066,7 +1066,7 @@ class OrderBook:
         return b"".join(self.image().pieces())
 
     def image(self) -> BookImage:
-        """Return the whole state as it is now, in a fraction of the time that it takes to make bytes of it."""
+        """Return a copy of the whole state, in a fraction of the time needed to encode it."""
         first = self._remembered_from()
         rules = self._rules.to_tuple() if self._configured else None
         state_hash = self.state_hash()
@@ -1132,7 +1132,7 @@ class OrderBook:
         return book
 
     def check(self) -> None:
-        """Check every invariant of the state from scratch; costs in proportion to the whole book.
+        """Check every invariant of the state from scratch; the cost grows with the whole book.
 
         Raises:
             InvariantBroken: one of them does not hold.
@@ -1149,9 +1149,9 @@ class OrderBook:
                 live = [order for order in level.orders if order.open]
                 ensure(level.side == side, "a level is on the wrong side")
                 ensure(level.lots == sum([order.open for order in live]), "a level's total is wrong")
-                ensure(level.gone == len(level.orders) - len(live), "a level's count is wrong")
+                ensure(level.dead == len(level.orders) - len(live), "a level's count is wrong")
                 ensure(live or not level.orders, "an empty level has a queue")
-                ensure(level.gone <= max(_DEAD_MAX, len(live)), "a level keeps too many dead orders")
+                ensure(level.dead <= max(_DEAD_MAX, len(live)), "a level keeps too many dead orders")
                 ensure(not any([order.open for order in level.orders[: level.head]]), "an order was passed over")
                 priorities = [order.priority for order in live]
                 ensure(priorities == sorted(set(priorities)), "a level is not in time priority")
@@ -1187,10 +1187,10 @@ def _terms(expire_ns: int, stp: int, post_only: bool, cancelled: int, requeued: 
 
 
 def _digest_of(order: Order) -> int:
-    """Return an order's term of the digest, never 0: its values, summed up with weights, times a salt of its own.
+    """Return an order's term of the digest, never 0: the weighted sum of its values, times a salt of its own.
 
-    What is wrong with some orders is not made up for by others, though all sums be right: the salts are neither linear
-    in the ids nor in the names. Few and small numbers: this is done for every order that rests, and when it has traded.
+    Errors in some orders cannot cancel out errors in others: the salts are linear neither in the ids nor in the names.
+    It uses few and small numbers, since it runs for every order that rests, and again after it has traded.
     """
     level = order.level
     expire_ns, stp, post_only, cancelled, requeued = terms = order.terms

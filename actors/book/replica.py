@@ -4,29 +4,29 @@ Primary-backup with a reconfigurable in-sync set and an external coordinator: Pa
 MSR-TR-2008-25), the scheme of Kafka's in-sync replicas. The rules it rests on:
 
 - An entry is committed when it is durable on every member of the in-sync set; only committed entries are applied.
-- Only a compare-and-swap on the coordinator changes ``(epoch, leader, in-sync set)``. While one that adds a member is
-  under way its ack is needed already; one that removes a member takes effect only once it has succeeded.
+- Only a compare-and-swap on the coordinator changes ``(epoch, leader, in-sync set)``. While a swap that
+  adds a member runs, the leader already needs that member's ack; a swap that removes one takes effect only on success.
 - A leader that cannot commit for some seconds says so in the coordinator's record; a member of the in-sync set that has
-  lost it, and is linked to enough others, takes over by a swap as from a dead one.
-- When no member of the in-sync set is left, a person may make another replica lead: by force. What a log from before
-  holds and the new leader's does not may have been acknowledged: it is put aside, never cut.
+  lost the leader, and is linked to enough others, takes over by a swap as if it were dead.
+- When no member of the in-sync set is left, a person may make another replica lead: by force. An older log may hold
+  acknowledged entries that the new leader lacks: it is put aside, never cut.
 - A disk may come back as an older copy of itself. Each start is a *life* with a random name, on the disk and at the
   coordinator before the replica leads, follows or acknowledges; members report there how far they are committed. A
-  member whose disk is not of the last life, or ends before what was reported, is repaired like one that was damaged.
-- What is committed at a follower and not in its leader's log shows that the leader's disk, or the coordinator's store,
-  is an older copy. The follower objects, and the leader steps back.
+  member whose disk is not of the last life, or ends before what was reported, is repaired like a damaged one.
+- If a follower holds committed entries that its leader's log lacks, the leader's disk or the coordinator's store is an
+  older copy. The follower objects, and the leader steps back.
 - Every message carries its epoch. A replica refuses older epochs, and believes a newer one, or another leader, only
-  from the coordinator's record, which it reads at once when anybody claims so.
+  from the coordinator's record, which it reads at once when a message claims so.
 
 The shell (``actor.py``) calls one method per input, in any order, and carries out the returned effects in order.
 
 =================  =================================================================================
 state              meaning
 =================  =================================================================================
-FOLLOWING          no leader's log is being received yet, or it is: see ``joined``
-CLAIMING           the coordinator names this node as leader; a swap to the next epoch is under way
+FOLLOWING          receives the leader's log, or waits for one: see ``joined``
+CLAIMING           the coordinator names this node as leader; a swap to the next epoch is running
 LEADING            orders commands
-STOPPED            an invariant broke or the disk failed; does nothing more
+STOPPED            an invariant broke or the disk failed; it does nothing
 =================  =================================================================================
 """
 
@@ -48,31 +48,31 @@ from .record import EMPTY, Origin, Record, Tail
 from .wire import IN_SYNC_MAX, Ack, Append, Join, Lead, MarketMessage, Objection, Resign, Rewind
 
 IN_FLIGHT_MAX: Final = 65_536
-"""Commands a follower may have unacknowledged before the leader stops streaming and lets it read at its own pace."""
+"""Most unacknowledged commands of a follower; beyond, the leader stops streaming and lets it read at its own pace."""
 SNAPSHOT_BEHIND: Final = 50_000
 STALL_MS_MAX: Final = 2000
-"""How long a leader may miss the replicas that it needs to commit, in milliseconds; then one that has them may lead.
+"""Milliseconds that a leader may lack the replicas it needs to commit; then one that has them may lead.
 
 Longer than a link takes to come back after a short break, so that leadership stays where it is.
 """
 CLOCK_TRY_NS: Final = 2_000_000_000
-"""How long a leader whose clock is off takes in nothing, in nanoseconds, for another to take over."""
+"""Nanoseconds that a leader whose clock is off accepts no commands, so that another can take over."""
 CLOCK_AGAIN_NS: Final = 20_000_000_000
-"""How often it tries, in nanoseconds."""
+"""Nanoseconds between two such tries."""
 CLOCK_PATIENCE_NS: Final = 2_000_000_000
-"""How long a member whose clock is off leaves it to others to replace a lost leader, in nanoseconds."""
+"""Nanoseconds that a member whose clock is off lets others replace a lost leader first."""
 SEEN_MAX: Final = 256
-"""Most names of former members that are remembered; beyond, those that are linked."""
+"""Most names of former members to remember; beyond, only linked ones."""
 COORDINATOR_BEHIND: Final = "coordinator_behind"
-"""Code of the error of a store that is older than what was seen of it."""
+"""Code of the error for a store that is older than a record seen before."""
 _ASK_NS: Final = 300_000_000
-"""How often a follower without a leader's log asks the coordinator, and the leader it names."""
+"""Interval at which a follower without a leader's log asks the coordinator, and the leader it names."""
 _REJOIN_NS: Final = 1_000_000_000
-"""How long a follower that has joined waits for an append that fits its tail before it joins again."""
+"""Time that a joined follower waits for an append that fits its tail before it joins again."""
 _AUDIT_NS: Final = 10_000_000_000
-"""How often a replica that leads, or follows a leader, looks at the coordinator's record."""
+"""Interval at which a leader, or a joined follower, reads the coordinator's record."""
 _YIELD_LOOK_NS: Final = 500_000_000
-"""How often a leader that lets another lead looks whether one does."""
+"""Interval at which a yielding leader checks whether another leads."""
 
 
 class Role(enum.Enum):
@@ -97,23 +97,23 @@ class PersistRecords:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CutJournal:
-    """Remove from the journal what follows ``sequence``."""
+    """Remove the records after ``sequence`` from the journal."""
 
     sequence: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PutAside:
-    """Keep the log and its snapshots under another name, begin anew without them; then call ``on_put_aside``."""
+    """Keep the log and its snapshots under another name, start empty; then call ``on_put_aside``."""
 
     reason: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReadJournal:
-    """Read what follows ``after`` for ``node``; then call ``on_log_read``.
+    """Read the records after ``after`` for ``node``; then call ``on_log_read``.
 
-    With ``expected``, and another chain there than that: instead of records, read where those up to ``after`` end.
+    If the chain there differs from ``expected``, read instead the ends of the records up to ``after``.
     """
 
     node: str
@@ -124,7 +124,7 @@ class ReadJournal:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class OfferSnapshot:
-    """Offer the state of the book, later than ``after``, to ``node``, whose log ends there: too far back."""
+    """Offer the state of the book to ``node``, whose log ends at ``after``: too far back."""
 
     node: str
     after: int
@@ -132,14 +132,14 @@ class OfferSnapshot:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class KeepFetched:
-    """Make the snapshot that was fetched durable, in place of the log to ``tail``; then call ``on_snapshot_kept``."""
+    """Make the fetched snapshot durable, in place of the log up to ``tail``; then call ``on_snapshot_kept``."""
 
     tail: Tail
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ApplyRecords:
-    """Apply to the book, in order, and answer who waits; then call ``on_applied``."""
+    """Apply to the book, in order, and answer the callers that wait; then call ``on_applied``."""
 
     records: tuple[Record, ...]
 
@@ -154,7 +154,7 @@ class Send:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Claim:
-    """What a peer says it has seen at the coordinator: it is true, or the peer or the store are not what they were."""
+    """A record that a peer claims to have seen at the coordinator. If it is missing, one of them is an old copy."""
 
     node: str
     version: int
@@ -166,12 +166,12 @@ class ReadRecord:
     """Read the market's record from the coordinator; then call ``on_record``, with ``claim``."""
 
     claim: Claim | None = None
-    """The record that is read must be as new as this says: it was claimed before."""
+    """The record must be at least as new as this earlier claim."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ReadMarks:
-    """Read what the coordinator knows of each node's disk in this market; then call ``on_marks``."""
+    """Read the disk marks of all nodes for this market from the coordinator; then call ``on_marks``."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -183,21 +183,21 @@ class ReportMark:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class KeepDisk:
-    """Make what the disk says of itself durable, before any effect that follows."""
+    """Make the disk state durable, before any later effect."""
 
     state: DiskState
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Troubled:
-    """The replica does not stop, but a person has to know, and act; None: it is over."""
+    """The replica does not stop, but a person must act; None: the trouble is over."""
 
     error: OpenOutcryError | None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class CreateRecord:
-    """Create the market's record with this node as leader; then call ``on_record`` with what is there."""
+    """Create the market's record with this node as leader; then call ``on_record`` with the stored record."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -214,29 +214,29 @@ class SwapRecord:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RepairBegun:
-    """The log of this replica, a member, was lost or is an older copy: mark that durably before it goes on."""
+    """The log of this replica, a member, was lost or is an older copy: mark that durably before it continues."""
 
     why: str = "its log was lost"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class RepairEnded:
-    """The replica holds all that is committed again: take away the mark that it was being repaired."""
+    """The replica again holds all committed entries: remove the mark of the repair."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LeadershipBegun:
-    """This replica leads from now on; the first record of the epoch is the shell's to propose."""
+    """This replica leads from now on; the shell must propose the first record of the epoch."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LeadershipLost:
-    """Another replica leads, or none: commands that wait here have to be refused."""
+    """Another replica leads, or none: refuse the commands that wait here."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stop:
-    """The replica has stopped for good because of ``error``."""
+    """The replica has stopped because of ``error``, until its node is restarted."""
 
     error: OpenOutcryError
 
@@ -267,7 +267,7 @@ Effect = (
 
 @dataclasses.dataclass(slots=True)
 class _Follower:
-    """What the leader knows of one replica that has joined its log."""
+    """What the leader knows about one replica that has joined."""
 
     token: int
     join: int
@@ -277,13 +277,13 @@ class _Follower:
     matched: bool = False
     """Its log is known to be a prefix of ours up to ``sent``."""
     streaming: bool = False
-    """It has been sent everything: new records go to it as they are made."""
+    """It has been sent everything: it gets new records as the leader makes them."""
     sent: int = 0
     acked: int = 0
-    """How far its log is durable; counts only once ``matched``."""
+    """Its log is durable up to here; counts only once ``matched``."""
     applied: int = 0
-    """How far its book was when it last acknowledged."""
-    told: int = -1
+    """The sequence number of its book at its last ack."""
+    commit_announced: int = -1
     behind_since_ns: int = 0
 
 
@@ -312,17 +312,17 @@ class Replica:
         damage: str = "",
         disk: DiskState | None = None,
     ) -> None:
-        """Start from what the disk holds: ``applied`` is known to be committed, ``pending`` follows it.
+        """Start from the disk: ``applied`` is known to be committed, ``pending`` follows it.
 
         ``incarnation``: a positive number larger than that of any earlier start (a clock will do).
         ``min_in_sync``: below it nothing commits and proposals are refused. ``absent_ms_max``: how long a new leader
-        waits for a member that it has no link to; ``lag_ms_max``: how long a member may not acknowledge anything;
-        ``stall_ms_max``: how long a leader may have too few members to commit until it lets another lead;
+        waits for an unlinked member; ``lag_ms_max``: how long a member may go without an ack;
+        ``stall_ms_max``: how long a leader may have too few members to commit before it lets another lead;
         ``snapshot_behind``: a replica that joins more than this many commands behind gets a snapshot, not the log.
-        ``observer``: read only; never in sync, never leads. ``repairing``: what this disk held was damaged and has been
-        put aside; the replica does not lead until it holds all that is committed again. ``damage``: what
-        was put aside, or is lacking. ``disk``: what the disk says of itself, with this start's life begun; None: it is
-        not compared with what the coordinator knows.
+        ``observer``: read only; never in sync, never leads. ``repairing``: the log on this disk was damaged
+        and put aside; the replica does not lead until it again holds all committed entries. ``damage``: what was put
+        aside, or is missing. ``disk``: the disk state, with this start's life begun; None: do not compare it with the
+        coordinator's marks.
         """
         self.market = market
         self.node = node
@@ -337,38 +337,38 @@ class Replica:
         self.disk = disk or DiskState()
         self._keeps_disk = disk is not None
         self._checked = disk is None or observer
-        """Whether this disk may be what the coordinator believes it to be, or is being repaired: it may take part."""
+        """Whether this replica may take part: its disk fits the coordinator's marks, or is being repaired."""
         self._marks: dict[str, DiskMark] | None = None
         self._must_report = False
         self._reports_repair = False
         self._claimed: Claim | None = None
-        """Follower: the newest record that a peer has seen, as long as the coordinator's is older."""
+        """Follower: the newest record that a peer has seen, while the coordinator's is older."""
         self.trouble: OpenOutcryError | None = None
-        """What a person has to see to, though the replica has not stopped."""
+        """The trouble that a person must solve, although the replica has not stopped."""
         self.role = Role.FOLLOWING
         self.record: MarketRecord | None = None
         self.in_sync: tuple[str, ...] = ()
         self.leader: str | None = None
         self.present = 0
-        """Leader: how many of the in-sync set, itself among them, are neither gone nor too slow."""
+        """Leader: number of members of the in-sync set, itself included, that are neither dead nor too slow."""
         self.resigned = False
-        """Leader: takes in nothing more, and waits for another to take over."""
+        """Leader: accepts no commands, and waits for another to take over."""
         self.joined = False
         """Follower: the leader's log is being received, from our tail on."""
         self.retired = False
-        """Its node ends, and its links before it: who is in sync stays as it is, for whoever takes over."""
+        """Its node is closing, and its links end first: the in-sync set stays as it is for the next leader."""
         self.clock_off = False
-        """This machine's clock is off: another leads if it can."""
+        """This machine's clock is off: another replica leads if it can."""
         self._clock_right: frozenset[str] = frozenset()
         """The other nodes whose clocks are right."""
         self._clock_tried_ns = -CLOCK_AGAIN_NS
-        """Leader: since when it has tried to hand over because of its clock."""
+        """Leader: since when it tries to hand over because of its clock."""
         self._clock_resigned = False
         self._deferred: tuple[str, int] | None = None
-        """Follower: which leader is gone, and since when others have had the time to replace it."""
+        """Follower: the lost leader, and since when others could have replaced it."""
         self._now_ns = 0
-        self.gone: set[str] = set()
-        """Members whose process has ended, as far as is known: nobody waits for them."""
+        self.ended: set[str] = set()
+        """Members whose process has ended, as far as known: nobody waits for them."""
         self._base = applied
         self.pending = deque(pending)
         self.tail = self.pending[-1].tail if self.pending else applied
@@ -382,16 +382,16 @@ class Replica:
         self._links: set[str] = set()
         self._followers: dict[str, _Follower] = {}
         self._reading: set[str] = set()
-        """For whom the journal has been asked, by this or an earlier join, and has not answered yet: one read each."""
+        """Nodes for which a read of the journal is running, for this or an earlier join: one read each."""
         self._offered_to: dict[str, int] = {}
-        """Who has been offered our state, and where its log ended then."""
+        """Nodes that were offered our state, and the ends of their logs at that time."""
         self._missing_since_ns: dict[str, int] = {}
         self._stalled_since_ns: int | None = None
-        """Leader: since when it has had too few members to commit."""
+        """Leader: since when it has too few members to commit."""
         self._stalled_with: set[str] = set()
-        """Which links it had when it last gave up so: with no others it would fare no better."""
+        """Its links when it last yielded: with the same links it would fail again."""
         self._members_seen: set[str] = set()
-        """Who has been in sync since the start: linked, they may be again."""
+        """Nodes that were in sync since the start: linked, they may be again."""
         self._swap: SwapRecord | None = None
         self._swap_lost = False
         self._force: SwapRecord | None = None
@@ -407,13 +407,13 @@ class Replica:
         self._mismatched = False
         self._fitted_at_ns = 0
         self._fetching = 0
-        """Follower: of which sequence the leader's state is that is being fetched; what is held is not, any more."""
+        """Follower: the sequence number of the leader's state that is being fetched."""
         self._asked_ns = 0
 
     # -- the coordinator ----------------------------------------------------------------------------------------
 
     def start(self) -> list[Effect]:
-        """Begin: find out whether this disk is what the coordinator knows, and who leads."""
+        """Begin: find out whether this disk fits the coordinator's marks, and who leads."""
         return [ReadRecord()] if self._checked else [ReadMarks()]
 
     def on_record(self, record: MarketRecord | None, now_ns: int, claim: Claim | None = None) -> list[Effect]:
@@ -421,7 +421,7 @@ class Replica:
         again = self._doubting_again
         self._doubting = self._doubting_again = False
         if self.role is Role.STOPPED or (self._swap is not None and not self._swap_lost):
-            return []  # the answer to the swap says what the record is, and later than this
+            return []  # the answer to the swap has a later record than this
         version, epoch = (record.version, record.epoch) if record is not None else (0, 0)
         if version < self.disk.version or epoch < self.epoch:
             return self._on_record_behind(version, epoch)
@@ -445,7 +445,7 @@ class Replica:
                 )
             )
         if self.tail.sequence == 0 and self.node in record.in_sync and len(record.in_sync) > 1 and not self.repairing:
-            effects += self._begin_repair("its log was lost")  # a member has a log: this one must not count as whole
+            effects += self._begin_repair("its log was lost")  # a member has a log: this disk must not count as whole
         if record.leader != self.node:
             effects += self._step_down() if self.role is not Role.FOLLOWING else []
             if record.epoch > self.epoch or self.leader != record.leader:
@@ -462,7 +462,7 @@ class Replica:
         if self.role is Role.FOLLOWING:
             effects += self._forced_after_all(record)
             if self.repairing:
-                # Others of the in-sync set have what this disk has lost: let one of them lead.
+                # Other members of the in-sync set hold what this disk lost: let one of them lead.
                 others = tuple([member for member in record.in_sync if member != self.node])
                 if not others:
                     return effects + self._set_trouble(self._alone_with_old_disk())
@@ -471,23 +471,26 @@ class Replica:
         if self._swap is not None and self._swap_lost:
             self._swap_lost = False
             if record.version == self._swap.expected.version:
-                return [self._swap]  # again: whichever attempt comes second fails, and says so
+                return [self._swap]  # again: the second of the two attempts fails, and says so
             self._swap = None
             self._learn(record.in_sync)
             return [*self._advance(), *self._reconsider(now_ns)]
         return []
 
     def _learn(self, in_sync: tuple[str, ...]) -> None:
-        """Who is in sync now. Whoever was taken out is no more of those that are gone: when it is back in, it lives."""
+        """Take over the record's in-sync set.
+
+        Drop removed members from ``ended``: a member that is added again is alive.
+        """
         self.in_sync = in_sync
         self._members_seen.update(in_sync)
         if len(self._members_seen) > SEEN_MAX:
             self._members_seen &= {*in_sync, *self._links}
-        self.gone.intersection_update(in_sync)
+        self.ended.intersection_update(in_sync)
 
     def _take(self, record: MarketRecord) -> list[Effect]:
         if self.record is not None and record.forced > self.record.forced:
-            # What a leader from before the force has told of what follows, it told of another log.
+            # What a leader from before the force announced belongs to another log.
             self._known_committed = self.committed
             self.expected_hash = None
         self.record = record
@@ -508,10 +511,10 @@ class Replica:
         return [Troubled(error)]
 
     def _on_record_behind(self, version: int, epoch: int) -> list[Effect]:
-        """The coordinator's record is older than one that was seen here: its store is an older copy, or another's.
+        """The coordinator's record is older than one seen here: its store is an older copy, or another exchange's.
 
-        Whoever is linked is told: it may know only the older record, and lead from it. A leader goes on with who is in
-        sync, as it can neither swap nor be deposed, and a follower with its leader; nobody takes over.
+        Notify all linked nodes: one may know only the older record, and lead from it. A leader continues with its
+        in-sync set, as it can neither swap nor be deposed; a follower continues with its leader; nobody takes over.
         """
         self._must_read = True
         seen = f"this node has seen version {self.disk.version}, epoch {max(self.epoch, self.disk.epoch)}"
@@ -527,10 +530,10 @@ class Replica:
         )
 
     def _on_claim_right(self, claim: Claim, version: int, epoch: int) -> list[Effect]:
-        """A peer has seen a newer record than the coordinator holds now: to go on would lose what was committed by it.
+        """A peer has seen a newer record than the coordinator now holds: to go on could lose committed entries.
 
-        What this replica has seen is older too, so it cannot know what it lacks: if it leads, it stops; else it goes on
-        with its leader, and takes over from nobody while the record is as old as this.
+        This replica has not seen that record, so it cannot know what it lacks. If it leads, it stops. Otherwise it
+        continues with its leader, and does not take over while the record is this old.
         """
         seen = f"node {claim.node} has seen version {claim.version}, epoch {claim.epoch}"
         error = self._coordinator_behind(seen, version, epoch)
@@ -541,10 +544,10 @@ class Replica:
         return self._set_trouble(error)
 
     def _object(self, nodes: tuple[str, ...], base: Tail = EMPTY) -> list[Effect]:
-        """Tell ``nodes`` what is known here, because what they do does not go together with it.
+        """Object to ``nodes``: what they do contradicts what is known here.
 
-        And what is committed, up to ``base``, where their log lacks that: else one that has begun to lead since would
-        take an objection to its former epoch for one to its log.
+        Name the committed entries up to ``base`` only if their log lacks them. Otherwise a node that has begun to lead
+        since then would take an objection to its former epoch for an objection to its log.
         """
         known = Objection(
             self.market, self.epoch, self.disk.version, self.disk.epoch, base.epoch, base.sequence, base.chain
@@ -552,16 +555,16 @@ class Replica:
         return [Send(nodes, known)] if nodes else []
 
     def on_objection(self, sender: str, message: Objection) -> list[Effect]:
-        """A peer has seen a newer record than we, or it follows us and holds what is committed, and not in our log."""
+        """A peer has seen a newer record than we have, or follows us and holds committed entries that our log lacks."""
         if self.role is Role.STOPPED or not self._checked:
             return []
         if message.seen_version > self.disk.version or message.seen_epoch > self.disk.epoch:
             return [ReadRecord(Claim(sender, message.seen_version, message.seen_epoch))] if self._keeps_disk else []
         forced = self.record.forced if self.record is not None else 0
         if self.role is not Role.LEADING or message.epoch != self.epoch or message.tail_epoch < forced:
-            return []  # what was forced past is put aside
+            return []  # a log that was forced past is put aside
         if message.tail_sequence == 0:
-            return []  # nothing is said of our log
+            return []  # it says nothing about our log
         others = tuple([member for member in self.in_sync if member != self.node])
         why = (
             f"its disk is an older copy: {sender} holds entry {message.tail_sequence} of epoch {message.tail_epoch}, "
@@ -571,10 +574,13 @@ class Replica:
         self._must_read = True
         return effects
 
-    # -- is this disk what the coordinator knows? ---------------------------------------------------------------
+    # -- does this disk fit the coordinator's marks? ---------------------------------------------------------------
 
     def on_marks(self, marks: dict[str, DiskMark]) -> list[Effect]:
-        """The coordinator answered a :class:`ReadMarks`. Read before the record: a member holds what they say then."""
+        """The coordinator answered a :class:`ReadMarks`.
+
+        Read them before the record: a member then holds what they say.
+        """
         if self._checked:
             return []
         self._marks = marks
@@ -587,18 +593,18 @@ class Replica:
         own = self._marks.get(self.node)
         if (0 if own is None else own.number) < self.disk.number:
             return self._on_record_behind(record.version, record.epoch)
-        # Also one that is no member: a swap that makes it one, because of what it held, may be under way.
+        # A non-member too: a swap that makes it a member, because of what it held, may be running.
         why = self._why_old(record, self._marks) if not self.repairing else None
         effects = self._begin_repair(why) if why is not None else []
         if self.repairing:
-            self._checked = True  # it takes part, but its life is reported, and it counts, when it is whole
+            self._checked = True  # it takes part, but reports its life, and counts, only when it is whole
             return [*effects, ReadRecord()]
         return [*effects, ReportMark(self._mark_of_this_life())]
 
     def _why_old(self, record: MarketRecord, marks: dict[str, DiskMark]) -> str | None:
-        """Return how it shows that the disk of this member is an older copy, None if it does not.
+        """Return the evidence that the disk of this member is an older copy, None if there is none.
 
-        What was forced past since does not count: the log that is right does not hold it.
+        Entries that were forced past since then do not count: the valid log does not hold them.
         """
         own, disk, tail = marks.get(self.node), self.disk, self.tail
         if own is not None and own.life not in (disk.life, *disk.begun) and tail.sequence:
@@ -634,7 +640,7 @@ class Replica:
 
     @property
     def mark(self) -> DiskMark | None:
-        """What is to be reported of this disk now, now and then; None while it does not count."""
+        """The mark to report for this disk now; None while the disk does not count."""
         if not self.disk.life or self.disk.begun or self.repairing or self.observer:
             return None
         return DiskMark(self.disk.number, self.disk.life, self._base.epoch, self._base.sequence)
@@ -654,10 +660,10 @@ class Replica:
         )
 
     def on_leader_lapsed(self, leader: str) -> list[Effect]:
-        """The lease of ``leader`` has lapsed: if it still leads and this replica is in sync, take over by a swap.
+        """The lease of ``leader`` has expired: if it still leads and this replica is in sync, take over by a swap.
 
-        That is safe whenever it is called: any member of the in-sync set may lead, the swap decides which one does, and
-        the epoch it begins fences off the former leader, dead or alive.
+        This is always safe: any member of the in-sync set may lead, the swap decides which one does, and the new epoch
+        fences off the former leader, dead or alive.
         """
         if self.role is not Role.FOLLOWING or self._loading or self.repairing or self.observer or not self._checked:
             return []
@@ -671,7 +677,7 @@ class Replica:
         self.clock_off, self._clock_right = off, right
 
     def _leaves_it_to_others(self, leader: str) -> bool:
-        """Follower: whether its clock is off, and a member with a right one has the first try to replace ``leader``."""
+        """Follower: whether its clock is off, so that a member with a right clock may replace ``leader`` first."""
         others = self._clock_right.intersection(self.in_sync, self._links) - {leader}
         if not self.clock_off or not others:
             self._deferred = None
@@ -681,7 +687,7 @@ class Replica:
         return self._now_ns - self._deferred[1] < CLOCK_PATIENCE_NS
 
     def _hand_over_for_clock(self, now_ns: int) -> list[Effect]:
-        """Leader: its clock is off, and a member has a right one: for a moment nothing is taken in, for it to lead."""
+        """Leader: its clock is off, but not a member's: accept no commands for a moment, so that one can lead."""
         right = [name for name in self.successors() if name in self._clock_right]
         if not self.clock_off or not right or self.retired:
             return self._end_clock_try()
@@ -700,8 +706,8 @@ class Replica:
     def _may_succeed(self, record: MarketRecord) -> bool:
         """Follower: whether the leader lets another lead, and this replica is one that could commit in its place.
 
-        One that is linked to the leader, to too few others, or only to those with whom it has failed itself, stays: it
-        would be in the same position, and leadership would go back and forth.
+        A replica does not take over if it is linked to the leader, to too few others, or only to those with which it
+        has failed itself: it would be in the same position, and leadership would move back and forth.
         """
         linked = self._members_seen & self._links
         fit = self.role is Role.FOLLOWING and not self.repairing and record.leader not in linked
@@ -714,7 +720,7 @@ class Replica:
     def force_refusal(self, record: MarketRecord | None, reachable: Collection[str]) -> Unavailable | None:
         """Return why this replica may not be made to lead by :meth:`force`, or None.
 
-        ``reachable``: the nodes that are known to live; a member of the in-sync set among them can lead without a loss.
+        ``reachable``: the nodes known to live; a member of the in-sync set among them can lead without loss.
         """
         name = f"market {self.market}"
         if self.observer:
@@ -733,7 +739,7 @@ class Replica:
         if there:
             return Unavailable(
                 f"{name}: {', '.join(there)} of the in-sync set can be reached: nothing has to be lost. If what it "
-                "held is gone for good, stop it first",
+                "held is lost, stop it first",
                 code="in_sync_reachable",
             )
         return None
@@ -741,7 +747,7 @@ class Replica:
     def force(self, record: MarketRecord) -> list[Effect]:
         """Lead by force from what this replica holds; :meth:`force_refusal` for ``record`` is None.
 
-        What was acknowledged beyond it is lost, or put aside where it turns up again.
+        Acknowledged entries beyond it are lost, or put aside where they turn up.
         """
         ensure(self.force_refusal(record, ()) is None, "a leader is forced where that is refused")
         self.record = record
@@ -752,9 +758,9 @@ class Replica:
         return effects
 
     def _forced_after_all(self, record: MarketRecord) -> list[Effect]:
-        """The record names this node as leader: if by a forced swap whose answer was lost, that counts all the same.
+        """The record names this node as leader; a forced swap whose answer was lost counts too.
 
-        What this replica holds is then, by a person's word, what there is.
+        By a person's decision, this replica's log is then the valid one.
         """
         swap, self._force = self._force, None
         if swap is None or (record.version, record.forced) != (swap.expected.version + 1, swap.epoch):
@@ -773,9 +779,9 @@ class Replica:
         return effects
 
     def resign(self, to: str | None = None) -> list[Effect]:
-        """Leader: take in nothing more, and once all is committed ask a member (``to``, or any) to take over.
+        """Leader: accept no more commands, and once all is committed ask a member (``to``, or any) to take over.
 
-        Call it until the role changes or ``heirs`` is empty; until then this replica leads on without commands.
+        Call it until the role changes or ``heirs`` is empty; until then this replica leads without commands.
         """
         if self.role is not Role.LEADING:
             return []
@@ -791,16 +797,16 @@ class Replica:
         return [m for m in self.in_sync if (f := self._followers.get(m)) is not None and f.matched]
 
     def heirs(self) -> list[str]:
-        """Leader: members of the in-sync set that could take over, now or once they have joined: they are linked."""
+        """Leader: members of the in-sync set that could take over, now or once they have joined: all linked members."""
         return [member for member in self.in_sync if member in self._links]
 
     def on_resign(self, sender: str, message: Resign) -> list[Effect]:
-        """Our leader wants to lead no longer, or a replica that follows us has stopped."""
+        """Our leader wants to stop leading, or a replica that follows us has stopped."""
         if message.epoch != self.epoch:
             return []
         if self.role is Role.LEADING:
             self._followers.pop(sender, None)
-            self._missing_since_ns[sender] = -self._absent_ns_max  # left out on the next tick
+            self._missing_since_ns[sender] = -self._absent_ns_max  # the next tick removes it
             return []
         return self.on_leader_lapsed(sender) if sender == self.leader else []
 
@@ -815,10 +821,10 @@ class Replica:
     def _give_up_claim(self) -> None:
         self.role = Role.FOLLOWING
         self._swap = None
-        self.joined = False  # while it claimed, this replica followed nobody
+        self.joined = False  # while it was claiming, this replica followed nobody
 
     def on_swapped(self, swap: SwapRecord, record: MarketRecord | None, now_ns: int) -> list[Effect]:
-        """The coordinator carried out our ``swap``, or (None) holds something else than it expected."""
+        """The coordinator carried out our ``swap``, or (None) holds another record than expected."""
         if self.role is Role.STOPPED or swap is not self._swap:
             return []
         self._force = None
@@ -847,7 +853,7 @@ class Replica:
             yielded = swap.expected.leader if swap.expected.yielding else None
             long_ago_ns = now_ns - self._absent_ns_max
             self._missing_since_ns = {
-                member: long_ago_ns if member in self.gone or member == yielded else now_ns
+                member: long_ago_ns if member in self.ended or member == yielded else now_ns
                 for member in record.in_sync
                 if member != self.node
             }
@@ -857,7 +863,7 @@ class Replica:
             effects += self._advance()
             effects += self._reconsider(now_ns)
         if begun:
-            effects.append(LeadershipBegun())  # last: what the shell proposes has to follow what is applied above
+            effects.append(LeadershipBegun())  # last: the shell's proposal must follow the entries applied above
         return effects
 
     def _lead(self) -> Lead:
@@ -868,7 +874,7 @@ class Replica:
     ) -> list[Effect]:
         """The coordinator did not answer ``call``: whether a swap happened is unknown until the record is read again.
 
-        Until then a member that the swap would add stays required, and one that it would remove too.
+        Until then, members that the swap would add or remove all stay required.
         """
         self._must_read = True
         self._doubting = self._doubting_again = False
@@ -895,7 +901,7 @@ class Replica:
     def on_peer_up(self, node: str) -> list[Effect]:
         """A link to ``node`` came up."""
         self._links.add(node)
-        self.gone.discard(node)
+        self.ended.discard(node)
         self._stalled_with.discard(node)
         if self.role is Role.LEADING:
             return [Send((node,), self._lead())]
@@ -904,7 +910,7 @@ class Replica:
         return []
 
     def on_peer_down(self, node: str, now_ns: int) -> list[Effect]:
-        """The link to ``node`` ended: a dead follower is removed by a swap, a dead leader is waited for."""
+        """The link to ``node`` ended: a swap removes a dead follower; a dead leader's lease must expire first."""
         self._links.discard(node)
         self._followers.pop(node, None)
         self._offered_to.pop(node, None)
@@ -916,13 +922,13 @@ class Replica:
         return []
 
     def _may_be_member(self, node: str) -> bool:
-        """Whether ``node`` is in sync, or will be when the swap that is under way has succeeded."""
+        """Whether ``node`` is in sync, or will be when the running swap has succeeded."""
         return node in self.in_sync or (self._swap is not None and node in self._swap.in_sync)
 
     def on_peer_gone(self, node: str, now_ns: int) -> list[Effect]:
-        """The process of ``node`` has ended, as far as this node can see: none waits for its lease, or its return."""
+        """The process of ``node`` has ended, as far as this node can see: do not wait for its lease or its return."""
         if self._may_be_member(node):
-            self.gone.add(node)
+            self.ended.add(node)
         return self.on_leader_lapsed(node) if node == self.leader else self.on_peer_down(node, now_ns)
 
     def on_tick(self, now_ns: int) -> list[Effect]:
@@ -945,7 +951,7 @@ class Replica:
                 self._fitted_at_ns = now_ns
             elif now_ns - self._fitted_at_ns > _REJOIN_NS:
                 self._fitted_at_ns = now_ns
-                return [ReadRecord(), *self._join()]  # it may lead no longer
+                return [ReadRecord(), *self._join()]  # it may not lead any more
             return self._audit(now_ns)
         if now_ns - self._asked_ns < _ASK_NS:
             return []
@@ -953,9 +959,9 @@ class Replica:
         return [ReadRecord(), *(self._join() if self.leader in self._links and not self.joined else [])]
 
     def _audit(self, now_ns: int) -> list[Effect]:
-        """Look now and then whether the coordinator has it as we do.
+        """Check now and then whether the coordinator's record is still the one we know.
 
-        A take-over whose answer was lost may be carried out later: then nobody knows of it until somebody looks.
+        A takeover whose answer was lost may be carried out later: then nobody knows until somebody reads the record.
         """
         yielding = self.role is Role.LEADING and self.record is not None and self.record.yielding
         if now_ns - self._asked_ns < (_YIELD_LOOK_NS if yielding else _AUDIT_NS):
@@ -964,7 +970,7 @@ class Replica:
         return [ReadRecord()]
 
     def _reconsider(self, now_ns: int) -> list[Effect]:
-        """Leader: start a swap if a member is gone or too slow, or a follower has caught up."""
+        """Leader: start a swap if a member is dead or too slow, or a follower has caught up."""
         if self._swap is not None or self.role is not Role.LEADING or self.retired:
             return []
         members = {self.node}
@@ -982,8 +988,8 @@ class Replica:
                 if now_ns - follower.behind_since_ns < self._lag_ns_max:
                     members.add(member)
         self.present = len(members)
-        # A former leader may still commit what it had sent to the members of its epoch, us among them: a new member has
-        # to hold all of that, committed here or not.
+        # A former leader may still commit entries it sent to the members of its epoch, including us: a new member must
+        # hold all of them, committed here or not.
         needed = max(self.committed, self._inherited, 1)  # a member has a log: see on_record
         for name, follower in self._followers.items():
             caught_up = follower.streaming and follower.acked >= needed
@@ -991,7 +997,7 @@ class Replica:
             if caught_up and room and name not in self.in_sync and not follower.observer:
                 members.add(name)
         if len(members) < self.min_in_sync:
-            # Nothing commits below the minimum, so to remove a member would gain nothing; but as long as it is one, it
+            # Nothing commits below the minimum, so removing a member gains nothing; but as long as it is a member, it
             # may take over if those that are left lose their disks.
             members.update(self.in_sync)
         yielding = self._is_stalled(now_ns)
@@ -1000,9 +1006,9 @@ class Replica:
         return self._start_swap(self.epoch, tuple(members), yielding=yielding)
 
     def _is_stalled(self, now_ns: int) -> bool:
-        """Leader: whether it has had too few members to commit for so long that another is to lead.
+        """Leader: whether it has had too few members to commit for so long that another should lead.
 
-        It leads on until one does, and takes the word back if its members come first.
+        It leads until one does, and takes the offer back if its members return first.
         """
         if self.present >= self.min_in_sync or len(self.in_sync) == 1:
             self._stalled_since_ns = None
@@ -1018,28 +1024,28 @@ class Replica:
 
     @property
     def may_propose(self) -> bool:
-        """Whether this replica leads, means to go on, and enough of its in-sync set are there to commit."""
+        """Whether this replica leads, wants to continue, and has enough live members to commit."""
         return self.role is Role.LEADING and not self.resigned and self.present >= self.min_in_sync
 
     @property
     def leads(self) -> bool:
-        """Whether this replica leads, even if it takes in no commands now."""
+        """Whether this replica leads, even if it accepts no commands now."""
         return self.role is Role.LEADING
 
     @property
     def reachable_leader(self) -> str | None:
-        """Follower: the leader, once it has answered our join: then it has a link to us, too, for its answers."""
+        """Follower: the leader, once it has answered our join: then it also has a link to us for its answers."""
         return self.leader if self.joined and self._fitted and self.leader in self._links else None
 
     @property
     def matched(self) -> bool:
-        """Follower: whether the leader's log has been received from our tail on since we joined, and goes on there."""
+        """Follower: whether we receive the leader's log from our tail on, since we joined."""
         return self.joined and self._fitted and self._fetching <= self.tail.sequence
 
     def followers(self, now_ns: int) -> dict[str, dict[str, object]]:
         """Leader: how far each replica that follows is, as JSON would carry it.
 
-        ``behind_s``: since when it has made no progress, in seconds; it says something of one that lags.
+        ``behind_s``: seconds since it last made progress; meaningful only if it lags.
         """
         return {
             name: {
@@ -1054,7 +1060,7 @@ class Replica:
 
     @property
     def known_committed(self) -> int:
-        """How far the log is known to be committed; ``committed`` follows as it comes in."""
+        """The log is known to be committed up to here; ``committed`` follows as entries arrive."""
         return max(self._known_committed, self.committed)
 
     def propose(
@@ -1081,7 +1087,7 @@ class Replica:
                 follower.streaming = False
                 continue
             follower.sent = record.last_sequence
-            follower.told = self.committed
+            follower.commit_announced = self.committed
             streams.append(name)
         if streams:
             effects.append(Send(tuple(streams), self._append(previous, (record.body,))))
@@ -1089,14 +1095,14 @@ class Replica:
         return effects
 
     def announce_commit(self) -> list[Effect]:
-        """Leader: tell the followers the commit index, unless a record did. Call it when nothing else is to be sent."""
+        """Leader: announce the commit index, unless a record did. Call it when there is nothing else to send."""
         if self.role is not Role.LEADING:
             return []
-        news = tuple([n for n, f in self._followers.items() if f.streaming and f.told < self.committed])
+        news = tuple([n for n, f in self._followers.items() if f.streaming and f.commit_announced < self.committed])
         if not news:
             return []
         for name in news:
-            self._followers[name].told = self.committed
+            self._followers[name].commit_announced = self.committed
         return [Send(news, self._append(self.tail, ()))]
 
     def _append(self, previous: Tail, bodies: tuple[bytes, ...], *, join: int = 0) -> Append:
@@ -1113,7 +1119,7 @@ class Replica:
         )
 
     def on_join(self, sender: str, message: Join, now_ns: int) -> list[Effect]:
-        """Leader: a replica wants our log from its tail on."""
+        """Leader: a replica asks for our log from its tail on."""
         if self.role is not Role.LEADING or sender not in self._links:
             return []
         if message.epoch != self.epoch:
@@ -1121,7 +1127,7 @@ class Replica:
         before = self._followers.get(sender)
         if before is not None and message.join < before.join:
             return []  # late, from an earlier life of the link
-        # A member holds what is committed. One that says that it does not is told so; once, as it joins again then.
+        # A member holds all committed entries. Notify one that says otherwise; once, since it then joins again.
         lacks = sender in self.in_sync and message.durable < self.committed
         old = [Send((sender,), self._lead())] if lacks and before is None else []
         self._tokens += 1
@@ -1134,18 +1140,19 @@ class Replica:
             acked=min(message.durable, probe.sequence),
             behind_since_ns=now_ns,
         )
-        if before is not None:  # to join again and again is no progress
+        if before is not None:  # joining repeatedly is not progress
             self._followers[sender].behind_since_ns = before.behind_since_ns
-        # What it holds beyond what we inherited is ours only if it is of our epoch.
+        # Entries beyond those we inherited are ours only if they are of our epoch.
         reach = self.tail.sequence if probe.epoch >= self.epoch else self._inherited
         if probe.sequence > reach:
             return [*old, Send((sender,), Rewind(self.market, self.epoch, message.join, reach, ()))]
         return [*old, *self._read(sender, self._followers[sender])]
 
     def _read(self, name: str, follower: _Follower) -> list[Effect]:
-        """Ask the journal for what follows: an unmatched follower's tail, if that is in our log; else what was sent.
+        """Ask the journal for the next records: after an unmatched follower's tail, if our log has it; else after those
+        sent.
 
-        While an earlier answer is under way, whatever it was asked for, nothing: :meth:`on_log_read` asks again.
+        Do nothing while an earlier read runs, whatever it reads: :meth:`on_log_read` asks again.
         """
         if name in self._reading:
             return []
@@ -1161,13 +1168,13 @@ class Replica:
         follower = self._followers.get(node)
         if self.role is not Role.LEADING or follower is None:
             return []
-        if follower.token != read.token:  # it has joined anew meanwhile
+        if follower.token != read.token:  # it has joined again meanwhile
             return self._read(node, follower) if not follower.matched else []
         far = not follower.matched and self.committed - after > self._snapshot_behind
-        # Once: whoever has taken our state and is far behind again by then comes nearer by the log, or never.
+        # Offer a snapshot once; a follower that lags again after installing it catches up from the log.
         if after < read.base or (far and after <= self._offered_to.get(node, after)):
             self._offered_to[node] = after
-            follower.matched = follower.streaming = False  # no log goes to it until it joins again
+            follower.matched = follower.streaming = False  # it gets no log until it joins again
             return [OfferSnapshot(node, after)]
         if not follower.matched:
             if read.chain != follower.probe.chain:
@@ -1182,9 +1189,10 @@ class Replica:
         follower.streaming = follower.sent == self.tail.sequence
         if follower.streaming:
             self._offered_to.pop(node, None)
-        follower.told = self.committed
+        follower.commit_announced = self.committed
         send = Send((node,), self._append(Tail(0, after, chain), read.bodies, join=follower.join))
-        # What has become durable since the read: with nothing in this one to acknowledge, nothing else would bring it.
+        # Send what became durable since the read: this frame has nothing to acknowledge, so nothing else would trigger
+        # it.
         return [send, *self._feed(node, follower), *self._advance(), *self._reconsider(now_ns)]
 
     def _feed(self, name: str, follower: _Follower) -> list[Effect]:
@@ -1195,13 +1203,13 @@ class Replica:
         return self._read(name, follower)
 
     def on_ack(self, sender: str, message: Ack, now_ns: int) -> list[Effect]:
-        """Leader: a follower is durable further."""
+        """Leader: a follower has made more of the log durable."""
         follower = self._followers.get(sender)
         if self.role is not Role.LEADING or follower is None:
             return []
         if message.epoch != self.epoch or message.join != follower.join:
             return []
-        # It may hold more than this join has sent it, from an earlier one's stream: found out when it is sent again.
+        # It may hold more than this join has sent, from an earlier join's stream; sending it again will show.
         known = follower.sent if follower.matched else follower.probe.sequence
         durable = min(message.durable, known)
         if durable > follower.acked:
@@ -1215,7 +1223,7 @@ class Replica:
         return effects
 
     def _advance(self) -> list[Effect]:
-        """Leader: commit and apply what every required replica holds."""
+        """Leader: commit and apply the entries that every required replica holds."""
         if len(self.in_sync) < self.min_in_sync:
             return []
         required = self.in_sync if self._swap is None else (*self.in_sync, *self._swap.in_sync)
@@ -1243,13 +1251,13 @@ class Replica:
     # -- following ----------------------------------------------------------------------------------------------
 
     def on_lead(self, sender: str, message: Lead) -> list[Effect]:
-        """Somebody says that it leads."""
+        """Another node claims to lead."""
         if self.role in (Role.STOPPED, Role.CLAIMING) or sender == self.node:
-            return []  # the coordinator's answer decides what becomes of a claim
+            return []  # the coordinator's answer decides on a claim
         if message.epoch < self.epoch:
-            return self._object((sender,)) if self.record is not None else []  # it does not know that it leads no more
+            return self._object((sender,)) if self.record is not None else []  # it does not know that it was deposed
         if self.record is None or not self._checked:
-            # Since the start the coordinator has not been asked. Before it this replica may have promised not to follow
+            # The coordinator was not asked since the start. Before that, this replica may have promised not to follow
             # anybody of this epoch any more, by following or claiming a later one of which it holds no entry.
             return []
         if message.epoch > self.epoch or sender != self.leader:
@@ -1265,7 +1273,7 @@ class Replica:
         return [*effects, *self._repaired()]
 
     def _doubt(self) -> list[Effect]:
-        """Somebody claims what is not known here: only the coordinator is believed. One question at a time."""
+        """Another node claims something unknown here: believe only the coordinator. One request at a time."""
         if self._doubting:
             self._must_read = self._doubting_again = True
             return []
@@ -1274,7 +1282,7 @@ class Replica:
 
     def _follow(self, leader: str, epoch: int) -> None:
         self.leader = leader
-        self.gone.discard(leader)  # it has led since, so it is back
+        self.ended.discard(leader)  # it has led since, so it is back
         self.epoch = max(self.epoch, epoch)
         self.joined = False
         self.expected_hash = None
@@ -1301,9 +1309,10 @@ class Replica:
         return [Send((leader,), join)]
 
     def on_rewind(self, sender: str, message: Rewind) -> list[Effect]:
-        """Follower: our tail is not the leader's; cut what it does not have, as far as it says, and ask again.
+        """Follower: our tail is not in the leader's log; cut the entries that it lacks, as far as it says, and ask
+        again.
 
-        An answer to an earlier join is ignored: what it would cut may have been matched and acknowledged since.
+        Ignore an answer to an earlier join: the entries it would cut may have been matched and acknowledged since.
         """
         if self.role is not Role.FOLLOWING or sender != self.leader or message.epoch != self.epoch or self._loading:
             return []
@@ -1339,7 +1348,7 @@ class Replica:
         )
 
     def _from_before_force(self) -> bool:
-        """Whether this log ends before the last leadership by force: it may hold what was acknowledged, and is lost."""
+        """Whether this log ends before the last forced leadership: it may hold acknowledged entries that are lost."""
         return self.tail.sequence > 0 and self.record is not None and self.tail.epoch < self.record.forced
 
     def _put_aside(self, why: str) -> list[Effect]:
@@ -1350,21 +1359,21 @@ class Replica:
         return [PutAside(f"it {forced}: at {tail.sequence} in epoch {tail.epoch}, and {why}")]
 
     def on_put_aside(self) -> list[Effect]:
-        """The log is out of the way: join the market as new."""
+        """The log was put aside: join the market as new."""
         self._loading = False
         self._begin_at(EMPTY)
         self._known_committed = 0
         return self._join() if self.leader is not None and self.role is Role.FOLLOWING else []
 
     def on_append(self, sender: str, message: Append) -> list[Effect]:
-        """Follower: the leader's log goes on."""
+        """Follower: the leader sent the next records."""
         if self.role is not Role.FOLLOWING or message.epoch < self.epoch or self._loading:
             return []
         if message.epoch > self.epoch or sender != self.leader:
-            return []  # its Lead has to come first, and the coordinator's word
+            return []  # its Lead must come first, and the coordinator must confirm it
         bodies = self._news_in(message)
         if bodies is None:
-            # Sent before the leader knew of our Join: what follows from our own tail is on its way.
+            # Sent before the leader knew about our Join: the records after our own tail are on their way.
             self._mismatched = True
             return []
         self._mismatched = False
@@ -1395,13 +1404,13 @@ class Replica:
         return trouble + effects + self._repaired()
 
     def _news_in(self, message: Append) -> tuple[bytes, ...] | None:
-        """Return the bodies that follow our tail: those after any we hold already; None if the logs do not fit."""
+        """Return the bodies after our tail, without those we already hold; None if the logs do not fit."""
         bodies = message.bodies
         previous, chain = message.previous_sequence, message.previous_chain
         if previous == self.tail.sequence:
             return bodies if chain == self.tail.chain else None
         if previous < self._base.sequence:
-            # The leader's log holds all that is committed, so up to there it is ours.
+            # The leader's log holds all committed entries, so up to there it equals ours.
             spans = [Record.span_of(body)[1] for body in bodies]
             bodies = bodies[bisect_right(spans, self._base.sequence) :]
             held = list(self.pending)
@@ -1421,30 +1430,31 @@ class Replica:
         return bodies[len(held) :]
 
     def wants_snapshot(self, sender: str, epoch: int, tail: Tail) -> bool:
-        """Follower: whether the leader's offer of its state at ``tail`` is one to take.
+        """Follower: whether to accept the leader's offer of its state at ``tail``.
 
-        Only one that is ahead of all that is held here: an entry that was acknowledged must not leave the disk again.
+        Only if it is ahead of everything held here: an acknowledged entry must not leave the disk.
         """
         ours = self.role is Role.FOLLOWING and sender == self.leader and epoch == self.epoch
         return ours and not self._loading and tail.sequence > self.tail.sequence and tail.epoch <= epoch
 
     def on_fetching(self, sequence: int, now_ns: int) -> None:
-        """Follower: the leader's state at ``sequence`` is to be fetched, or a piece of it has come in.
+        """Follower: the leader's state at ``sequence`` is being fetched, or a piece of it was received.
 
-        No log comes meanwhile. Unless one does, or the next piece, it joins again in a while.
+        No log arrives meanwhile. Unless the next piece or a log arrives, it joins again after a while.
         """
         self._fetching = sequence
         self._fitted_at_ns = now_ns
 
     def on_snapshot_declined(self, sender: str, epoch: int) -> list[Effect]:
-        """Follower: the leader offered a state that we have gone beyond since we joined: join from where we are."""
+        """Follower: the leader offered a state that we have passed since we joined: join again from our tail."""
         ours = self.role is Role.FOLLOWING and sender == self.leader and epoch == self.epoch
         return self._join() if ours else []
 
     def on_snapshot_fetched(self, tail: Tail) -> list[Effect]:
-        """Follower: the leader's state at ``tail`` has come in whole; call :meth:`on_snapshot_kept` once it is durable.
+        """Follower: the whole state of the leader at ``tail`` was received; call :meth:`on_snapshot_kept` once it is
+        durable.
 
-        Until then nothing is appended: the journal begins anew with it.
+        Until then nothing is appended: the journal restarts with it.
         """
         if self._from_before_force():
             return self._put_aside("the leader's log does not reach back to compare")
@@ -1453,7 +1463,7 @@ class Replica:
         return [KeepFetched(tail)]
 
     def on_snapshot_kept(self, tail: Tail) -> list[Effect]:
-        """Follower: the book is now the state at ``tail``, durably, and the log goes on from there."""
+        """Follower: the book is now the state at ``tail``, durably, and the log continues from there."""
         ensure(tail.sequence > self.tail.sequence, "a snapshot is to replace a log that is newer")
         self._loading = False
         self._begin_at(tail)
@@ -1461,9 +1471,9 @@ class Replica:
         return self._join() if self.leader is not None and self.role is Role.FOLLOWING else []
 
     def on_snapshot_not_kept(self) -> list[Effect]:
-        """Follower: the disk did not take the state that was fetched: go on from what is held; on a tick, join again.
+        """Follower: the disk refused the fetched state: continue with the old one, and join again on a tick.
 
-        Whether it is asked for again at once is the shell's to decide.
+        The shell decides whether to fetch it again at once.
         """
         self._loading = False
         self._fetching = 0
@@ -1479,7 +1489,7 @@ class Replica:
 
     @property
     def base(self) -> Tail:
-        """The tail of the log as far as it is applied."""
+        """The tail of the applied part of the log."""
         return self._base
 
     # -- the disk and the book ----------------------------------------------------------------------------------
@@ -1501,15 +1511,15 @@ class Replica:
         return []
 
     def _repaired(self) -> list[Effect]:
-        """Follower: whether the repair is over: in sync again, and durable up to all that was ever committed.
+        """Follower: whether the repair is over: in sync again, and durable up to everything ever committed.
 
-        That includes what its predecessors had acknowledged once the leader has committed an entry of its own epoch;
-        what it commits after it made us a member needs our ack.
+        Once the leader has committed an entry of its own epoch, that includes everything its predecessors acknowledged;
+        what it commits after making us a member needs our ack.
         """
         caught_up = self._base.epoch == self.epoch and self.durable >= self._known_committed
         whole = self.matched and caught_up and (self.observer or self.node in self.in_sync)
         if whole and self.repairing and self.disk.begun and not self.observer:
-            # First the report: a disk whose last life is not reported counts as old again after a crash.
+            # Report first: after a crash, a disk whose last life was not reported would count as old again.
             if self._reports_repair:
                 return []
             self._reports_repair = True
@@ -1521,11 +1531,12 @@ class Replica:
         return Send((leader,), Ack(self.market, self.epoch, self._join_number, self.durable, self.applied))
 
     def on_applied(self, sequence: int, state_hash: str) -> list[Effect]:
-        """The book has applied everything up to ``sequence``; ``state_hash`` may be empty where it was not computed."""
+        """The book has applied everything up to ``sequence``; ``state_hash`` may be empty if it was not computed."""
         ensure(sequence == self.committed, "the book and the log disagree on what is committed")
         self.applied = sequence
         self.state_hash = state_hash
-        # While orders flow the next ack says it; the last one before a pause would leave the leader with an old number.
+        # While orders flow, the next ack reports it; the last one before a pause would leave the leader with an old
+        # number.
         idle = (
             self.role is Role.FOLLOWING and self.leader is not None and self.durable == self.tail.sequence == sequence
         )
