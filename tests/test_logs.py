@@ -34,6 +34,11 @@ def logged_events() -> Iterator[tuple[str, Path]]:
     """Yield the first argument of every call of a logger's method."""
     for path in SOURCES:
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "log" and isinstance(call.args[0], ast.IfExp):
+                # Which method it is goes with which of two events.
+                for event in (call.args[0].body, call.args[0].orelse):
+                    yield ast.literal_eval(event), path
+                continue
             if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
                 continue
             owner = ast.unparse(call.func.value)

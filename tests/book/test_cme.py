@@ -138,7 +138,7 @@ def test_every_kind_of_wrong_answer_is_a_difference(flow_of) -> None:
         ("1,10,SNAP,a,A,100,5,,\n", "line 2: it has 9 columns, not 8"),
         ("1,10,BUY,a,A,100,5,\n", "line 2: cmd is one of SNAP, NEW, TAKE, AMEND, TAKEA, CANCEL, not 'BUY'"),
         ("1,10,SNAP,a,X,100,5,\n", "line 2: side is one of B, A, not 'X'"),
-        ("1,10,SNAP,a,A,1.5,5,\n", r"line 2: price_ticks is a whole number, not '1\.5'"),
+        ("1,10,SNAP,a,A,1.5,5,\n", r"line 2: price_ticks is a whole number in digits, as 1000, not '1\.5'"),
         ("1,10,TAKE,a,A,100,5,b:1\n", "line 2: expect is maker_id:qty@price_ticks, joined by ;, not 'b:1'"),
         ("2,10,SNAP,a,A,100,5,\n", "line 2: its seq is not 1"),
         ("1,10,SNAP,a,A,100,5,\n2,9,NEW,b,A,100,5,\n", "line 3: its time is before"),
