@@ -746,9 +746,11 @@ class BookActor(NodeActor):
     def _take_answer(self, answer: CoordinatorAnswer, now_ns: int) -> None:
         if isinstance(answer.what, LeaseLapsed):
             self._asking_lease = False
-            if answer.record is True and answer.what.leader not in self._links:
+            lapsed = answer.record is True and answer.what.leader not in self._links
+            # A replica that may not take over yet asks again and again: that is no event.
+            if lapsed and (effects := self.replica.on_leader_lapsed(answer.what.leader)):
                 self._log.warning("leader_lapsed", peer=answer.what.leader, epoch=self.replica.epoch)
-                self._run(self.replica.on_leader_lapsed(answer.what.leader))
+                self._run(effects)
         elif answer.error is not None:
             if isinstance(answer.what, SwapRecord) and answer.what.force:
                 self._end_forcing(

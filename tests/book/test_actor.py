@@ -11,7 +11,15 @@ import pytest
 from openoutcry.actors import MarketRules
 from openoutcry.actors.book.actor import BookActor
 from openoutcry.actors.book.commands import CONFIGURE, SUBMIT
-from openoutcry.actors.book.messages import CutLog, Heard, Query, SnapshotFailed, SnapshotTaken, TakeSnapshot
+from openoutcry.actors.book.messages import (
+    CutLog,
+    Heard,
+    LeaseLapsed,
+    Query,
+    SnapshotFailed,
+    SnapshotTaken,
+    TakeSnapshot,
+)
 from openoutcry.actors.book.orderbook import OrderBook
 from openoutcry.actors.book.record import EMPTY, Record
 from openoutcry.actors.book.replica import ReadRecord, Role
@@ -291,3 +299,14 @@ def test_a_coordinator_that_does_not_answer_is_told_once_and_again_after_it_has(
         actor.on_receive(answer)
     warned = [record for record in caplog.records if getattr(record, "event", "") == "coordinator_call_failed"]
     assert len(warned) == 2
+
+
+def test_a_lapsed_lease_is_told_only_by_a_replica_that_may_take_over(
+    follower: tuple[BookActor, Told, list[TakeSnapshot]], caplog: pytest.LogCaptureFixture
+) -> None:
+    actor, _, _ = follower
+    for repairing in (True, False):
+        actor.replica.repairing = repairing
+        actor.on_receive(CoordinatorAnswer(LeaseLapsed("gone.1"), True, None))
+        told = [record for record in caplog.records if getattr(record, "event", "") == "leader_lapsed"]
+        assert len(told) == (0 if repairing else 1)
