@@ -1,6 +1,6 @@
-"""AsyncNode: a node's calls for an asyncio event loop: awaited, and answered by the batch. Never blocks the loop.
+"""AsyncNode: a node's calls for an asyncio event loop: awaited, and answered in batches. Never blocks the loop.
 
-See :mod:`.market.aio`: whatever concerns one market is done there.
+:mod:`.market.aio` does everything that concerns one market.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from .node import ExchangeNode
 class AsyncNode:
     """The calls of ``node``, which the application starts and closes, for the event loop that runs when it is made.
 
-    The calls that orders are made of are here, under the names that :class:`ExchangeNode` has them by, and with the
-    same arguments, results and errors. Whatever else a node does may be called by ``asyncio.to_thread``.
+    It has the calls for orders, with the names, arguments, results and errors of :class:`ExchangeNode`. Run other calls
+    of the node by ``asyncio.to_thread``.
 
-    In another event loop than that (``asyncio.run`` a second time makes one) every call but :meth:`close` raises
+    In another event loop (such as that of a second ``asyncio.run``) every call but :meth:`close` raises
     InvalidRequest, code ``other_event_loop``, before anything is sent: make another AsyncNode of the same node there.
 
     As a context manager it closes the node, on another thread::
@@ -55,7 +55,7 @@ class AsyncNode:
         await self.close()
 
     async def close(self) -> None:
-        """Close the node; what waits for an answer fails with Closed. Idempotent."""
+        """Close the node; unanswered calls fail with Closed. Idempotent."""
         await asyncio.to_thread(self.node.close)
 
     @property
@@ -93,7 +93,7 @@ class AsyncNode:
     async def cancel_order(
         self, market: str, order_id: int, *, timeout: float | None = None, **options: Unpack[RequestOptions]
     ) -> OrderResult:
-        """Cancel what is left of an order; see :meth:`ExchangeNode.cancel_order`."""
+        """Cancel the open quantity of an order; see :meth:`ExchangeNode.cancel_order`."""
         return await self.market(market).cancel(order_id, timeout=timeout, **options)
 
     async def cancel_all(
@@ -151,7 +151,7 @@ class AsyncNode:
     async def subscribe(
         self, market: str, *, after: int | None = None, queue_size_max: int = 10_000
     ) -> AsyncSubscription:
-        """Receive every event of a market, in order: iterate over what is returned by ``async for``.
+        """Receive every event of a market, in order: iterate over the result by ``async for``.
 
         See :meth:`ExchangeNode.subscribe`.
         """

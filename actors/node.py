@@ -1,7 +1,7 @@
 """ExchangeNode: one node of the exchange: the API that programs embed.
 
-A facade: whatever concerns one market is done by its :class:`~.market.handle.Market`; the node's actors are started,
-supervised and stopped by :mod:`.group`.
+A facade: :class:`~.market.handle.Market` does everything that concerns one market; :mod:`.group` starts, supervises and
+stops the node's actors.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class ExchangeNode:
     ...     btc = node.market("BTC-USD")
     ...     result = btc.submit("buy", "100.25", "3")
 
-    All methods may be called from any thread. Those that ask the exchange block for ``timeout`` seconds at most. Those
-    that take a market's name first are short for a call of :meth:`market`'s result, which documents them.
+    All methods may be called from any thread. Calls to the exchange block for at most ``timeout`` seconds. Methods
+    that take a market's name first are short for the same call of :meth:`market`'s result, which documents them.
     """
 
     @spelt_out
@@ -77,7 +77,8 @@ class ExchangeNode:
         markets: Mapping[str, MarketRules | None] | Sequence[str] = (),
         **options: Unpack[NodeOptions],
     ) -> None:
-        """Start the node; it is announced and recovering when this returns, :meth:`wait_ready` tells when it can trade.
+        """Start the node; it is announced and recovering when this returns, :meth:`wait_ready` waits until it can
+        trade.
 
         Args:
             name: what people call the node; also the default account of its orders.
@@ -152,11 +153,11 @@ class ExchangeNode:
     def close(self) -> None:
         """Stop the node in order; idempotent, callable from any thread.
 
-        What the node leads it hands over first, to a follower that has everything, for ``HAND_OVER_S`` at most.
-        Commands that have no answer by then fail with Closed; their outcome is unknown.
+        First it hands over the markets it leads, to followers that have everything, for at most ``HAND_OVER_S``.
+        Unanswered commands then fail with Closed; their outcome is unknown.
 
         Ctrl-C cuts the hand-over short, and is raised once the node is closed. A second one is raised at once; the node
-        goes on closing then, and another call waits for it.
+        then continues to close, and another call waits for it.
         """
         uninterrupted(self._close, on_interrupt=self._group.hurry)
 
@@ -171,12 +172,12 @@ class ExchangeNode:
 
     @property
     def group(self) -> NodeGroup:
-        """The actors that the node is, for tests and tools of this package: no public interface."""
+        """The node's actors, for tests and tools of this package: not a public interface."""
         return self._group
 
     @property
     def node_id(self) -> str:
-        """The id of this node: that of its disk, so that a wiped data directory is another node."""
+        """The id of this node. It belongs to its disk: a wiped data directory is another node."""
         return self._group.node_id
 
     @property
@@ -186,17 +187,17 @@ class ExchangeNode:
 
     @property
     def address(self) -> str:
-        """What others are told to dial."""
+        """The address that others dial."""
         return self._group.address
 
     @property
     def listen_address(self) -> str:
-        """Where this node listens, with the port filled in; :attr:`address` is what others are told to dial."""
+        """Where this node listens, with the port filled in; others dial :attr:`address`."""
         return self._group.inbox.address
 
     @property
     def directory_address(self) -> str | None:
-        """Where this node is a rendezvous, None if it is not."""
+        """This node's rendezvous address, None if it is not one."""
         return self._group.directory_address
 
     # -- markets ------------------------------------------------------------------------------------------------
@@ -207,7 +208,7 @@ class ExchangeNode:
         return self._group.markets.names
 
     def market(self, name: str) -> Market:
-        """Return one market that this node has joined: everything a caller holds of it.
+        """Return one market that this node has joined, with all its calls.
 
         Raises:
             InvalidRequest: this node has not joined the market (code ``unknown_market``).
@@ -227,9 +228,9 @@ class ExchangeNode:
         """Join one more market while the node runs, and wait until it can trade; opens it with ``rules`` if nobody has.
 
         Raises:
-            InvalidRequest: ``market`` is no string, or ``rules`` are none.
+            InvalidRequest: ``market`` is not a string, or ``rules`` is not a MarketRules.
             ConfigurationError: the market exists with other rules (code ``rules_mismatch``), or is joined already.
-            RequestTimeout: it was not ready in time; the node goes on trying.
+            RequestTimeout: it was not ready in time; the node keeps trying.
         """
         self._group.markets.open_market(market, rules, timeout)
 
@@ -239,16 +240,16 @@ class ExchangeNode:
         1. This node notes the market on its disk, and joins it. Whichever node enters it first in the coordinator's
            records leads it, and makes ``rules`` the first command of its log: they are the market's from then on.
         2. Every node with ``join_all`` joins it: at once if it runs, else when it starts. The coordinator's records are
-           the list of markets, so that there is one list, which no node can lose or have otherwise.
-        3. Done again, with the same rules, at this or another node, it does nothing but join and wait: it may be
-           repeated after any error. A node that has created a market joins it again whenever it starts.
+           the one list of markets, which no node can lose or change.
+        3. Repeated with the same rules, at this or another node, it only joins and waits: repeat it after any
+           error. A node that has created a market joins it again whenever it starts.
 
         Raises:
-            InvalidRequest: the name is malformed or reserved (code ``invalid_market``), ``rules`` are none (code
-                ``invalid_rules``), or the market exists with others (code ``market_exists``). This node has not joined
-                it then, unless two nodes created it at once, or the others were slow to answer.
+            InvalidRequest: the name is malformed or reserved (code ``invalid_market``), ``rules`` is not a MarketRules
+                (code ``invalid_rules``), or the market exists with others (code ``market_exists``). This node has not
+                joined it then, unless two nodes created it at once, or the others were slow to answer.
             RequestTimeout: the market has no leader that can take orders yet (codes ``not_ready``,
-                ``not_enough_in_sync``); this node goes on.
+                ``not_enough_in_sync``); this node keeps trying.
             ConfigurationError: the node has as many markets as it can (code ``too_many_markets``).
         """
         self._group.markets.create_market(market, rules, timeout)
@@ -256,17 +257,17 @@ class ExchangeNode:
     def transfer(self, market: str, to: str | None = None, *, timeout: float = HAND_OVER_S) -> None:
         """Give the leadership of a market that this node leads to another node (its name or id; None: any in sync).
 
-        Commands in flight follow. To this node itself: nothing is to be done.
+        Commands in flight follow. Does nothing if ``to`` is this node.
 
         Raises:
-            InvalidRequest: ``to`` is no node that this one is linked to (code ``unknown_node``), or several.
+            InvalidRequest: ``to`` is not a linked node (code ``unknown_node``), or several have that name.
             Unavailable: this node does not lead (code ``not_leader``), or nobody took over in time (code
                 ``not_transferred``).
         """
         self._group.leading.transfer(self.market(market), to, timeout)
 
     def force_plan(self, market: str) -> ForcePlan:
-        """Return what :meth:`force_leader` would start from, and what is known of what would be lost. Changes nothing.
+        """Return the state that :meth:`force_leader` would start from, and the known loss. Changes nothing.
 
         Raises:
             Unavailable: the market needs no force (codes ``already_leading``, ``not_needed``, ``in_sync_reachable``),
@@ -278,17 +279,17 @@ class ExchangeNode:
     def force_leader(
         self, market: str, *, reason: str, plan: ForcePlan | None = None, timeout: float | None = None
     ) -> int:
-        """Lead a market whose whole in-sync set is gone for good, from what this node holds; return the sequence of the
-        note in the log that says so.
+        """Lead a market whose whole in-sync set is lost, from what this node holds; return the sequence of the note in
+        the log that says so.
 
-        What was answered beyond that is lost. A node of the former in-sync set that comes back after all puts its log
-        aside and joins as new. Make sure that none of them still runs where this node cannot see it.
+        Answered commands beyond that are lost. If a node of the former in-sync set comes back, it puts its log aside
+        and joins as new. Make sure that none of them still runs where this node cannot see it.
 
         Args:
             market: the market's name.
             reason: who does it and why, for the note; 1 to 500 characters.
-            plan: what :meth:`force_plan` returned and somebody has agreed to: refused (code ``changing``) if the
-                coordinator's record, or what this node holds, is another by now.
+            plan: the result of :meth:`force_plan` that a person has approved: refused (code ``changing``) if the market
+                record or this node's log has changed since.
             timeout: seconds to wait; default the node's.
 
         Raises:
@@ -297,11 +298,12 @@ class ExchangeNode:
         return self._group.leading.force_leader(self.market(market), reason, plan, timeout)
 
     def set_time(self, market: str, *, reason: str, timeout: float | None = None) -> TimeSet:
-        """Set the time of a market that this node leads to that of this machine's clock; return what it was and is.
+        """Set the time of a market that this node leads to that of this machine's clock; return the time before and
+        after.
 
-        For a log whose time a wrong clock has put into the future, or left in the past. It is a command in the log:
-        every replica does the same. No order is changed by it: one that is good till a date stays good till that date,
-        by the time that holds from now on; one that is due by it lapses at once.
+        Use it if a wrong clock has moved the market's time into the future or the past. It is a command in the log:
+        every replica does the same. It changes no order: a good-till-date order keeps its date, and expires at once if
+        the new time is past it.
 
         Args:
             market: the market's name.
@@ -346,7 +348,7 @@ class ExchangeNode:
     def cancel_order(
         self, market: str, order_id: int, *, timeout: float | None = None, **options: Unpack[RequestOptions]
     ) -> OrderResult:
-        """Cancel what is left of an order; see :meth:`Market.cancel`."""
+        """Cancel the open quantity of an order; see :meth:`Market.cancel`."""
         return self.market(market).cancel(order_id, timeout=timeout, **options)
 
     def cancel_all(
@@ -377,7 +379,7 @@ class ExchangeNode:
     def submit_many_async(
         self, market: str, commands: Iterable[Command], *, timeout: float | None = None
     ) -> Callable[[], OrderResults]:
-        """Send as :meth:`submit_many` does, but return at once; see :meth:`Market.submit_many_async`."""
+        """As :meth:`submit_many`, but return at once; see :meth:`Market.submit_many_async`."""
         return self.market(market).submit_many_async(commands, timeout=timeout)
 
     def order(
@@ -460,7 +462,7 @@ class ExchangeNode:
         """Receive every event of a market, in order, from the applied log; see :meth:`Market.subscribe`."""
         return self.market(market).subscribe(to, after=after, queue_size_max=queue_size_max)
 
-    # -- how it is ----------------------------------------------------------------------------------------------
+    # -- status -------------------------------------------------------------------------------------------------
 
     def status(self) -> NodeStatus:
         """Return the state of the node, its links and markets."""
@@ -471,7 +473,7 @@ class ExchangeNode:
         return self._group.markets.statuses(timeout)
 
     def dead_actors(self, *, books: bool = True) -> list[str]:
-        """Return what has failed and does not run: one line for each; without ``books``, of what all markets share."""
+        """Return a line for each failed actor that does not run; without ``books``, only for shared ones."""
         return self._group.dead_actors(books=books)
 
     def links_up(self) -> set[str]:
@@ -479,7 +481,7 @@ class ExchangeNode:
         return self._group.links.linked()
 
     def queues(self, market: str) -> dict[str, tuple[int, int]]:
-        """Return what waits in a market's queues, by their names, and the bound, 0 without one.
+        """Return the lengths of a market's queues by name, and their bounds, 0 without one.
 
         Raises:
             InvalidRequest: this node has not joined the market (code ``unknown_market``).
@@ -487,16 +489,16 @@ class ExchangeNode:
         return self._group.markets.queues(market)
 
     def remote_queues(self) -> dict[str, tuple[int, int]]:
-        """Return what waits on the way to and from remote actors, by queue, and the bound of each."""
+        """Return the lengths of the queues to and from remote actors, and the bound of each."""
         return self._group.remote.queues()
 
     def coordinator_answers(self) -> bool:
-        """Return whether the coordinator has answered last time."""
+        """Return whether the coordinator answered the last request."""
         return self._group.store_error() is None
 
     @property
     def meters(self) -> NodeMeters:
-        """What the node counts about itself."""
+        """The node's counters about itself."""
         return self._group.meters
 
     @property
@@ -506,18 +508,18 @@ class ExchangeNode:
 
     @property
     def certificate_ends_ns(self) -> int | None:
-        """When the node's certificate ends, in nanoseconds since the Unix epoch; None without an identity."""
+        """When the node's certificate expires, in nanoseconds since the Unix epoch; None without an identity."""
         identity = self._group.identity
         return None if identity is None else identity.member.ends_ns
 
     @property
     def messages_refused(self) -> int:
-        """Messages of remote actors that were of no type, or not as their type says, since the start."""
+        """Messages of remote actors with an unknown type, or that did not fit it, since the start."""
         return self._group.remote.refused
 
     @property
     def frames_refused(self) -> int:
-        """Frames that broke the protocol and cost their sender the link, since the start."""
+        """Frames that broke the protocol, since the start; each closed its sender's link."""
         return self._group.inbox.frames_refused
 
     @property
@@ -530,7 +532,7 @@ class ExchangeNode:
     def announce(self, service: str, address: str, metadata: Mapping[str, str] | None = None) -> int:
         """Announce a service of this node in the directory, until :meth:`unannounce` or the node's end.
 
-        Returns how many rendezvous know it now; it is announced again by itself where one comes later.
+        Returns how many rendezvous know it now; the node announces it again to rendezvous that come later.
         """
         return self._group.directory.announce(service, address, metadata)
 
@@ -551,27 +553,27 @@ class ExchangeNode:
     def register(self, name: str, ref: pykka.ActorRef[Any], *, accepts: Iterable[type]) -> None:
         """Serve a Pykka actor under ``name``: others reach it as ``name@node``, and by name through the directory.
 
-        ``accepts``: the message classes (see :func:`~.remote.schema.message`) that others may send it; all
-        else is refused.
+        ``accepts``: the message classes (see :func:`~.remote.schema.message`) that others may send it; other
+        messages are refused.
         The registration ends with the actor, by :meth:`unregister`, or with the node, which does not stop the actor.
 
         Raises:
-            InvalidRequest: the name is malformed (code ``invalid_actor_name``), ``ref`` is no ``pykka.ActorRef``
-                (code ``invalid_actor_ref``), or ``accepts`` no list.
+            InvalidRequest: the name is malformed (code ``invalid_actor_name``), ``ref`` is not a
+                ``pykka.ActorRef`` (code ``invalid_actor_ref``), or ``accepts`` is not a list.
             MessageRefused: a class of ``accepts`` is not registered as a message.
             ConfigurationError: a living actor has that name (code ``actor_registered``).
         """
         self._group.remote.register(name, ref, accepts)
 
     def unregister(self, name: str) -> bool:
-        """Serve the actor of that name no more; return whether there was one."""
+        """Stop serving the actor of that name; return whether there was one."""
         return self._group.remote.unregister(name)
 
     def actor(self, address: str, *, timeout: float | None = None) -> RemoteRef:
         """Return the actor at ``"name@node"`` (a node's name or id), or one of that name that the directory knows.
 
-        Waits up to ``timeout`` seconds for the link to its node. Of several nodes that have the name, linked ones are
-        tried first, and each of the others gets a share of the time. It is the actor that has the name now: see
+        Waits up to ``timeout`` seconds for the link to its node. If several nodes have the name, linked ones are
+        tried first, and each of the others gets a share of the time. The ref stands for the current actor: see
         :class:`~.remote.actors.RemoteRef`.
 
         Raises:
@@ -586,7 +588,7 @@ class ExchangeNode:
         return self._group.remote.find(address, self.timeout if timeout is None else checked_timeout(timeout), lookup)
 
     def wait_actor(self, address: str, *, timeout: float = 30.0) -> RemoteRef:
-        """Return what :meth:`actor` does, waiting for it to be there: for its node to start, link and register it.
+        """As :meth:`actor`, but wait until its node has started, is linked and has registered it.
 
         Raises:
             Unavailable: the last error of :meth:`actor`, after ``timeout`` seconds.
@@ -598,7 +600,7 @@ class ExchangeNode:
             try:
                 return self.actor(address, timeout=min(left_s, 1.0))
             except RequestTimeout as error:
-                last = last or error  # what the others say is worth more
+                last = last or error  # the other errors say more
             except Unavailable as error:
                 last = error
             if time.monotonic() >= deadline_s:
@@ -606,18 +608,18 @@ class ExchangeNode:
             time.sleep(0.005)
 
     def watch(self, ref: RemoteRef | pykka.ActorRef[Any], watcher: pykka.ActorRef[Any]) -> None:
-        """Have the actor ``watcher`` told :class:`~.remote.actors.Terminated` once, when ``ref`` is heard no more.
+        """Send :class:`~.remote.actors.Terminated` to the actor ``watcher`` once, when ``ref`` has ended.
 
-        That is when it has stopped or failed, when its process has died, or when the link to its node has ended. Any
-        actor of this process can be watched too, registered or not.
+        That is when it stopped or failed, when its process died, or when the link to its node ended. Actors of this
+        process can be watched too, registered or not.
 
         Raises:
-            InvalidRequest: one of the two is no ref of an actor (code ``invalid_actor_ref``).
+            InvalidRequest: one of the two is not a ref of an actor (code ``invalid_actor_ref``).
         """
         self._group.remote.watch(ref, watcher)
 
     def unwatch(self, ref: RemoteRef | pykka.ActorRef[Any], watcher: pykka.ActorRef[Any]) -> None:
-        """Take :meth:`watch` back; a notice may be on its way already."""
+        """Undo :meth:`watch`; a notice may already be on its way."""
         self._group.remote.unwatch(ref, watcher)
 
 
@@ -634,9 +636,9 @@ def _checked_markets(value: object) -> dict[str, MarketRules | None]:
 
 
 def _not_started(error: BaseException, name: str) -> OpenOutcryError | None:
-    """Return the error of ours for what kept a node from starting, None if it is one that says all.
+    """Return our error for a failed start, None if ``error`` is one already.
 
-    A disk's error is one of the path, if the reason is: the service manager is not to try it for ever.
+    If the path is the cause, a disk error becomes a path error, so that the service manager does not retry for ever.
     """
     if isinstance(error, StorageError):
         if error.code != StorageError.default_code or not isinstance(error.__cause__, OSError):
@@ -649,7 +651,7 @@ def _not_started(error: BaseException, name: str) -> OpenOutcryError | None:
 
 
 def open_nodes() -> list[ExchangeNode]:
-    """Return the nodes of this process that have not been closed, also those that no variable holds any more."""
+    """Return the open nodes of this process, even those that no variable holds any more."""
     return sorted(_open_nodes, key=lambda node: node.node_id)
 
 
@@ -664,10 +666,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def spare_gc() -> None:
-    """Keep the garbage collector from walking all resting orders again and again.
+    """Keep the garbage collector from walking all resting orders repeatedly.
 
-    For a process that is only a node, once its nodes are started; ``openoutcry node`` calls it. A node makes few
-    cycles: what it drops is freed at once. The collector still runs, seldom.
+    For a process that only runs nodes, once they are started; ``openoutcry node`` calls it. A node makes few cycles, so
+    its objects are freed at once. The collector still runs, but seldom.
     """
     gc.collect()
     gc.freeze()

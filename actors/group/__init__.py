@@ -1,4 +1,4 @@
-"""The group of actors that a node is: how they are put together, supervised and stopped.
+"""The actors of a node: how they are started, supervised and stopped.
 
 :mod:`.assembly` starts and stops them; :mod:`.markets` opens markets; :mod:`.leading` moves leadership;
 :mod:`.directory` is the node's side of the directory; :mod:`.folder` is its data directory.

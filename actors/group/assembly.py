@@ -71,7 +71,7 @@ FAILURES_MAX: Final = 20
 
 
 class NodeGroup:
-    """The actors of one node, and what they share. :class:`~..node.ExchangeNode` is its public face."""
+    """The actors of one node, and their shared objects. :class:`~..node.ExchangeNode` is its public face."""
 
     def __init__(self, name: str, options: NodeOptions, identity: Identity | None) -> None:
         """Start nothing yet."""
@@ -81,12 +81,12 @@ class NodeGroup:
         self.requester = Requester(name)
         self.meters = NodeMeters()
         self.closed = False
-        """No call gets in any more."""
+        """The node accepts no more calls."""
         self.failures: list[str] = []
-        """What has failed, the last ``FAILURES_MAX``, a line each."""
+        """The last ``FAILURES_MAX`` failures, a line each."""
         self.directory_address: str | None = None
         self.ending = threading.Event()
-        """Set once nothing is handed over any more: a coordinator that does not answer is waited for no longer."""
+        """Set when the hand-over has ended: then do not wait for an unreachable coordinator."""
         self.undo = contextlib.ExitStack()
         self._hurry = threading.Event()
         self._abandoned = threading.Event()
@@ -95,7 +95,7 @@ class NodeGroup:
     # -- start --------------------------------------------------------------------------------------------------
 
     def start(self, markets: Mapping[str, MarketRules | None]) -> None:
-        """Start the node with these markets, and the rules to open each with; :attr:`undo` has what is to be undone."""
+        """Start the node with these markets and their rules; :attr:`undo` collects the steps to undo."""
         options, undo = self.options, self.undo
         self._actors_only = options["coordinator"] is None and not markets and not options["join_all"]
         self._lock_folder()
@@ -164,7 +164,7 @@ class NodeGroup:
         )
 
     def _check_store(self, address: str | Path) -> None:
-        """A store that is not there is made, but not by a node that has logs: theirs is somewhere else, or lost."""
+        """Create a missing store, unless the node has logs: then its store is elsewhere, or lost."""
         if is_etcd(str(address)) or Path(address).exists():
             return
         if logged := self.folder.logged():
@@ -210,7 +210,7 @@ class NodeGroup:
         )
 
     def _link(self) -> None:
-        """Make what knows the other nodes, and what depends on it."""
+        """Create the links to other nodes, and what depends on them."""
         options, host = self.options, self.host
         shared = NO_COORDINATOR if self._actors_only else self.coordinator_id
         self.remote = RemoteActors(
@@ -247,7 +247,7 @@ class NodeGroup:
         )
 
     def _serve_directory(self) -> None:
-        """Be a rendezvous, if asked to; and make the node's side of the directory."""
+        """Start a rendezvous, if asked to, and the node's side of the directory."""
         address, identity = self.options["serve_directory"], self.identity
         if address is not None:
             server = Rendezvous(address, peers=self._rendezvous, identity=identity)
@@ -322,7 +322,7 @@ class NodeGroup:
         self.host.ask(self.supervisor, Supervise(kind, self._again(kind, start)), self.host.timeout_s)
 
     def _again(self, kind: str, start: Callable[[], pykka.ActorRef[Any]]) -> Callable[[], pykka.ActorRef[Any]]:
-        """Return how a supervisor starts an actor: ``start``, and from the second time on it is logged and counted."""
+        """Return a starter for a supervisor: ``start``, but log and count from the second time on."""
         started = False
 
         def begin() -> pykka.ActorRef[Any]:
@@ -355,7 +355,7 @@ class NodeGroup:
         self.links.hear(pipe_id, frame, self.supervisor)
 
     def _hand_on(self, sender: str, message: Any) -> None:
-        """Hand on what a linked node has sent, on the inbox's reader thread."""
+        """Pass on a message from a linked node, on the inbox's reader thread."""
         if isinstance(message, Parcel):
             self.remote.hear(sender, message)
             return
@@ -380,7 +380,7 @@ class NodeGroup:
         return cast("tuple[MarketRecord, ...]", found)
 
     def store_error(self) -> str | None:
-        """Return what is wrong with the coordinator, None if it has answered last time."""
+        """Return what is wrong with the coordinator, None if it answered the last request."""
         try:
             return cast("str | None", self.host.ask(self.keeper, StoreStatus(), 0.5))
         except RequestTimeout:
@@ -401,7 +401,7 @@ class NodeGroup:
         return reasons
 
     def _alive(self) -> set[str]:
-        """Return the nodes that are there and may be handed markets: none whose clock is off, while any is right."""
+        """Return the live nodes that may get markets: none whose clock is off, while another's is right."""
         clocks, linked = self.links.clocks(), self.links.linked()
         right = {node for node in linked if node in clocks.right or node not in clocks.offsets}
         return right if clocks.off and right else {self.node_id, *(right or linked)}
@@ -429,7 +429,7 @@ class NodeGroup:
         )
 
     def dead_actors(self, *, books: bool = True) -> list[str]:
-        """Return what has failed and does not run: a line each; without ``books``, of what all markets share."""
+        """Return a line for each failed actor that does not run; without ``books``, only for shared ones."""
         replicas = list(self.markets.books.values()) if books else []
         actors: list[pykka.ActorRef[Any]] = [*replicas, self.keeper, self.supervisor]
         why = "; ".join(self.failures) or "see the log"
@@ -449,7 +449,7 @@ class NodeGroup:
 
     def close(self) -> None:
         """Hand over what the node leads, then stop everything."""
-        if self.meters.store.error is None:  # else nobody can take over what this node leads
+        if self.meters.store.error is None:  # otherwise nobody can take over the markets that this node leads
             self.leading.hand_over(list(self.markets.books.values()), self._hurry)
         self.ending.set()
         with self.markets.opening:

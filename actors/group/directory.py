@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ...transport.certificates import Identity
 
 _FIND_S: Final = 0.5
-"""Seconds that the DiscoveryActor looks something up at a time: it has the node to announce meanwhile."""
+"""Seconds of one lookup by the DiscoveryActor, which must also announce the node meanwhile."""
 
 
 class Directory:
@@ -52,7 +52,7 @@ class Directory:
         return self._actor
 
     def start(self, tell_node: Callable[[object], object]) -> pykka.ActorRef[DiscoveryActor]:
-        """Start the DiscoveryActor, or start it again: it announces all that is announced."""
+        """Start or restart the DiscoveryActor: it announces all current announcements."""
         all_joined = {JOINS_ALL: "yes"} if self._joins_all else {}
         self._actor = DiscoveryActor.start(
             rendezvous=self.rendezvous,
@@ -87,7 +87,7 @@ class Directory:
         checked_service(service)
         deadline_s = self._host.deadline_s(timeout)
         while True:
-            # In short pieces: the actor has this node to announce meanwhile, and to end when it is closed.
+            # In short pieces: the actor must announce this node meanwhile, and end when it is closed.
             piece_s = min(deadline_s, time.monotonic() + _FIND_S)
             try:
                 return cast("Lookup", self._ask(Find(service, piece_s), self._host.timeout_s + _FIND_S))
@@ -96,7 +96,7 @@ class Directory:
                     raise
 
     def announce_actor(self, service: str, whether: bool) -> None:
-        """Announce a registered actor, or take it back, without waiting: discovery sees to it, again and again."""
+        """Announce a registered actor, or withdraw it, without waiting: discovery keeps trying."""
         if self._actor is None:
             return
         entry = self._entry(service, self._address, None)
@@ -104,7 +104,7 @@ class Directory:
             self._services[service] = entry
         else:
             self._services.pop(service, None)
-        # Asked, not told: what it raises then ends the answer that nobody waits for, not the actor.
+        # Keep this an ask: an exception in an ask only fails the answer, and not the actor.
         self._actor.ask(Announce(entry) if whether else Unannounce(entry), block=False)
 
     def _entry(self, service: str, address: str, metadata: Mapping[str, str] | None) -> ServiceEntry:

@@ -21,15 +21,15 @@ class NodeFolder:
     """The data directory at ``path`` of the node ``name``, which holds its lock."""
 
     def __init__(self, path: Path, name: str) -> None:
-        """Read the directory, or make it the node's.
+        """Read the directory, or claim it for the node.
 
         Raises:
-            ConfigurationError: it is another node's (code ``other_data_dir``).
+            ConfigurationError: it belongs to another node (code ``other_data_dir``).
             StorageError: a file cannot be read, or is damaged (code ``corrupt``).
         """
         self.path = path
         self.node_id = _node_id(path, name)
-        """The id that stands for this disk: a wiped directory is a new replica, whatever its node is called."""
+        """The id of this disk: a wiped directory is a new replica, even if its node keeps its name."""
         self.created = _read_created(path)
         """The markets that were created at this node, and the rules given for each."""
 
@@ -47,7 +47,7 @@ class NodeFolder:
         self._write_created(self.created | {market: rules})
 
     def remove_created(self, market: str) -> None:
-        """Take :meth:`add_created` back."""
+        """Undo :meth:`add_created`."""
         self._write_created({name: rules for name, rules in self.created.items() if name != market})
 
     def _write_created(self, created: Mapping[str, MarketRules]) -> None:
@@ -81,7 +81,7 @@ def _read_created(folder: Path) -> dict[str, MarketRules]:
 
 
 def _read_json(path: Path) -> Any:
-    """Return what a file of a data directory holds, None if there is none."""
+    """Return the contents of a file in a data directory, None if there is none."""
     try:
         return json.loads(read_file(path))
     except FileNotFoundError:

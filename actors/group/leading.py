@@ -1,6 +1,6 @@
-"""Leading: moves the leadership of a node's markets when somebody asks for it: hand-over, balance, force, market time.
+"""Leading: moves the leadership of a node's markets on request: hand-over, balance, force, market time.
 
-Who leads otherwise is decided by the replicas and the coordinator; nothing here is on the path of an order.
+Otherwise the replicas and the coordinator decide who leads; nothing here is on the path of an order.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 logger = get_logger(__name__)
 
 HAND_OVER_S: Final = 3.0
-"""Seconds that a node which closes waits for others to take over what it leads."""
+"""Seconds that a closing node waits for others to take over its markets."""
 BALANCE_S: Final = 0.5
-"""Seconds that a market may wait for its next leader when leaders are evened out; then it stays."""
+"""Seconds that a market waits for its next leader in a balancing move; then it stays."""
 BALANCE_LAG_MAX: Final = 2 * COMMANDS_MAX
-"""Most commands that a follower's disk may be behind the leader's to be handed a market by the balance."""
+"""Most commands that a follower's disk may lag to get a market by a balancing move."""
 REASON_LENGTH_MAX: Final = 500
-"""Most characters of the reason that an operator gives for the log."""
+"""Most characters of an operator's reason in the log."""
 
 
 class Leading:
-    """Moves who leads the markets of one node."""
+    """Moves the leadership of one node's markets."""
 
     def __init__(self, host: Host, keeper: pykka.ActorRef[Any], id_of: Callable[[str], str]) -> None:
         """``keeper``: the CoordinatorActor; ``id_of`` returns the id of a linked node by its name or id."""
@@ -68,7 +68,7 @@ class Leading:
         try:
             self._give(market, to, timeout)
         except BaseException:
-            tell(ref, HandOver(to, give_up=True))  # behind any that is still on its way: the market takes orders again
+            tell(ref, HandOver(to, give_up=True))  # after any that still runs: the market accepts orders again
             raise
 
     def _give(self, market: Market, to: str | None, timeout: float) -> None:
@@ -78,7 +78,7 @@ class Leading:
             if nobody or late:
                 if market.read(queries.leader) != self._host.node_id:
                     return
-                # It leads on meanwhile: who followed a leader that has just changed is in sync again at once.
+                # It keeps leading meanwhile: followers of a new leader are in sync again at once.
                 self._host.ask(ref, HandOver(to, give_up=True), timeout)
             if late:
                 raise Unavailable(
@@ -88,7 +88,7 @@ class Leading:
             time.sleep(0.02 if nobody else 0.005)
 
     def even_out(self, market: Market, move: Move) -> None:
-        """Hand one market over, if it is well and the node that is to lead it keeps up: then it pauses for ms."""
+        """Hand one market over, if it is healthy and the next leader keeps up: then it pauses for milliseconds."""
 
         def trouble(actor: BookActor) -> str | None:
             replica = actor.replica
@@ -104,7 +104,7 @@ class Leading:
         self.transfer(market, move.target, BALANCE_S)
 
     def hand_over(self, books: Iterable[pykka.ActorRef[BookActor]], hurry: threading.Event) -> None:
-        """Hand over what this node leads, one market after the other: each pauses only for its own hand-over."""
+        """Hand over the markets that this node leads, one after the other: each pauses only for its own hand-over."""
         deadline_s = time.monotonic() + HAND_OVER_S
         waiting = deque(books)
         while waiting and time.monotonic() < deadline_s and not hurry.is_set():
@@ -113,12 +113,12 @@ class Leading:
             with contextlib.suppress(pykka.ActorDeadError, pykka.Timeout):
                 while not book.ask(HandOver(), timeout=HAND_OVER_S):
                     if time.monotonic() > turn_s or hurry.is_set():
-                        waiting.append(book)  # whoever is to take it may need longer: others first
+                        waiting.append(book)  # the next leader may need longer: other markets first
                         break
                     time.sleep(0.005)
 
     def force_plan(self, market: Market) -> ForcePlan:
-        """Return what :meth:`force_leader` would start from; see :meth:`~..node.ExchangeNode.force_plan`."""
+        """Return the plan of :meth:`force_leader`; see :meth:`~..node.ExchangeNode.force_plan`."""
         return self._force_plan(market)[0]
 
     def _force_plan(self, market: Market) -> tuple[ForcePlan, MarketRecord, frozenset[str]]:
@@ -147,7 +147,7 @@ class Leading:
         return plan, record, alive
 
     def force_leader(self, market: Market, reason: str, plan: ForcePlan | None, timeout: float | None) -> int:
-        """Lead a market whose in-sync set is gone; see :meth:`~..node.ExchangeNode.force_leader`."""
+        """Lead a market whose in-sync set is lost; see :meth:`~..node.ExchangeNode.force_leader`."""
         checked_reason(reason)
         deadline_s = self._host.deadline_s(timeout)
         found, record, alive = self._force_plan(market)
@@ -175,14 +175,14 @@ class Leading:
 
 
 def checked_reason(value: str) -> str:
-    """Return ``value`` if it can say in a log why an operator did something."""
+    """Return ``value`` if it can be an operator's reason in a log."""
     if type(value) is not str or not 1 <= len(value) <= REASON_LENGTH_MAX or not is_utf8(value):
         raise InvalidRequest(f"the reason is a string of 1 to {REASON_LENGTH_MAX} characters", code="invalid_reason")
     return value
 
 
 def _force_note(plan: ForcePlan, reason: str) -> str:
-    """Return what the log says of leadership that is forced; it names as many of the in-sync set as it has room for."""
+    """Return the log's note about forced leadership; it names as many of the in-sync set as fit."""
     for named in range(len(plan.in_sync), -1, -1):
         left_out = len(plan.in_sync) - named
         members = [*plan.in_sync[:named], *([f"{left_out} more"] if left_out else [])]
@@ -197,7 +197,7 @@ def _force_note(plan: ForcePlan, reason: str) -> str:
 
 
 def _with_leases(store: Coordinator, market: str) -> tuple[MarketRecord | None, frozenset[str]]:
-    """Return a market's record, and those of its in-sync set that hold a lease."""
+    """Return a market's record, and the members of its in-sync set that hold a lease."""
     record = store.read(market)
     members = record.in_sync if record is not None else ()
     return record, frozenset([member for member in members if not store.lapsed(member)])

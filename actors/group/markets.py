@@ -1,4 +1,4 @@
-"""Markets: the markets of one node: opens, creates, joins and closes them, and tries again what cannot be opened."""
+"""Markets: opens, creates, joins and closes one node's markets, and retries those that could not be opened."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ logger = get_logger(__name__)
 MARKETS_MAX: Final = 1000
 """Most markets of one node: each has two threads, an open file and a journal of 1 MiB at least."""
 LOOK_S: Final = 2.0
-"""Most seconds to look at a market that exists before it is joined."""
+"""Most seconds to look at an existing market before it is joined."""
 OPEN_RETRY_S: Final = 1.0
-"""Seconds before a market that could not be opened is tried again; doubled with each further failure."""
+"""Seconds before opening a market is retried; doubled with each further failure."""
 OPEN_RETRY_S_MAX: Final = 60.0
-"""Most seconds before a market that could not be opened is tried again."""
+"""Most seconds before opening a market is retried."""
 _MARKET_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/+-]{0,62}[A-Za-z0-9+]|[A-Za-z0-9]")
 
 
@@ -64,7 +64,7 @@ class StartBook(Protocol):
     def __call__(
         self, market: str, *, rules: MarketRules | None, submissions: Submissions, meters: MarketMeters, observer: bool
     ) -> pykka.ActorRef[BookActor]:
-        """Return the BookActor, which recovers from disk; raises what it cannot be started for."""
+        """Return the BookActor, which recovers from disk; raises the reason if it cannot start."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -78,7 +78,7 @@ class _Unopened:
 
 
 class Markets:
-    """Every market of one node, those too that cannot be opened for want of descriptors, room, threads, …"""
+    """Every market of one node, even those that could not be opened because descriptors, space or threads ran out."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class Markets:
         self.books: dict[str, pykka.ActorRef[BookActor]] = {}
         """The actors of the replicas, by market."""
         self.opening = threading.Lock()
-        """Held while a market is opened; nothing is opened once the node is closed, as the holder of it says."""
+        """Held while a market is opened; no market is opened once the node is closed."""
         self._host = host
         self._folder = folder
         self._meters = meters
@@ -136,7 +136,7 @@ class Markets:
         )
 
     def _not_open(self, name: str) -> OpenOutcryError:
-        """Return the error of a market that is not open: it could not be opened so far, or it is not joined."""
+        """Return the error of a market that is not open: it could not be opened yet, or it is not joined."""
         unopened = self._unopened.get(name)
         if unopened is None:
             return self._unknown(name)
@@ -147,7 +147,7 @@ class Markets:
         )
 
     def queues(self, name: str) -> dict[str, tuple[int, int]]:
-        """Return what waits in a market's queues, also while the node closes; see :meth:`Market.queues`."""
+        """Return the lengths of a market's queues, also while the node closes; see :meth:`Market.queues`."""
         market = self._markets.get(checked_market(name))
         if market is None:
             raise self._unknown(name)
@@ -194,11 +194,11 @@ class Markets:
             self._check(name)
             self._try_to_open(name, rules, observer=name in observe)
             self._markets[name].proposed = markets.get(name)
-        if self._unopened and not self.books:  # then nothing is kept from the others
+        if self._unopened and not self.books:  # then the other markets are not affected
             raise next(iter(self._unopened.values())).error
 
     def _open(self, name: str, rules: MarketRules | None, *, observer: bool) -> Market:
-        """Join a market; whatever it cannot be opened for is raised."""
+        """Join a market; raises the reason if it cannot be opened."""
         self._check(name)
         try:
             market = self._start(name, rules, observer=observer)
@@ -210,7 +210,7 @@ class Markets:
         return market
 
     def _try_to_open(self, name: str, rules: MarketRules | None, *, observer: bool) -> None:
-        """Join a market; if what it needs is not to be had, note that, and leave the others alone: it is tried again.
+        """Join a market; if a resource ran out, note that and retry later, without affecting the others.
 
         ``opening`` is held, unless the node is starting.
         """
@@ -267,7 +267,7 @@ class Markets:
             raise self._host.closed()
 
     def open_again(self) -> None:
-        """Try those markets again that could not be opened, if it is time."""
+        """Retry the markets that could not be opened, if they are due."""
         for name, unopened in list(self._unopened.items()):
             if unopened.backoff.is_due(time.monotonic()):
                 with self.opening:
@@ -344,10 +344,10 @@ class Markets:
         return [record.market for record in self._records()]
 
     def _look_at(self, name: str) -> MarketRules | None:
-        """Return the rules of a market that others hold, from its log: observe it so long, and keep nothing.
+        """Return the rules of a market that others hold, from its log: observe it for that time, and keep nothing.
 
-        None: they have not come within ``LOOK_S``; perhaps it waits for one more replica to have a log at all. Or the
-        node, which joins all markets, has just joined this one by itself: then it is waited for like any other.
+        None: they did not arrive within ``LOOK_S``; perhaps the market lacks one more replica to have a log at all. Or
+        this node joins all markets, and has just joined this one: then wait for it like for any other.
         """
         with self.opening:
             self._check_running()
@@ -371,7 +371,7 @@ class Markets:
     # -- closing ------------------------------------------------------------------------------------------------
 
     def retire(self) -> None:
-        """Tell the replicas that the node closes."""
+        """Notify the replicas that the node closes."""
         for book in list(self.books.values()):
             tell(book, Retire())
 

@@ -1,4 +1,4 @@
-"""NodeSupervisor: makes PeerActors for the nodes that are found, and starts again what fails. One a node."""
+"""NodeSupervisor: creates PeerActors for the nodes that are found, and restarts failed actors. One per node."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from ..peers.messages import HelloReceived, PeerFound, PeerLost
 logger = get_logger(__name__)
 
 _KEPT: Final = RestartPolicy(restarts_max=1_000_000, window_s=60.0, backoff_min_s=0.1, backoff_max_s=30.0)
-"""How discovery, and what looks after markets, is started again after a failure: never given up."""
+"""Restart policy of the DiscoveryActor and the MarketsActor: they are never given up."""
 
 
 class NodeSupervisor(Supervisor):
-    """Makes PeerActors for the nodes that are found, and starts again what fails.
+    """Creates PeerActors for the nodes that are found, and restarts failed actors.
 
-    A BookActor that fails is not restarted in place: what it knew is suspect, so its market is stopped and says so;
-    restarting the node recovers it from disk. Discovery, links and what looks after markets hold nothing of worth.
+    A failed BookActor is not restarted: its state is suspect, so its market stops and says so; restarting the node
+    recovers it from disk. The other actors have no state to lose.
     """
 
-    mailbox_size_max: ClassVar[int] = 0  # as of all actors of a node
+    mailbox_size_max: ClassVar[int] = 0  # like all actors of a node
 
     def __init__(self, links: Links, failed: Callable[[ActorFailed], None]) -> None:
         """``failed`` is called, on this actor's thread, with every failure of an actor that is not restarted."""
@@ -46,7 +46,7 @@ class NodeSupervisor(Supervisor):
         exception_value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Leave the others as they are: a node without its supervisor trades on."""
+        """Leave the others as they are: a node without its supervisor still trades."""
         del exception_type, traceback
         logger.critical("supervisor_failed", error=exception_value)
 

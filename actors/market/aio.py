@@ -1,9 +1,9 @@
-"""The same door for an asyncio event loop: calls are awaited, and answered by the batch. Never blocks the loop.
+"""A market for an asyncio event loop: calls are awaited, and answered in batches. Never blocks the loop.
 
-An order that is awaited costs no thread: the market's BookActor wakes the loop once for all orders that are answered
-together. So thousands may be under way at a time, and many small callers are quicker here than on threads.
+An awaited order costs no thread: the market's BookActor wakes the loop once for all orders that are answered together.
+So thousands may be in flight, and many small callers are faster here than on threads.
 
-A task that is cancelled while it waits takes nothing back: its order may have been executed. Give it a
+Cancelling a waiting task does not cancel its order, which may have been executed. Give it a
 ``client_order_id``, and a retry gets the same answer.
 """
 
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from ..book.actor import BookActor
 
 TURN_S: Final = 0.005
-"""Seconds that a subscription is read while updates wait before the loop's other tasks have a turn."""
+"""Seconds for which a subscription is read before the loop's other tasks get a turn."""
 _LOOK_S: Final = 1.0
-"""Seconds between two looks for requests that nobody answers."""
+"""Seconds between two checks for unanswered requests."""
 
 _T = TypeVar("_T")
 
@@ -62,10 +62,10 @@ class _Awaited(Request):
 
 
 class MarketLoop:
-    """The event loop of some handles: what its tasks wait for, and how answers reach them."""
+    """The event loop of some handles: the futures of its tasks, and the way answers reach them."""
 
     def __init__(self) -> None:
-        """Take the event loop that runs.
+        """Use the running event loop.
 
         Raises:
             InvalidRequest: no event loop runs (code ``no_event_loop``).
@@ -83,11 +83,11 @@ class MarketLoop:
         self._looking: asyncio.TimerHandle | None = None
 
     def check(self) -> None:
-        """Raise InvalidRequest, code ``other_event_loop``, unless it is this loop that runs."""
+        """Raise InvalidRequest, code ``other_event_loop``, unless this loop is running."""
         _check_loop(self.loop, "AsyncNode", "make another of the same node")
 
     async def send(self, submissions: Submissions, commands: tuple[Command, ...], deadline_s: float) -> _Awaited:
-        """Hand commands to the BookActor, without waiting but for room; the request's future is done when answered."""
+        """Hand commands to the BookActor; wait only for room. The request's future is done when answered."""
         request = _Awaited(commands, int(deadline_s * 1e9), self._tell)
         request.future = self.loop.create_future()
         self.waiting.add(request)
@@ -106,7 +106,7 @@ class MarketLoop:
         entered = self.loop.create_future()
 
         def tell() -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has been closed: it is sent all the same
+            with contextlib.suppress(RuntimeError):  # the loop was closed: it is sent anyway
                 self.loop.call_soon_threadsafe(_done, entered)
 
         submissions.stand_by(request, tell)
@@ -120,25 +120,25 @@ class MarketLoop:
             raise submissions.overloaded()
 
     def _tell(self, requests: list[Request]) -> None:
-        """Take answers in, on the BookActor's thread."""
-        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits any more
+        """Receive answers, on the BookActor's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
             self.loop.call_soon_threadsafe(self._finish, cast("list[_Awaited]", requests))
 
     def _finish(self, requests: Iterable[_Awaited]) -> None:
         waiting = self.waiting
         for request in requests:
             waiting.discard(request)
-            if not request.future.done():  # else its task was cancelled
+            if not request.future.done():  # otherwise its task was cancelled
                 request.future.set_result(None)
 
     def _look(self) -> None:
-        """Give up what a BookActor that is stuck has not answered: it fails requests at their deadlines itself."""
+        """Fail requests that a stuck BookActor has not answered; otherwise it fails them itself at their deadlines."""
         now_s = time.monotonic()
         self._finish([request for request in self.waiting if request.given_up_s <= now_s])
         self._looking = self.loop.call_later(_LOOK_S, self._look) if self.waiting else None
 
     async def ask(self, market: Market, message: object, timeout: float) -> Any:
-        """Ask the market's BookActor; raises as the market's own asking does."""
+        """Ask the market's BookActor; raises as :meth:`Market.read`."""
         ref, host = market.ref, market._host
         answer = _Answer(self.loop)
         if not put_always(ref, Envelope(message, answer)):
@@ -157,8 +157,8 @@ class MarketLoop:
 class AsyncMarket:
     """One market, for the event loop in which it was made: what ``async_node.market("BTC-USD")`` returns.
 
-    The calls of :class:`~.handle.Market`, awaited: the same arguments, results and errors. Commands for
-    :meth:`submit_many` are made by :attr:`market`, whose makers never wait once the rules are known: see :meth:`rules`.
+    The calls of :class:`~.handle.Market`, awaited: the same arguments, results and errors. Make commands for
+    :meth:`submit_many` with :attr:`market`; that never waits once the rules are known: see :meth:`rules`.
     In another event loop every call raises InvalidRequest, code ``other_event_loop``, before anything is sent.
     """
 
@@ -189,7 +189,7 @@ class AsyncMarket:
     async def cancel(
         self, order_id: int, *, timeout: float | None = None, **options: Unpack[RequestOptions]
     ) -> OrderResult:
-        """Cancel what is left of an order; see :meth:`Market.cancel`."""
+        """Cancel the open quantity of an order; see :meth:`Market.cancel`."""
         self._loop.check()
         return await self._one(self.market.make_cancel(order_id, **options), timeout)
 
@@ -236,7 +236,7 @@ class AsyncMarket:
     # -- queries ------------------------------------------------------------------------------------------------
 
     async def rules(self) -> MarketRules:
-        """Return the market's rules: they are asked for once. Raises as :attr:`Market.rules`."""
+        """Return the market's rules, which are read once. Raises as :attr:`Market.rules`."""
         self._loop.check()
         known = self.market._rules
         return known if known is not None else self.market._take_rules(await self.read(queries.rules))
@@ -289,7 +289,7 @@ class AsyncMarket:
     # -- market data --------------------------------------------------------------------------------------------
 
     async def subscribe(self, *, after: int | None = None, queue_size_max: int = 10_000) -> AsyncSubscription:
-        """Receive every event of the market, in order: iterate over what is returned by ``async for``.
+        """Receive every event of the market, in order: iterate over the result by ``async for``.
 
         See :meth:`Market.subscribe`.
         """
@@ -306,9 +306,9 @@ class AsyncMarket:
 
 
 class _Answer(pykka.Future[Any]):
-    """Where Pykka puts the answer to what a task has asked an actor: on its way to the loop, from the actor's thread.
+    """Takes the answer to a task's ask from Pykka, on the actor's thread, and passes it to the loop.
 
-    An actor that ends answers, too. The task waits for :attr:`future`.
+    An ending actor answers too. The task waits for :attr:`future`.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -322,13 +322,13 @@ class _Answer(pykka.Future[Any]):
         self._bring(None, (exc_info or sys.exc_info())[1])
 
     def _bring(self, value: Any, error: BaseException | None) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
             self._loop.call_soon_threadsafe(self.give, value, error)
 
     def give(self, value: Any, error: BaseException | None) -> None:
-        """Let the task have the answer, on the loop's thread."""
+        """Give the answer to the task, on the loop's thread."""
         if self.future.done():
-            return  # its task was cancelled, or waits no longer
+            return  # its task was cancelled, or no longer waits
         if error is not None:
             self.future.set_exception(error)
         else:
@@ -336,7 +336,7 @@ class _Answer(pykka.Future[Any]):
 
 
 def _check_loop(loop: asyncio.AbstractEventLoop, what: str, instead: str) -> None:
-    """Raise InvalidRequest unless ``loop`` is the event loop that runs."""
+    """Raise InvalidRequest unless ``loop`` is the running event loop."""
     if asyncio.get_running_loop() is not loop:
         raise InvalidRequest(
             f"this {what} belongs to another event loop{' that is closed' if loop.is_closed() else ''}; nothing was "
@@ -346,7 +346,7 @@ def _check_loop(loop: asyncio.AbstractEventLoop, what: str, instead: str) -> Non
 
 
 def _done(future: asyncio.Future[None]) -> None:
-    if not future.done():  # else its task was cancelled
+    if not future.done():  # otherwise its task was cancelled
         future.set_result(None)
 
 
@@ -364,26 +364,26 @@ class AsyncSubscription:
         self._poked = False
         self._news = asyncio.Event()
         self._turn_s = 0.0
-        """When the loop has last had a turn, as far as is known here."""
+        """When the loop last had a turn, as far as known here."""
 
     @property
     def error(self) -> OpenOutcryError | None:
-        """Why it has ended, unless it was closed."""
+        """Why it ended, unless it was closed."""
         return self._subscription.error
 
     @property
     def last_sequence(self) -> int:
-        """The sequence number up to which the subscriber has been given everything."""
+        """The subscriber has received everything up to this sequence number."""
         return self._subscription.last_sequence
 
     def close(self) -> None:
-        """End the subscription; what waits can still be read. Idempotent."""
+        """End the subscription; queued updates can still be read. Idempotent."""
         self._subscription.close()
 
     async def get(self) -> MarketUpdate | None:
         """Return the next update, or None when the subscription has ended. For one task at a time.
 
-        However many wait, the loop's other tasks have a turn every ``TURN_S``; a call that is cancelled takes nothing.
+        However many updates wait, the loop's other tasks get a turn every ``TURN_S``; a cancelled call takes no update.
         """
         _check_loop(self._loop, "subscription", "subscribe again with after=last_sequence")
         if time.monotonic() - self._turn_s > TURN_S:
@@ -393,7 +393,7 @@ class AsyncSubscription:
             try:
                 return self._subscription.get(timeout=0)
             except queue.Empty:
-                self._news.clear()  # on the loop's thread, as `_wake`: what comes after the look sets it again
+                self._news.clear()  # on the loop's thread, like `_wake`: an update after this check sets it again
                 await self._news.wait()
                 self._turn_s = time.monotonic()
 
@@ -408,10 +408,10 @@ class AsyncSubscription:
         self.close()
 
     def _poke(self) -> None:
-        """Something has come in, on whatever thread: wake the loop, once for all that comes until it is awake."""
+        """An update arrived, on any thread: wake the loop, once for all updates until it is awake."""
         if not self._poked:
             self._poked = True
-            with contextlib.suppress(RuntimeError):  # the loop has been closed
+            with contextlib.suppress(RuntimeError):  # the loop was closed
                 self._loop.call_soon_threadsafe(self._wake)
 
     def _wake(self) -> None:

@@ -1,8 +1,8 @@
 """The border: what callers write becomes commands, checked once. Pure.
 
-Decimals become ticks and lots (by the market's rules), names become codes. Whatever is malformed raises
-:class:`~openoutcry.transport.errors.InvalidRequest`, and nothing of it gets as far as a log. A command that was made
-here needs no other check; one that comes from elsewhere has :func:`checked`.
+Decimals become ticks and lots (by the market's rules), names become codes. Malformed input raises
+:class:`~openoutcry.transport.errors.InvalidRequest`, and never reaches a log. A command made here needs no other check;
+use :func:`checked` for commands from elsewhere.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from ..book.commands import (
 from ..book.rules import DecimalLike, MarketRules
 
 TIMEOUT_S_MAX: Final = 86_400.0
-"""Longest time-out of a call, in seconds."""
+"""Longest timeout of a call, in seconds."""
 
 ExpiryLike = int | datetime | timedelta
-"""When an order lapses: nanoseconds since the Unix epoch, a datetime with a time zone, or how long from now."""
+"""When an order expires: nanoseconds since the Unix epoch, a datetime with a time zone, or how long from now."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _UNITS: Final = ((10**11, "seconds", 10**9), (10**14, "milliseconds", 10**6), (10**17, "microseconds", 10**3))
-"""Below which number a time since 1970 is in a coarser unit than nanoseconds, and what it is to be multiplied with.
+"""Bounds below which a time since 1970 is in a coarser unit than nanoseconds, and the factor to convert it.
 
-The last bound is a day of 1973 in nanoseconds: no order lapses then."""
+The last bound is a day of 1973 in nanoseconds: no order expires then."""
 _EXPIRY_RECIPE: Final = (
     "give time.time_ns() + 3600 * 10**9 for an hour from now, a datetime with a time zone, or a timedelta"
 )
@@ -57,16 +57,16 @@ _NAMED: Final[dict[type[Any], dict[str, Any]]] = {
 
 
 class RequestOptions(TypedDict, total=False):
-    """What every command may say."""
+    """Options of every command."""
 
     account: str | None
-    """On whose behalf; default the node's name."""
+    """The account that sends it; default the node's name."""
     client_order_id: str | None
-    """Names the request, within the dedupe window: a retry gets the first answer back. Default: a fresh one."""
+    """Names the request, within the dedupe window: a retry gets the first answer. Default: a new one."""
 
 
 class OrderOptions(RequestOptions, total=False):
-    """What else an order may say. Here alone its options are declared: every call that takes an order has these."""
+    """Options of an order, declared only here: every call that takes an order has these."""
 
     order_type: str | OrderType
     """``"limit"`` (the default), ``"market"`` or ``"post_only"``."""
@@ -81,7 +81,7 @@ class OrderOptions(RequestOptions, total=False):
 
 
 class Requester:
-    """Who sends commands at a node, unless a command names another account; gives names to requests without one."""
+    """The default account of a node's commands; names requests that have no name."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -89,11 +89,11 @@ class Requester:
         self._numbers = itertools.count(1)
 
     def account(self, account: str | None) -> str:
-        """Return on whose behalf a command is sent."""
+        """Return the account that sends a command."""
         return self.name if account is None else checked_account(account)
 
     def request_name(self, client_order_id: str | None) -> str:
-        """Return the name of a request: the one it was given, or a fresh one."""
+        """Return the name of a request: the given one, or a new one."""
         if client_order_id is None:
             return f"{self._prefix}{next(self._numbers):x}"
         return checked_client_order_id(client_order_id)
@@ -142,12 +142,12 @@ def submit_command(
 
 
 def checked_expiry(value: ExpiryLike, now_ns: Callable[[], int] = time.time_ns) -> int:
-    """Return when an order lapses, in nanoseconds since the Unix epoch; 0: it was given none.
+    """Return when an order expires, in nanoseconds since the Unix epoch; 0: no expiry was given.
 
-    A timedelta counts from this machine's clock; a retry under the same client order id has to give the same time.
+    A timedelta counts from this machine's clock; a retry with the same client order id must give the same time.
 
     Raises:
-        InvalidRequest: it is no time, has no time zone, or is in another unit (code ``invalid_expiry``).
+        InvalidRequest: it is not a time, has no time zone, or is in another unit (code ``invalid_expiry``).
     """
     if isinstance(value, datetime | timedelta):
         try:
@@ -220,7 +220,7 @@ def _named(requester: Requester, *, account: str | None = None, client_order_id:
 
 
 def checked(commands: Iterable[Command]) -> tuple[Command, ...]:
-    """Return ``commands``, made by whomever, if a leader can take them."""
+    """Return ``commands`` of any origin, if a leader can accept them."""
     try:
         each = iter(commands)
     except TypeError:
@@ -232,7 +232,7 @@ def checked(commands: Iterable[Command]) -> tuple[Command, ...]:
     for account in {command[1] for command in made}:
         checked_account(account)
     ids = "".join([command[2] for command in made])
-    if " " in ids or not (ids.isascii() and ids.isprintable()):  # else none of them can be taken for another
+    if " " in ids or not (ids.isascii() and ids.isprintable()):  # otherwise all names in it are plain
         for command in made:
             if command[2]:
                 checked_client_order_id(command[2])
@@ -250,7 +250,7 @@ def checked_node(value: str) -> str:
 
 
 def checked_service(service: str, address: str = "", metadata: Mapping[str, str] | None = None) -> str:
-    """Return the name of a service if all that is told of it is text; the directory looks at the rest."""
+    """Return the name of a service if its fields are text; the directory checks the rest."""
     _text(address, "a service's address", "invalid_request")
     if metadata is not None and not isinstance(metadata, Mapping):
         raise InvalidRequest(f"a service's metadata are a mapping of strings, not {quoted(metadata)}")
@@ -262,7 +262,7 @@ def checked_service(service: str, address: str = "", metadata: Mapping[str, str]
 
 
 def checked_rules(value: MarketRules) -> MarketRules:
-    """Return ``value`` if it is the rules of a market."""
+    """Return ``value`` if it is a MarketRules."""
     if not isinstance(value, MarketRules):
         raise InvalidRequest(f"rules are MarketRules, not {type(value).__name__}", code="invalid_rules")
     return value
@@ -286,7 +286,7 @@ def checked_client_order_id(value: str) -> str:
 
 
 def checked_timeout(seconds: float) -> float:
-    """Return ``seconds`` if a call can wait so long."""
+    """Return ``seconds`` if a call can wait that long."""
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= TIMEOUT_S_MAX:
         raise InvalidRequest(
             f"a timeout is 0 to {written(TIMEOUT_S_MAX)} seconds, not {quoted(seconds)}", code="invalid_timeout"
@@ -295,7 +295,7 @@ def checked_timeout(seconds: float) -> float:
 
 
 def checked_count(value: int, what: str, *, at_least: int = 0) -> int:
-    """Return ``value`` if it can say how many; ``what`` names it."""
+    """Return ``value`` if it is a valid count; ``what`` names it."""
     if type(value) is not int or not at_least <= value <= INT64_MAX:
         raise InvalidRequest(
             f"{what} is a whole number from {at_least} to {INT64_MAX}, not {quoted(value)}", code=f"invalid_{what}"
@@ -308,7 +308,7 @@ def as_word(value: str | IntEnum) -> str: ...
 @overload
 def as_word(value: str | IntEnum | None) -> str | None: ...
 def as_word(value: str | IntEnum | None) -> str | None:
-    """Return a side, an order type, … as its name, where a text has to travel."""
+    """Return a side, an order type, … as its name, for links that carry text."""
     return value.name.lower() if isinstance(value, IntEnum) else value
 
 

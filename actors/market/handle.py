@@ -1,7 +1,7 @@
-"""Market: the one door to a market: everything that a caller holds of it. Decides nothing; owns no thread.
+"""Market: the one door to a market, with all its calls. Decides nothing; owns no thread.
 
-Prices, quantities and names are checked here, once; what gets in is a command that the log can take. A question to the
-replica is answered on its BookActor's thread, at one sequence number. Values are those of :mod:`.views`.
+It checks prices, quantities and names once; the commands that pass fit the log. The BookActor's thread answers a
+question to the replica, at one sequence number. Values are those of :mod:`.views`.
 """
 
 from __future__ import annotations
@@ -58,32 +58,32 @@ if TYPE_CHECKING:
     from ..book.actor import BookActor
 
 UNANSWERED_MAX: Final = 65_536
-"""Most commands of one market that a node may have unanswered; a submitter beyond waits, then gets Overloaded."""
+"""Most unanswered commands of one market at a node; further submitters wait, then get Overloaded."""
 READY_LOOK_S: Final = 0.005
-"""Seconds between two looks at a condition that somebody waits for."""
+"""Seconds between two checks of an awaited condition."""
 
 _T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Host:
-    """What a market's door knows of its node."""
+    """What a Market needs of its node."""
 
     node_id: str
     requester: Requester
-    """Its name is the node's."""
+    """Its name is the name of the node."""
     timeout_s: float
     """The default bound of every call."""
     is_closed: Callable[[], bool]
     failures: Callable[[], Sequence[str]]
-    """What has failed at the node, a line each."""
+    """The failures at the node, a line each."""
     hindrances: Callable[[], list[str]]
-    """Why the node may not reach a leader: the coordinator, the directory."""
+    """Reasons why the node may not reach a leader: the coordinator, the directory."""
     denied: Callable[[Sequence[str]], OpenOutcryError | None] | None
     """Return the error if the node may not act for one of these accounts; None: it may act for all."""
 
     def deadline_s(self, timeout: float | None) -> float:
-        """Return when a call ends that may take ``timeout`` seconds; None: the node's bound."""
+        """Return the deadline of a call that may take ``timeout`` seconds; None: the node's default."""
         return time.monotonic() + (self.timeout_s if timeout is None else checked_timeout(timeout))
 
     def closed(self) -> Closed:
@@ -91,7 +91,7 @@ class Host:
         return Closed(f"node {self.requester.name} is closed")
 
     def gone(self, what: str) -> OpenOutcryError:
-        """Return the error of a question to ``what``, an actor that does not run any more."""
+        """Return the error of a question to ``what``, an actor that no longer runs."""
         if self.is_closed():
             return self.closed()
         failures = "; ".join(self.failures()) or "see the log"
@@ -107,7 +107,7 @@ class Host:
         """Ask an actor of the node, for ``timeout`` seconds at most.
 
         Raises:
-            RequestTimeout: it has not answered in time.
+            RequestTimeout: it did not answer in time.
             Closed, StorageError: it does not run.
         """
         try:
@@ -128,14 +128,14 @@ class Market:
     Any thread may call it. Prices and quantities are str, int or Decimal; times are in seconds unless their name ends
     in ``_ns``; ``timeout`` is the node's by default. Every call raises ``Closed`` once the node is closed,
     ``Unavailable`` (code ``market_not_open``) while this node cannot open the market, and ``StorageError`` if the
-    replica has failed. A handle stays good until the node closes.
+    replica has failed. A handle stays valid until the node closes.
     """
 
     def __init__(self, name: str, host: Host, meters: MarketMeters, refusal: Callable[[], OpenOutcryError]) -> None:
-        """``refusal`` returns why the market is not open; that of one that is opened is not asked, see :meth:`open`."""
+        """``refusal`` returns why the market is not open; see :meth:`open`."""
         self.name = name
         self.proposed: MarketRules | None = None
-        """The rules that this node would open the market with; where it has others, :meth:`wait_ready` fails."""
+        """The rules with which this node would open the market; if it has others, :meth:`wait_ready` fails."""
         self.meters = meters
         self._host = host
         self._refusal = refusal
@@ -152,11 +152,11 @@ class Market:
     # -- the node's side ----------------------------------------------------------------------------------------
 
     def open(self, book: pykka.ActorRef[BookActor], submissions: Submissions) -> None:
-        """Let calls in: the replica runs. Called by the node."""
+        """Accept calls: the replica runs. The node calls this."""
         self._ref, self._submissions = book, submissions
 
     def shut(self, refusal: Callable[[], OpenOutcryError]) -> None:
-        """Refuse calls from now on, by ``refusal``. Called by the node."""
+        """Refuse calls from now on with ``refusal``. The node calls this."""
         self._refusal = refusal
         self._ref = self._submissions = None
 
@@ -167,7 +167,7 @@ class Market:
 
     @property
     def ref(self) -> pykka.ActorRef[BookActor]:
-        """The actor of this node's replica, for the node itself and for tests: its messages are no public interface."""
+        """The actor of this node's replica, for the node and for tests: its messages are not a public interface."""
         if self._host.is_closed():
             raise self._host.closed()
         ref = self._ref
@@ -177,14 +177,14 @@ class Market:
 
     @property
     def submissions(self) -> Submissions:
-        """What waits between the callers here and the replica; as :attr:`ref`, no public interface."""
+        """The requests between callers here and the replica; like :attr:`ref`, not a public interface."""
         submissions = self._submissions
         if submissions is None:
             raise self._refusal()
         return submissions
 
     def read(self, question: Callable[[BookActor], _T], *, timeout: float | None = None) -> _T:
-        """Return ``question(actor)``, asked on the replica's thread. It only reads, and returns copies, and soon.
+        """Return ``question(actor)``, asked on the replica's thread. It must only read, return copies, and be quick.
 
         Raises:
             RequestTimeout: no answer within ``timeout`` seconds.
@@ -223,7 +223,7 @@ class Market:
         return self._one(self.make_order(side, price, quantity, **options), timeout)
 
     def cancel(self, order_id: int, *, timeout: float | None = None, **options: Unpack[RequestOptions]) -> OrderResult:
-        """Cancel what is left of an order. Raises as :meth:`submit`; code ``unknown_order`` if it is not open."""
+        """Cancel the open quantity of an order. Raises as :meth:`submit`; code ``unknown_order`` if it is not open."""
         return self._one(self.make_cancel(order_id, **options), timeout)
 
     def cancel_all(self, *, timeout: float | None = None, **options: Unpack[RequestOptions]) -> OrderResult:
@@ -257,7 +257,7 @@ class Market:
     def submit_many_async(
         self, commands: Iterable[Command], *, timeout: float | None = None
     ) -> Callable[[], OrderResults]:
-        """Send as :meth:`submit_many` does, but return at once: call what is returned to wait for the answers.
+        """As :meth:`submit_many`, but return at once; call the returned function to wait for the answers.
 
         Blocks only while ``UNANSWERED_MAX`` commands are unanswered.
         """
@@ -304,13 +304,13 @@ class Market:
         return result
 
     def _batch(self, commands: Iterable[Command], timeout: float | None) -> tuple[float, tuple[Command, ...]]:
-        """Return when the answers to a batch are waited for no longer, and its commands, checked."""
+        """Return the deadline for the answers to a batch, and its checked commands."""
         deadline_s = self._host.deadline_s(timeout)
-        _ = self.ref  # whether the market is open is said before what is wrong with the batch
+        _ = self.ref  # report a closed market before errors in the batch
         return deadline_s, checked(commands)
 
     def _entrance(self, commands: tuple[Command, ...]) -> Submissions:
-        """Return where commands go in, if the market is open and the node may act for their accounts."""
+        """Return the submissions, if the market is open and the node may act for these accounts."""
         host, submissions = self._host, self._submissions
         if submissions is None or host.is_closed():
             raise host.closed() if host.is_closed() else self._refusal()
@@ -326,13 +326,13 @@ class Market:
 
         Raises:
             Unavailable: the market's log has not reached this node yet (code ``not_ready``; ``not_enough_in_sync``
-                where it has no entry for want of replicas).
+                if it has no entry because too few replicas are in sync).
         """
         found = self._rules
         return found if found is not None else self._take_rules(self.read(queries.rules))
 
     def _take_rules(self, found: MarketRules | MarketStatus) -> MarketRules:
-        """Take in what :func:`~.queries.rules` has answered."""
+        """Store the answer of :func:`~.queries.rules`."""
         if isinstance(found, MarketStatus):
             raise self._not_ready(found, Unavailable)
         self._rules = found
@@ -384,7 +384,7 @@ class Market:
             return unanswered(self.name, "stopped", str(error))
 
     def queues(self) -> dict[str, tuple[int, int]]:
-        """Return what waits in the market's queues, by their names, and the bound of each, 0 without one."""
+        """Return the lengths of the market's queues by name, and the bound of each, 0 without one."""
         submissions, ref = self.submissions, self._ref
         mailbox = cast("TickingInbox", ref.actor_inbox).qsize() if ref is not None else 0
         return {"in_flight": (submissions.in_flight, UNANSWERED_MAX), "book_mailbox": (mailbox, 0)}
@@ -403,7 +403,7 @@ class Market:
         self.wait_ready_until(time.monotonic() + checked_timeout(timeout), timeout)
 
     def wait_ready_until(self, deadline_s: float, said_s: float) -> None:
-        """As :meth:`wait_ready`, until ``deadline_s`` on the monotonic clock; ``said_s`` is what errors say."""
+        """As :meth:`wait_ready`, until ``deadline_s`` on the monotonic clock; errors name ``said_s`` as the timeout."""
         while self._opens_later(deadline_s, said_s):
             time.sleep(READY_LOOK_S)
         while not self._take_readiness(self.read(queries.readiness, timeout=max(said_s, self._host.timeout_s))):
@@ -412,7 +412,7 @@ class Market:
             time.sleep(READY_LOOK_S)
 
     def _opens_later(self, deadline_s: float, said_s: float) -> bool:
-        """Return whether the market is still to be opened; raises at the deadline, or if it never will be."""
+        """Return whether the market is not open yet; raises at the deadline, or if it never will be."""
         if self._host.is_closed():
             raise self._host.closed()
         if self._ref is not None:
@@ -425,7 +425,7 @@ class Market:
         return True
 
     def _take_readiness(self, found: tuple[bool, OpenOutcryError | None, MarketRules]) -> bool:
-        """Take in what :func:`~.queries.readiness` has answered; return whether commands can be sent."""
+        """Store the answer of :func:`~.queries.readiness`; return whether commands can be sent."""
         ready, failure, rules = found
         if failure is not None:
             raise copied(failure)
@@ -442,7 +442,7 @@ class Market:
         return True
 
     def _not_ready(self, status: MarketStatus, kind: type[Unavailable], waited: str = "") -> Unavailable:
-        """Return the error of a market that cannot be used from this node, and says ``status`` of itself."""
+        """Return the error of a market with this ``status`` that cannot be used from this node."""
         state, why = condition(status, self._host.node_id)
         reasons = [why, *self._host.hindrances()]
         code = "not_enough_in_sync" if state == "below_min_in_sync" else "not_ready"
@@ -452,7 +452,7 @@ class Market:
         """Wait until ``nodes`` replicas are in sync, as far as this node knows, ``timeout`` seconds at most.
 
         Raises:
-            RequestTimeout: they were not in time.
+            RequestTimeout: it took too long.
         """
         checked_count(nodes, "nodes")
         self._wait_for(
@@ -465,7 +465,7 @@ class Market:
         """Wait until this node has applied the market's log up to ``sequence``, ``timeout`` seconds at most.
 
         Raises:
-            RequestTimeout: it had not in time.
+            RequestTimeout: it took too long.
         """
         checked_count(sequence, "sequence")
         self._wait_for(
@@ -495,14 +495,14 @@ class Market:
             to: a callable, called with each :class:`~.views.MarketUpdate` on the subscription's own thread; a
                 ``queue.Queue``; or None, to iterate over the subscription itself.
             after: the sequence number after which to begin, for resuming; None = from now on.
-            queue_size_max: how many updates may wait. A subscriber that falls further behind is cut: it gets no
-                gap, but an end, and resumes with ``after=subscription.last_sequence``.
-            arrived: called when there is something to get, on the thread that brings it; it may only hand over.
+            queue_size_max: how many updates may wait. A subscriber that falls further behind is cut: the
+                subscription ends without a gap; resume with ``after=subscription.last_sequence``.
+            arrived: called when an update arrives, on the delivering thread; it must not block.
 
         Raises:
-            InvalidRequest: ``after`` or ``queue_size_max`` is no whole number, or the latter 0; or ``to`` cannot be
-                given anything (code ``invalid_subscriber``).
-            Unavailable: the events after ``after`` are not held any more (code ``too_far_behind``).
+            InvalidRequest: ``after`` or ``queue_size_max`` is not a whole number, or the latter is 0; or ``to``
+                cannot receive updates (code ``invalid_subscriber``).
+            Unavailable: the events after ``after`` are no longer kept (code ``too_far_behind``).
         """
         subscription, watch = self._make_subscription(to, after, queue_size_max, arrived)
         try:
@@ -520,7 +520,7 @@ class Market:
         queue_size_max: int,
         arrived: Callable[[], None] | None,
     ) -> tuple[Subscription, Watch]:
-        """Return a subscription, and what the replica has to be asked before it begins; if that fails, close it."""
+        """Return a subscription, and the question to the replica that begins it; if that fails, close it."""
         ref = self.ref
         after = None if after is None else checked_count(after, "after")
         if to is not None and not callable(to) and not callable(getattr(to, "put", None)):
@@ -544,12 +544,12 @@ class Market:
 
     @property
     def subscriptions(self) -> tuple[Subscription, ...]:
-        """The subscriptions that have begun at this handle, without those that had ended when the last one began."""
+        """The subscriptions of this handle, without those that had ended when the last one began."""
         return self._subscriptions
 
 
 def partly_sent(error: Unavailable, at: int, count: int) -> Unavailable:
-    """Return ``error``, by which ``count`` commands failed when ``at`` had been sent, with word of those."""
+    """Return ``error`` of ``count`` commands, with a note about the ``at`` commands sent before it."""
     sent = f" ({at} of {count} commands were sent before; their outcome is unknown)" if at else ""
     return copied(error, f"{error.message}{sent}")
 

@@ -1,6 +1,6 @@
-"""What can be asked of a market's replica: each function returns a question, which its BookActor answers on its thread.
+"""Questions to a market's replica: each function returns a question, which the BookActor answers on its thread.
 
-A question only reads, and what it answers is of one moment: the values of :mod:`.views`, in decimals.
+A question only reads. Its answer belongs to one moment: values of :mod:`.views`, in decimals.
 """
 
 from __future__ import annotations
@@ -121,5 +121,5 @@ def rules(actor: BookActor) -> MarketRules | MarketStatus:
 
 
 def readiness(actor: BookActor) -> tuple[bool, OpenOutcryError | None, MarketRules]:
-    """Whether commands can be sent from here, why only a person can change that, and the market's rules."""
+    """Whether commands can be sent from here, what only a person can solve, and the market's rules."""
     return actor.ready, actor.hindrance, actor.book.rules

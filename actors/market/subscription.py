@@ -19,11 +19,11 @@ logger = get_logger(__name__)
 
 
 CLOSE_S_MAX: Final = 2.0
-"""How long :meth:`Subscription.close` waits for a subscriber to take what is delivered to it, in seconds."""
+"""Seconds that :meth:`Subscription.close` waits for a subscriber to accept the delivered updates."""
 
 
 class _End:
-    """Wakes a reader: no update will follow."""
+    """Wakes a reader: no further update follows."""
 
 
 _END: Final = _End()
@@ -33,9 +33,9 @@ class Subscription:
     """The receiving end of ``ExchangeNode.subscribe``; iterate over it, or let it call a function or fill a queue.
 
     It ends when :meth:`close` is called, the node closes, the subscriber falls ``queue_size_max`` updates behind
-    (:attr:`error` is then Overloaded), the function or queue that it is given to raises (Unavailable, code
+    (:attr:`error` is then Overloaded), its function or queue raises an exception (Unavailable, code
     ``subscriber_failed``), or the market's replica at this node stops (:attr:`error` says why). It has no gaps: after
-    an end, subscribe again with ``after=last_sequence``; the update on which a subscriber has raised counts as given.
+    an end, subscribe again with ``after=last_sequence``; the update that made a subscriber fail counts as delivered.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class Subscription:
         meters: MarketMeters | None = None,
         arrived: Callable[[], None] | None = None,
     ) -> None:
-        """``arrived`` is called when there is something to get, on the thread that brings it; it may only hand over."""
+        """``arrived`` is called when an update arrives, on the delivering thread; it must not block."""
         self.market = market
         self.error: OpenOutcryError | None = None
-        """Why it has ended, unless it was closed."""
+        """Why it ended, unless it was closed."""
         self.last_sequence = 0
-        """The sequence number up to which the subscriber has been given everything."""
+        """The subscriber has received everything up to this sequence number."""
         guard(self)
         self._on_end = on_end
         self._arrived = arrived
@@ -82,11 +82,11 @@ class Subscription:
 
     @property
     def ended(self) -> bool:
-        """Whether no further update will come in."""
+        """Whether no further update will arrive."""
         return self._ended.is_set()
 
     def offer(self, update: Applied | OpenOutcryError | None) -> bool:
-        """Take an update in, on the BookActor's thread; False ends the watch."""
+        """Queue an update, on the BookActor's thread; False ends the watch."""
         if self._ended.is_set():
             return False
         if update is None:
@@ -123,7 +123,7 @@ class Subscription:
         """Return the next update, or None when the subscription has ended.
 
         Raises:
-            queue.Empty: nothing came within ``timeout`` seconds.
+            queue.Empty: no update arrived within ``timeout`` seconds.
         """
         update = self._queue.get(timeout=timeout)
         if isinstance(update, _End):
@@ -145,10 +145,10 @@ class Subscription:
             yield update
 
     def close(self) -> None:
-        """End the subscription; what waits can still be read. Idempotent.
+        """End the subscription; queued updates can still be read. Idempotent.
 
-        A thread that delivers has ``CLOSE_S_MAX`` to hand over what waits; if the subscriber blocks it for longer, it
-        is left behind and ends when the subscriber lets it.
+        A delivering thread has ``CLOSE_S_MAX`` to deliver the queued updates. If the subscriber blocks it for longer,
+        this call does not wait for it; it ends when the subscriber returns.
         """
         if self._end(None):
             self._on_end(self.offer)
@@ -159,7 +159,7 @@ class Subscription:
                 logger.error("subscriber_blocked", market=self.market, seconds=CLOSE_S_MAX)
 
     def _end(self, error: OpenOutcryError | None) -> bool:
-        """End, because of ``error``; return False, and change nothing, if it has ended before."""
+        """End because of ``error``; return False, and change nothing, if it has already ended."""
         with self._ending:
             if self._ended.is_set():
                 return False

@@ -1,6 +1,6 @@
-"""What users of a node get to see: results, events, orders and books in decimals. Values only; made when looked at.
+"""Views for users of a node: results, events, orders and books in decimals. Values only; made on access.
 
-The core speaks ticks, lots and tuples; a view keeps those and converts on access, so that a batch of a thousand answers
+The core uses ticks, lots and tuples; a view keeps those and converts on access, so that a batch of a thousand answers
 costs nothing until somebody reads one.
 """
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Accepted:
-    """The order was taken in. What it traded and what became of the rest follows in other events."""
+    """The book accepted the order. Other events show its trades and what happened to the rest."""
 
     kind: ClassVar[str] = "accepted"
     sequence: int
@@ -52,7 +52,7 @@ class Accepted:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rejected:
-    """The command was refused and changed nothing; ``code`` is stable, ``message`` says what to do."""
+    """The book rejected the command, which changed nothing; ``code`` is stable, ``message`` says what to do."""
 
     kind: ClassVar[str] = "rejected"
     sequence: int
@@ -66,7 +66,7 @@ class Rejected:
 class Trade:
     """A fill at the maker's price. ``side`` is the taker's.
 
-    ``timestamp_ns``: when it was ordered, by the leader's clock, in ns since the Unix epoch: the same everywhere.
+    ``timestamp_ns``: the market's time of the trade, in ns since the Unix epoch: the same everywhere.
     """
 
     kind: ClassVar[str] = "trade"
@@ -84,7 +84,7 @@ class Trade:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cancelled:
-    """``quantity`` of an order was taken out, ``open_quantity`` is left.
+    """``quantity`` of an order was cancelled, ``open_quantity`` is left.
 
     ``reason``: requested, unfilled, expired, self_trade.
     """
@@ -134,7 +134,7 @@ class Configured:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Noted:
-    """An operator did something to the market that its log has to tell: ``text`` says what, who, and why."""
+    """An operator changed something about the market: ``text`` says what, who, and why."""
 
     kind: ClassVar[str] = "noted"
     sequence: int
@@ -195,7 +195,7 @@ class OrderResult:
     """The exchange's answer to one command. ``status`` is one of
 
     ``resting`` (all or part of it is in the book), ``filled``, ``cancelled`` (nothing of it is left), ``amended``,
-    ``accepted`` (a cancel-all, whatever it found; or a kept amend), ``rejected``.
+    ``accepted`` (a cancel-all, even if it found no order; or a kept amend), ``rejected``.
     """
 
     __slots__ = ("_cancel_all", "_events", "_rules", "duplicate", "market", "sequence", "state_hash", "state_sequence")
@@ -212,14 +212,14 @@ class OrderResult:
         rules: MarketRules,
         cancel_all: bool,
     ) -> None:
-        """``cancel_all``: what the command was, which its events do not tell."""
+        """``cancel_all``: whether the command was a cancel-all, which its events do not show."""
         self.market = market
         self.sequence = sequence
         """The command's place in the market's total order."""
         self.duplicate = duplicate
         """The command was a retry: this is the first answer, at the first's sequence."""
         self.state_sequence = state_sequence
-        """The sequence number at which :attr:`state_hash` was taken: that of the batch the command travelled in."""
+        """The sequence number of :attr:`state_hash`: the end of the batch in which the command travelled."""
         self.state_hash = state_hash
         self._events = events
         self._rules = rules
@@ -234,7 +234,7 @@ class OrderResult:
 
     @property
     def events(self) -> tuple[MarketEvent, ...]:
-        """All that the command caused, in order."""
+        """All events of the command, in order."""
         return tuple([to_event(event, self._rules) for event in self._events])
 
     @property
@@ -273,7 +273,7 @@ class OrderResult:
 
     @property
     def cancelled_ids(self) -> tuple[int, ...]:
-        """The orders that a cancel or a cancel-all took out of the book, in the order of their events."""
+        """The orders that a cancel or a cancel-all removed from the book, in the order of their events."""
         return tuple(
             [event[2] for event in self._events if event[0] == CANCELLED and event[8] == CancelReason.REQUESTED]
         )
@@ -356,7 +356,7 @@ class OrderResults(Sequence[OrderResult]):
 
 
 def result_of(market: str, outcome: Outcome, sequence: int, command: Command) -> OrderResult:
-    """Return the answer to ``command``, at ``sequence``, one of those that ``outcome`` tells of."""
+    """Return the answer to ``command``, at ``sequence``, which is part of ``outcome``."""
     return _result(market, outcome, sequence, command, events_between(outcome.events, sequence, sequence))
 
 
@@ -376,7 +376,7 @@ def _result(market: str, outcome: Outcome, sequence: int, command: Command, even
 
 
 class OrderRejected(OpenOutcryError):
-    """The book refused the command. ``code`` says why; ``result`` is the whole answer, with its sequence number."""
+    """The book rejected the command. ``code`` says why; ``result`` is the whole answer, with its sequence number."""
 
     def __init__(self, result: OrderResult) -> None:
         code = present(result.code, "an error of a result that is no rejection")
@@ -386,7 +386,7 @@ class OrderRejected(OpenOutcryError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PriceLevel:
-    """One price of one side: the open quantity and in how many orders."""
+    """One price of one side: the open quantity and the number of orders."""
 
     price: Decimal
     quantity: Decimal
@@ -435,10 +435,10 @@ class BookView:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ForcePlan:
-    """What it would mean to force a node to lead a market: from what state it would go on, and what may be lost.
+    """What forcing a node to lead a market would mean: the state it would continue from, and the possible loss.
 
-    Whatever was answered after ``sequence`` is lost. Nobody who is left knows how much that is; at least what is
-    between it and ``known_committed``, where that is larger.
+    All answers after ``sequence`` are lost. No remaining node knows how many those are; if ``known_committed`` is
+    larger, at least the answers up to it.
     """
 
     market: str
@@ -451,16 +451,16 @@ class ForcePlan:
     known_committed: int
     """Highest sequence number that this node knows to be committed."""
     version: int
-    """Of the coordinator's record; grows with every change."""
+    """Version of the market record; grows with every change."""
     epoch: int
     leader: str
     in_sync: tuple[str, ...]
-    """The nodes that held every acknowledged command, by the record: all are taken for lost."""
+    """The nodes that held every acknowledged command, by the market record: all count as lost."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MarketUpdate:
-    """What a subscriber gets: everything that sequences ``first_sequence`` to ``sequence`` caused, in order."""
+    """What a subscriber receives: all events of sequences ``first_sequence`` to ``sequence``, in order."""
 
     market: str
     first_sequence: int
