@@ -388,7 +388,6 @@ def test_status_shows_every_replica_that_a_leader_knows_of_and_every_trouble() -
         "name": "al",
         "node_id": "al.1",
         "address": "tcp://h:1",
-        "clock": {"off": False, "offsets_s": {}},
         "peers": {
             "bo.2": {"name": "bo", "up": True, "other_coordinator": False},
             "bo.3": {"name": "bo", "up": False, "other_coordinator": False},
