@@ -377,13 +377,13 @@ def test_a_subscription_that_nobody_waits_for_any_more_is_none() -> None:
                 with pytest.raises(asyncio.CancelledError):
                     await given_up
             await until(mailbox.empty, "the market has heard of it")
-            assert await node.market(MARKET).read(lambda actor: actor._watchers) == []
+            assert await node.market(MARKET).read(lambda actor: len(actor.feed)) == 0
             node.node.timeout = 0.2
             with held(node), pytest.raises(RequestTimeout):
                 await node.subscribe(MARKET)
             node.node.timeout = 5
             await until(mailbox.empty, "the market has heard of the second")
-            assert await node.market(MARKET).read(lambda actor: actor._watchers) == []
+            assert await node.market(MARKET).read(lambda actor: len(actor.feed)) == 0
             assert not node.node.market(MARKET).subscriptions
 
     run(test)

@@ -202,7 +202,7 @@ def node(tmp_path: Path) -> Iterator[ExchangeNode]:
 
 
 def set_clock(node: ExchangeNode, off_ns: int) -> None:
-    node.market(MARKET).read(lambda actor: setattr(actor, "_clock_ns", lambda: time.time_ns() + off_ns))
+    node.market(MARKET).read(lambda actor: setattr(actor.timekeeper, "clock_ns", lambda: time.time_ns() + off_ns))
 
 
 @pytest.mark.parametrize("jump", [3650 * DAY, -3650 * DAY])
@@ -226,7 +226,7 @@ def test_an_operator_sets_a_log_from_the_future_back(tmp_path: Path) -> None:
     options: dict[str, Any] = {"markets": {MARKET: MarketRules()}, "data_dir": tmp_path}
     with ExchangeNode("alice", **options) as node:
         node.wait_ready()
-        node.market(MARKET).read(lambda actor: actor._log_time.forget())
+        node.market(MARKET).read(lambda actor: actor.timekeeper.forget())
         set_clock(node, 3650 * DAY)
         stays = node.submit_order(MARKET, "buy", "1", "1")
         dated = node.submit_order(MARKET, "buy", "1", "1", time_in_force="gtd", expire_ns=time.time_ns() + 3651 * DAY)
@@ -257,7 +257,7 @@ def test_only_the_leader_sets_the_time_and_not_by_a_clock_that_is_off(node: Exch
     set_clock(node, -DAY)
     node.submit_order(MARKET, "buy", "1", "1")
     wrong = judge(away(b=DAY, c=DAY), BOUND, time.time_ns() - DAY - time.clock_gettime_ns(time.CLOCK_BOOTTIME))
-    node.market(MARKET).read(lambda actor: setattr(actor, "_clocks", lambda: wrong))
+    node.market(MARKET).read(lambda actor: setattr(actor.timekeeper, "clocks", lambda: wrong))
     with pytest.raises(Unavailable) as refused:
         node.set_time(MARKET, reason="why not")
     assert refused.value.code == "clock_off"

@@ -18,8 +18,7 @@ from typing import Any
 import pykka
 import pytest
 from openoutcry.actors import ExchangeNode, MarketRules, RequestTimeout, StorageError, Unavailable
-from openoutcry.actors.book import actor as book_actor
-from openoutcry.actors.book import snapshots
+from openoutcry.actors.book import imaging, snapshots
 from openoutcry.actors.book.actor import BookActor
 from openoutcry.actors.book.journal import Journal
 from openoutcry.actors.book.orderbook import OrderBook
@@ -68,7 +67,7 @@ def status(node: ExchangeNode, market: str = MARKET) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def retried_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(book_actor, "SNAPSHOT_RETRY_S", 0.05)
+    monkeypatch.setattr(imaging, "SNAPSHOT_RETRY_S", 0.05)
 
 
 def test_a_pause_doubles_up_to_its_bound_and_ends_with_a_success() -> None:
@@ -103,7 +102,7 @@ BREAKS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "no room": lambda patch: patch.setattr(os, "fsync", full_for_snapshots),
     "no rights": lambda patch: patch.setattr(snapshots.Snapshots, "scratch", lambda *_: Path("/proc/no/snapshot")),
     "no memory in the image": lambda patch: patch.setattr(OrderBook, "image", raising(MemoryError())),
-    "no memory in a piece": lambda patch: patch.setattr(book_actor.OrderBook, "image", lambda _: Unpacked()),
+    "no memory in a piece": lambda patch: patch.setattr(imaging.OrderBook, "image", lambda _: Unpacked()),
     "renaming fails": lambda patch: patch.setattr(Path, "replace", raising(OSError(errno.EIO, "no"))),
     "pruning fails": lambda patch: patch.setattr(Journal, "_header_of", raising(OSError(errno.EMFILE, "no files"))),
 }

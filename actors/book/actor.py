@@ -15,10 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import secrets
-import shlex
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
@@ -37,23 +34,20 @@ from ...transport.errors import (
     copied,
     ensure,
     present,
-    quoted,
 )
 from ...transport.files import refusal
 from ...transport.identity import Member
 from ...transport.log import PROGRESS_S, get_logger
 from ..kit.backoff import Backoff
 from ..kit.node_actor import QUIET, TICK, ActorFailed, NodeActor, stop_and_join, tell
-from ..kit.uptime import uptime_ns
 from ..leadership.messages import CoordinatorAnswer, CoordinatorCall, DiskMarked, NodeIdTaken
 from ..peers.clocks import ALONE, BOUND_MS, Clocks
 from ..peers.messages import PeerDown, PeerGone, PeerUp
 from .commands import CLOCK, CONFIGURE, DUPLICATE, REJECTED, SET_TIME, Command, Event, checked_commands
 from .core import Core, CoreEffect, sends_first
-from .disk import DiskState, keep_disk, read_disk
-from .feed import Applied, Unwatch, Watch, Watcher
-from .journal import Journal, put_aside
-from .logtime import LogTime
+from .disk import DiskState
+from .feed import Feed, Unwatch, Watch
+from .imaging import Imaging
 from .messages import (
     SUBMITTED,
     BeginLogAt,
@@ -62,7 +56,6 @@ from .messages import (
     HandOver,
     Heard,
     JournalFailed,
-    KeepSnapshot,
     LeaseLapsed,
     LogNotRead,
     LogPutAside,
@@ -84,8 +77,8 @@ from .messages import (
     TimeSet,
 )
 from .meters import MarketMeters
-from .orderbook import BROKEN, OrderBook
-from .record import EMPTY, Origin, Record
+from .orderbook import OrderBook
+from .record import Origin, Record, Tail
 from .replica import (
     ApplyRecords,
     CreateRecord,
@@ -103,7 +96,6 @@ from .replica import (
     ReadRecord,
     RepairBegun,
     RepairEnded,
-    Replica,
     ReportMark,
     Role,
     Send,
@@ -113,10 +105,10 @@ from .replica import (
 )
 from .requests import BATCH_MAX, FailRequests, Settled
 from .rules import MarketRules
-from .snapshots import Snapshots, sync_folder, write_durably
-from .starts import next_start
 from .status import MarketStatus
+from .storage import Storage
 from .submission import Outcome, Request, Submissions
+from .timekeeper import Timekeeper
 from .transfer import TakeImage
 from .wire import (
     MARKET_CODEC,
@@ -127,28 +119,16 @@ from .writer import JournalActor, JournalWriter
 
 logger = get_logger(__name__)
 
-LOGGED: Final = "=logged"
-"""Behind the name of a market's folder: a file whose existence says that there was a log, so that it can be missed."""
-_DIR: Final = re.compile(r"\bDIR\b(\.\.\.)?")
-REPAIRING: Final = "repairing"
-"""Name of the file that marks a replica whose damaged journal was put aside; it says what was wrong."""
 RESIGNED_S: Final = 2.0
 """How long a leader that was asked to hand over takes no orders, unless it is asked again, in seconds."""
-SNAPSHOT_RETRY_S: Final = 1.0
-"""Seconds after a snapshot that failed before another is tried; doubled with each further failure."""
-SNAPSHOT_RETRY_S_MAX: Final = 300.0
-"""Most seconds before a snapshot is tried again."""
 READ_RETRY_S: Final = 0.1
 """Seconds before a read of the log that lacked descriptors is tried again; doubled with each further failure."""
 READ_RETRY_S_MAX: Final = 5.0
 """Most seconds before such a read is tried again."""
-SNAPSHOT_S_MAX: Final = 300.0
-"""After so long, in seconds, a snapshot that is being taken is taken for lost, and another may be begun."""
 LINGER_S: Final = 0.0005
 """How long the leader waits for the next record to carry the commit index before it is sent alone, in seconds."""
 REQUEST_BITS: Final = 62
 """Random bits of the number of a start's first request; the next count on from it, and stay within 63."""
-"""Most commands that may wait at the leader to be ordered; beyond, they are refused as overloaded."""
 
 
 class BookActor(NodeActor):
@@ -205,54 +185,33 @@ class BookActor(NodeActor):
         self._log = logger.bind(market=market, node=node)
         self._submissions = submissions
         self._coordinator = coordinator
-        self._clock_ns = clock_ns
-        self._clock_bound_ns = clock_bound_ms * 1_000_000
-        self._clocks = clocks
-        self._log_time = LogTime(self._clock_bound_ns)
-        self._time_off = self._jump_refused = False
+        self.timekeeper = Timekeeper(
+            market, clock_ns=clock_ns, bound_ns=clock_bound_ms * 1_000_000, clocks=clocks, log=self._log
+        )
         self._member_of = member_of
-        self.book = OrderBook()
-        self.recovered = 0
-        self._snapshot_every = snapshot_every
-        self._snapshot_at = 0
-        self._tell_snapshotter = take_snapshot
-        self._book_number = 0
-        self._snapshot_backoff = {keep: Backoff(SNAPSHOT_RETRY_S, SNAPSHOT_RETRY_S_MAX) for keep in (True, False)}
-        self.snapshot_error: str | None = None
-        """Why the last attempt to take, keep or fetch a snapshot failed, until one succeeds."""
+        self.feed = Feed(market, self._log)
         self._read_backoff = Backoff(READ_RETRY_S, READ_RETRY_S_MAX)
         self._not_read: list[ReadLog] = []
         """Reads of the log for followers that could not be done, to be done again."""
-        self._taken_s: dict[bool, float] = {}
-        """Since when a snapshot is being taken: to keep (True), to offer (False)."""
-        self._folder = folder
-        self._min_in_sync = min_in_sync
         self._observer = observer
-        self.damage: str | None = None
-        """What was wrong with the journal that was put aside, while it is being made good."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        self._logged = _logged_sign(folder)
-        """Its existence says that this replica has had a log: one that is empty later was lost."""
-        self._has_logged = self._logged.exists()
-        self._started_as = next_start(folder.with_name(f"{folder.name}=starts"), self._clock_ns())
-        self._disk = read_disk(folder, store).begin()
-        """What the disk says of itself, beside the log; this start is on it before the replica does anything."""
+        self.storage = Storage(folder, market=market, node=node, store=store, clock_ns=clock_ns, log=self._log)
         self._marked: DiskMark | None = None
         """What was last left to be reported of it."""
-        try:
-            journal, snapshots, self.replica = self._open()
-        except StorageError as error:
-            if error.code != "corrupt":
-                raise
-            self._put_aside(error)
-            journal, snapshots, self.replica = self._open()
-        try:
-            keep_disk(folder, self._disk)
-        except StorageError:
-            journal.close()
-            raise
+        journal, snapshots, self.book, self.replica, kept = self.storage.open(
+            min_in_sync=min_in_sync, observer=observer
+        )
+        self.recovered = self.replica.applied
         self.meters.snapshot = snapshots.last()
         self._writer = JournalWriter(journal, snapshots, self.meters)
+        self._imaging = Imaging(
+            reply_to=self.actor_ref,
+            tell_snapshotter=take_snapshot,
+            writer=self._writer,
+            every=snapshot_every,
+            last=kept,
+            meters=self.meters,
+            log=self._log,
+        )
         self._journal = JournalActor.start(writer=self._writer, book=self.actor_ref, report=report)
         self._links: dict[str, PeerUp] = {}
         self.core: Core[Request, OrderBook] = Core(
@@ -278,90 +237,9 @@ class BookActor(NodeActor):
         self._forcing: ForceLeader | None = None
         self.aside: str | None = None
         """The folder that holds a log which was put aside because leadership had been forced past it."""
-        self._watchers: list[Watcher] = []
         self.failure: OpenOutcryError | None = None
         self._broken: Exception | None = None
         self.counters = {"commands": 0, "records": 0, "events": 0, "protocol_errors": 0, "swaps": 0}
-
-    def _open(self) -> tuple[Journal, Snapshots, Replica]:
-        journal = Journal(self._folder)
-        try:
-            snapshots = Snapshots(self._folder / "snapshots")
-            return journal, snapshots, self._recover(journal, snapshots)
-        except BaseException:
-            journal.close()
-            raise
-
-    def _put_aside(self, error: StorageError) -> None:
-        """Move damaged files out of the way, and leave a mark until a peer has made good what they held."""
-        aside = put_aside(self._folder, "damaged")
-        self._log.critical("journal_put_aside", error=error, aside=aside)
-        self._mark_repairing(str(error))
-        self.book = OrderBook()
-
-    def _mark_repairing(self, why: str) -> None:
-        """Leave the mark, durably, that this replica is being repaired: it outlives a restart halfway."""
-        write_durably(self._folder / REPAIRING, f"{why}\n".encode())
-
-    def _recover(self, journal: Journal, snapshots: Snapshots) -> Replica:
-        applied = EMPTY
-        kept = snapshots.newest()
-        if kept is not None:
-            applied, data = kept
-            try:
-                self.book = OrderBook.restore(data)
-            except ProtocolError as error:
-                code = error.code if error.code == "snapshot_version" else "corrupt"
-                raise StorageError(f"market {self._market}: {error.message}", code=code) from error
-            self._snapshot_at = applied.sequence
-            if applied.sequence > journal.tail.sequence:
-                journal.reset(applied)  # the node died between keeping a fetched snapshot and beginning the log anew
-        if journal.tail_at(applied.sequence) != applied:
-            raise StorageError(
-                f"market {self._market}: the log begins after {journal.base.sequence} and does not fit the state at "
-                f"{applied.sequence}: restore this replica from another node",
-                code="corrupt",
-            )
-        pending = []
-        said_s = time.monotonic()
-        for record in journal.records(applied):
-            if time.monotonic() - said_s >= PROGRESS_S:
-                said_s = time.monotonic()
-                self._log.info("recovering", sequence=record.first_sequence, of=journal.tail.sequence)
-            if record.last_sequence <= journal.committed:
-                try:
-                    self.book.apply(record.first_sequence, record.timestamp_ns, record.commands)
-                except BROKEN as error:
-                    raise StorageError(
-                        f"market {self._market}: the log in {self._folder} is as it was written, but cannot be "
-                        f"executed from sequence {record.first_sequence} on: {error or type(error).__name__}; use the "
-                        "version of this program that wrote it"
-                    ) from error
-                applied = record.tail
-            else:
-                pending.append(record)
-        self.recovered = applied.sequence
-        mark = self._folder / REPAIRING
-        if self._has_logged and not applied.sequence and not pending and not mark.exists():
-            self._log.critical("log_lost", epoch=0)
-            self._mark_repairing("its log was lost")
-        self.damage = mark.read_text().strip() if mark.exists() else None
-        replica = Replica(
-            market=self._market,
-            node=self._node,
-            applied=applied,
-            pending=pending,
-            incarnation=self._started_as,
-            min_in_sync=self._min_in_sync,
-            observer=self._observer,
-            repairing=mark.exists(),
-            damage=self.damage or "",
-            disk=self._disk,
-        )
-        if applied.sequence:
-            replica.state_hash = self.book.state_hash()
-            self._log.info("recovered", sequence=applied.sequence)
-        return replica
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -373,7 +251,7 @@ class BookActor(NodeActor):
         self._release()
         self._end_forcing(self._end())
         self._run(self._requests.fail_all(self._end()))
-        self._end_watches(self._end())
+        self.feed.end(self._end())
         self._submissions.close(self._end())
         stop_and_join(self._journal, timeout_s=10)
 
@@ -453,16 +331,15 @@ class BookActor(NodeActor):
             case SnapshotTaken():
                 self._use_snapshot(message)
             case SnapshotNotKept():
-                self._fetch_failed(message.error)
+                self._imaging.note_failure(message.error, core.transfer.on_not_kept(now_ns))
                 self._run(replica.on_snapshot_not_kept())
             case SnapshotFailed():
-                self._taken_s.pop(message.keep, None)
-                self._snapshot_failed(message.error, keep=message.keep)
+                self._imaging.on_failed(message)
             case SnapshotStored():
                 if message.error is not None:
-                    self._snapshot_failed(message.error, keep=True)
+                    self._imaging.on_not_stored(message.error)
                 else:
-                    self._snapshot_succeeded(keep=True)
+                    self._imaging.succeeded(keep=True)
             case LogPutAside():
                 self._begin_again(message.folder)
             case ForceLeader():
@@ -480,10 +357,11 @@ class BookActor(NodeActor):
             case SetTime():
                 return self._set_time(message.reason)
             case Watch():
-                return self._watch(message)
+                if self.failure is not None:
+                    raise copied(self.failure)
+                return self.feed.watch(message, self.book)
             case Unwatch():
-                # Equal, not the same: a method is another object whenever it is looked up.
-                self._watchers = [watcher for watcher in self._watchers if watcher != message.watcher]
+                self.feed.unwatch(message)
             case _:
                 raise TypeError(f"BookActor does not understand {type(message).__name__}")
         return None
@@ -510,16 +388,21 @@ class BookActor(NodeActor):
         if self.replica.resigned and time.monotonic() > self._resigned_until_s:
             self.replica.resigned = False  # whoever asked for it asks no more: a node that leads takes orders
         self._warn_of_late_requests(now_ns)
-        clocks = self._clocks()
+        clocks = self.timekeeper.clocks()
         self.replica.on_clocks(off=clocks.off, right=clocks.right)
         self._run(self.core.on_tick(now_ns))
         self._report_disk()
         self._watch_leader()
         self._say_progress(now_ns)
-        self._say_time()
+        self.timekeeper.say(self._last_ns, leads=self._leads, sequence=self.book.sequence)
         self._try_again()
         expiry_ns = self.book.next_expiry_ns()
-        if expiry_ns is not None and self._leads and not self._requests.waiting and expiry_ns <= self._next_ns():
+        if (
+            expiry_ns is not None
+            and self._leads
+            and not self._requests.waiting
+            and expiry_ns <= self.timekeeper.next_ns(self._last_ns)
+        ):
             self._requests.add_own((CLOCK, "", ""))
 
     def _say_progress(self, now_ns: int) -> None:
@@ -538,36 +421,6 @@ class BookActor(NodeActor):
         """The time of the log's last record."""
         return self.replica.pending[-1].timestamp_ns if self.replica.pending else self.book.timestamp_ns
 
-    def _next_ns(self) -> int:
-        """The time of a record that would be made now."""
-        return self._log_time.next_ns(self._last_ns, self._clock_ns(), uptime_ns(), self._clocks())
-
-    @property
-    def _time_off_ns(self) -> int:
-        """How far the log's time is ahead of what most clocks say, if that is beyond the bound; else 0."""
-        if not self._last_ns:
-            return 0
-        off_ns = self._log_time.offset_ns(self._last_ns, self._clock_ns(), uptime_ns(), self._clocks())
-        return off_ns if abs(off_ns) > self._clock_bound_ns else 0
-
-    def _say_time(self) -> None:
-        """Tell once when the log's time goes wrong, or right again, and when the wall clock has jumped away from it."""
-        off_ns = self._time_off_ns
-        if bool(off_ns) != self._time_off:
-            self._time_off = bool(off_ns)
-            log = self._log.error if off_ns else self._log.info
-            log("log_time_off" if off_ns else "log_time_right", ahead_s=round(off_ns / 1e9, 3))
-        jumped_ns = self._log_time.jumped_ns if self._leads else 0
-        if jumped_ns and not self._jump_refused:
-            self._log.error("clock_jump_refused", jumped_s=round(jumped_ns / 1e9, 3), sequence=self.book.sequence)
-        self._jump_refused = bool(jumped_ns)
-
-    def _note_time(self, leader: str, effects: Sequence[object]) -> None:
-        """Follower: what its leader sends to all has come in as it was made."""
-        if effects and isinstance(effects[0], PersistRecords):
-            stamp_ns = effects[0].records[-1].timestamp_ns
-            self._log_time.seen(leader, stamp_ns, self._clock_ns(), uptime_ns(), self._clocks())
-
     def _set_time(self, reason: str) -> TimeSet:
         """Leader: an operator says that this machine's clock is right, and the log's time wrong."""
         if not self._leads:
@@ -577,21 +430,8 @@ class BookActor(NodeActor):
                 "at the node that leads it",
                 code="not_leader",
             )
-        clocks = self._clocks()
-        if clocks.off:
-            raise Unavailable(
-                f"market {self._market}: this machine's clock differs from most of its peers' by "
-                f"{clocks.agreed_ns / 1e9:+.3f} s: set the clock first",
-                code="clock_off",
-            )
-        before_ns, after_ns = self._last_ns, self._clock_ns()
-        if not self._time_off_ns:
-            raise Unavailable(
-                f"market {self._market}: its time agrees with this machine's clock within the bound, "
-                f"{self._clock_bound_ns // 10**6} ms",
-                code="not_needed",
-            )
-        self._log_time.forget()
+        before_ns = self._last_ns
+        after_ns = self.timekeeper.correct(before_ns)
         ((*_, text),) = checked_commands(((SET_TIME, "", "", reason),), internal=True)
         self._propose(((SET_TIME, "", "", text),), (), at_ns=after_ns)
         sequence = self.replica.tail.sequence
@@ -655,7 +495,7 @@ class BookActor(NodeActor):
             return self.failure or Unavailable(f"market {self._market} has stopped")
         if replica.trouble is None or replica.role is Role.LEADING or replica.matched:
             return None
-        return self._placed(replica.trouble)
+        return self.storage.placed(replica.trouble)
 
     @property
     def _leads(self) -> bool:
@@ -683,7 +523,7 @@ class BookActor(NodeActor):
     def _propose(self, commands: tuple[Command, ...], origins: tuple[Origin, ...], *, at_ns: int | None = None) -> None:
         timestamp_ns = at_ns
         if timestamp_ns is None:
-            timestamp_ns = self._log_time.stamp(self._last_ns, self._clock_ns(), uptime_ns(), self._clocks())
+            timestamp_ns = self.timekeeper.stamp(self._last_ns)
         self.meters.batch.observe(len(commands))
         self._writing = True
         self._untold = self._told_soon = False
@@ -700,12 +540,13 @@ class BookActor(NodeActor):
         try:
             effects = self.core.on_message(heard.sender, heard.message, time.monotonic_ns())
             if isinstance(heard.message, Append) and not heard.message.join:
-                self._note_time(heard.sender, effects)
+                self.timekeeper.seen(heard.sender, effects)
             self._run(effects)
         except MemoryError as error:
             if self.core.transfer.fetched is not None or not isinstance(heard.message, Chunk):
                 raise
-            self._fetch_failed(refusal(error, "no book can be made of the leader's state"))
+            missing = refusal(error, "no book can be made of the leader's state")
+            self._imaging.note_failure(missing, self.core.transfer.on_not_kept(time.monotonic_ns()))
         except ProtocolError as error:
             self.counters["protocol_errors"] += 1
             if (link := self._links.get(heard.sender)) is not None:
@@ -811,7 +652,7 @@ class BookActor(NodeActor):
                 case OfferSnapshot():
                     todo += self.core.transfer.offer(effect.node, effect.after, time.monotonic_ns())
                 case TakeImage():
-                    self._take_snapshot(keep=False)
+                    self._imaging.take(self.book, self._tail_of_book(), keep=False)
                 case RepairBegun() | RepairEnded():
                     self._mark_repair(effect.why if isinstance(effect, RepairBegun) else None)
                 case Stop():
@@ -845,11 +686,7 @@ class BookActor(NodeActor):
     def _persisted(self, generation: int, sequence: int) -> list[Effect]:
         """The log is durable up to ``sequence``."""
         self._writing = False
-        if not self._has_logged:
-            with contextlib.suppress(OSError):  # again with the next record, if the disk still takes one
-                self._logged.touch()
-                sync_folder(self._logged.parent)
-                self._has_logged = True
+        self.storage.note_logged()
         return self.replica.on_durable(generation, sequence, time.monotonic_ns())
 
     def _hand_to_journal(self, effect: ReadJournal | CutJournal | PutAside | KeepFetched) -> None:
@@ -860,11 +697,11 @@ class BookActor(NodeActor):
                 self._hand(CutLog(effect.sequence))
             case PutAside():
                 self._log.critical("log_outlived", reason=effect.reason)
-                self._book_number += 1  # a snapshot that is being taken has nowhere to go
+                self._imaging.book_leaves()
                 self._hand(PutLogAside())
             case KeepFetched():
                 fetched = present(self.core.transfer.fetched, "a state is kept before it was fetched")
-                self._book_number += 1
+                self._imaging.book_leaves()
                 self._hand(BeginLogAt(effect.tail, bytes(fetched.data)))
             case _:
                 assert_never(effect)
@@ -900,17 +737,15 @@ class BookActor(NodeActor):
     def _mark_repair(self, why: str | None) -> None:
         """The repair of this replica has begun, because of ``why``; None: it is over."""
         if why is not None:
-            self.damage = why
-            self._log.critical("disk_behind", reason=why, epoch=self.replica.epoch, folder=self._folder)
+            self._log.critical("disk_behind", reason=why, epoch=self.replica.epoch, folder=self.storage.folder)
             try:
-                self._mark_repairing(why)
+                self.storage.mark_repairing(why)
             except OSError as error:  # without the mark, a restart halfway would take what is there for whole
-                self._run(self.replica.stop(StorageError(f"{self._folder} cannot be marked: {error}; it stops")))
+                refused = f"{self.storage.folder} cannot be marked: {error}; it stops"
+                self._run(self.replica.stop(StorageError(refused)))
         else:
-            self._log.warning("repaired", sequence=self.book.sequence, damage=self.damage)
-            with contextlib.suppress(OSError):  # it is repaired again after the next start
-                (self._folder / REPAIRING).unlink(missing_ok=True)
-            self.damage = None
+            self._log.warning("repaired", sequence=self.book.sequence, damage=self.storage.damage)
+            self.storage.unmark()
 
     def _begin_to_lead(self) -> None:
         self._log.info("leading", epoch=self.replica.epoch, in_sync=self.replica.in_sync)
@@ -923,9 +758,8 @@ class BookActor(NodeActor):
         self._run(self.core.on_leadership_begun())
 
     def _keep_disk(self, state: DiskState) -> None:
-        self._disk = state
         try:
-            keep_disk(self._folder, state)
+            self.storage.keep(state)
         except StorageError as error:
             self._run(self.replica.stop(error))
 
@@ -940,7 +774,7 @@ class BookActor(NodeActor):
         if error is None:
             self._log.info("trouble_over")
         else:
-            self._log.critical("trouble", error=self._placed(error), code=error.code, folder=self._folder)
+            self._log.critical("trouble", error=self.storage.placed(error), code=error.code, folder=self.storage.folder)
 
     def _opening(self) -> tuple[Command, ...]:
         """Return the commands with which this replica begins to lead: what it has inherited commits with them."""
@@ -954,39 +788,13 @@ class BookActor(NodeActor):
     def _ask_coordinator(self, what: Effect | LeaseLapsed, run: Callable[[Any], Any]) -> None:
         tell(self._coordinator, CoordinatorCall(self.actor_ref, run, what))
 
-    def _placed(self, error: OpenOutcryError) -> OpenOutcryError:
-        """Return ``error`` with this node's data directory in the commands it names, where the pure core wrote DIR."""
-        folder = shlex.quote(str(self._folder.parent.parent.absolute()))
-        return copied(error, _DIR.sub(lambda found: f"{folder} OTHERS..." if found[1] else folder, error.message))
-
     def _stop_replica(self, stopped: OpenOutcryError) -> None:
-        error = self._placed(stopped)
+        error = self.storage.placed(stopped)
         self._log.critical("replica_stopped", error=error, sequence=self.book.sequence, epoch=self.replica.epoch)
         self.failure = error
         self._end_forcing(error)
         self._run(self.core.on_stopped(error))
-        self._end_watches(error)
-
-    def _end_watches(self, why: OpenOutcryError | None) -> None:
-        watchers, self._watchers = self._watchers, []
-        for watcher in watchers:
-            self._tell_watcher(watcher, None if why is None else copied(why))
-
-    def _tell_watcher(self, watcher: Watcher, news: Applied | OpenOutcryError | None) -> bool:
-        """Call a watcher; return whether it watches on. One that raises is told so and dropped: the market goes on."""
-        try:
-            return watcher(news)
-        except Exception as error:
-            self._log.exception("subscriber_failed", sequence=self.book.sequence)
-            with contextlib.suppress(Exception):
-                watcher(
-                    Unavailable(
-                        f"market {self._market}: the subscriber raised {quoted(error, 200)} and was cut; subscribe "
-                        "again with after=last_sequence",
-                        code="subscriber_failed",
-                    )
-                )
-            return False
+        self.feed.end(error)
 
     def _apply(self, records: tuple[Record, ...]) -> None:
         """Apply committed records, check the hash where the leader told it, answer the requests, tell the watchers."""
@@ -1006,7 +814,7 @@ class BookActor(NodeActor):
                     rejected.append(event)
             self.counters["commands"] += len(record.commands)
             if record.commands[0][0] == SET_TIME:
-                self._log_time.forget()
+                self.timekeeper.forget()
             if expected is not None and expected[0] == record.last_sequence:
                 state_hash = book.state_hash()
                 if state_hash != expected[1]:
@@ -1044,84 +852,20 @@ class BookActor(NodeActor):
             self._log.critical("answer_of_another", requests=len(settled.strangers), sequence=book.sequence)
         self._run(self._requests.answered(settled))
         self._keep_snapshot()
-        if self._watchers:
-            first = records[0].first_sequence
-            stamp = records[-1].timestamp_ns
-            update = Applied(self._market, first, book.sequence, stamp, state_hash, tuple(all_events), book.rules)
-            self._watchers = [watcher for watcher in self._watchers if self._tell_watcher(watcher, update)]
+        last = records[-1].timestamp_ns
+        self.feed.publish(
+            book, first=records[0].first_sequence, timestamp_ns=last, state_hash=state_hash, events=all_events
+        )
 
-    def _watch(self, message: Watch) -> int:
-        if self.failure is not None:
-            raise copied(self.failure)
-        book = self.book
-        after = book.sequence if message.after is None else message.after
-        missed = book.events_after(after)
-        if missed is None or after > book.sequence:
-            raise Unavailable(
-                f"market {self._market}: events after {after} are not held any more (or yet); "
-                f"this node is at {book.sequence}: take the book anew and subscribe from its sequence",
-                code="too_far_behind",
-            )
-        alive = True
-        if after < book.sequence:
-            state_hash = book.state_hash()
-            stamp = book.timestamp_ns
-            alive = self._tell_watcher(
-                message.watcher,
-                Applied(self._market, after + 1, book.sequence, stamp, state_hash, tuple(missed), book.rules),
-            )
-        if alive:
-            self._watchers.append(message.watcher)
-        return after
-
-    # -- snapshots ----------------------------------------------------------------------------------------------
-
-    def _keep_snapshot(self) -> None:
+    def _keep_snapshot(self, *, only_again: bool = False) -> None:
         """Now and then: write the book to disk whole, so that recovery is short and the log can be pruned."""
-        due = self._snapshot_backoff[True].failures or self.book.sequence - self._snapshot_at >= self._snapshot_every
-        if due and self._take_snapshot(keep=True):
-            self._snapshot_at = self.book.sequence
+        if self.replica.role is not Role.STOPPED:
+            self._imaging.keep_if_due(self.book, self._tail_of_book(), only_again=only_again)
 
-    def _take_snapshot(self, *, keep: bool) -> bool:
-        """Have a snapshot taken of the book as it is now, unless one is being taken, or failed a moment ago; return
-        whether.
-        """
-        now_s = time.monotonic()
-        if now_s - self._taken_s.get(keep, -SNAPSHOT_S_MAX) < SNAPSHOT_S_MAX:
-            return False
-        if self.replica.role is Role.STOPPED or not self._snapshot_backoff[keep].is_due(now_s):
-            return False
+    def _tail_of_book(self) -> Tail:
         tail = self.replica.base
         ensure(tail.sequence == self.book.sequence, "a snapshot of another place in the log than it says")
-        scratch = self._writer.snapshots.scratch(tail) if keep else None
-        try:
-            image = self.book.image()
-        except MemoryError as error:
-            self._snapshot_failed(refusal(error, "no image of the book can be made"), keep=keep)
-            return False
-        if not self._tell_snapshotter(TakeSnapshot(self.actor_ref, self._book_number, tail, image, scratch)):
-            ended = Unavailable("what takes snapshots has failed, and is started again", code="out_of_resources")
-            self._snapshot_failed(ended, keep=keep)
-            return False
-        self._taken_s[keep] = now_s
-        return True
-
-    def _snapshot_failed(self, error: OpenOutcryError, *, keep: bool) -> None:
-        """Go on without this snapshot: the log is whole, and only recovery, or a follower, takes longer."""
-        self._note_failure(error, self._snapshot_backoff[keep].failed(time.monotonic()))
-
-    def _fetch_failed(self, error: OpenOutcryError) -> None:
-        self._note_failure(error, self.core.transfer.on_not_kept(time.monotonic_ns()))
-
-    def _note_failure(self, error: OpenOutcryError, retry_s: float) -> None:
-        self.meters.snapshots_failed += 1
-        self.snapshot_error = str(error)
-        self._log.warning("snapshot_failed", sequence=self.book.sequence, retry_s=retry_s, error=error)
-
-    def _snapshot_succeeded(self, *, keep: bool) -> None:
-        if self._snapshot_backoff[keep].succeeded():
-            self._log.info("snapshot_taken_again", sequence=self.book.sequence)
-        self.snapshot_error = None
+        return tail
 
     def _read_again_later(self, message: LogNotRead) -> None:
         if not self._read_backoff.failures:
@@ -1131,8 +875,7 @@ class BookActor(NodeActor):
 
     def _try_again(self) -> None:
         """Do again what is due of what has failed for want of something."""
-        if self._snapshot_backoff[True].failures:
-            self._keep_snapshot()
+        self._keep_snapshot(only_again=True)
         if self._not_read and self._read_backoff.is_due(time.monotonic()):
             reads, self._not_read = self._not_read, []
             for read in reads:
@@ -1140,23 +883,15 @@ class BookActor(NodeActor):
 
     def _use_snapshot(self, taken: SnapshotTaken) -> None:
         """A snapshot has been taken: keep it, or offer it; unless the book is another one by now."""
-        keep = taken.scratch is not None
-        self._taken_s.pop(keep, None)
-        current = taken.number == self._book_number
-        if taken.scratch is not None:
-            if current:
-                self._hand(KeepSnapshot(taken.tail, taken.scratch, taken.size))
-            else:
-                with contextlib.suppress(OSError):  # else it goes at the next start
-                    taken.scratch.unlink(missing_ok=True)
-        elif current:
-            self._snapshot_succeeded(keep=False)
+        if (keep := self._imaging.on_taken(taken)) is not None:
+            self._hand(keep)
+        elif taken.scratch is None and self._imaging.is_current(taken):
             self._run(self.core.transfer.on_image(taken.tail, taken.data, time.monotonic_ns()))
 
     def _install(self) -> None:
         """The fetched state is durable: go on from it."""
         fetched, book = self.core.transfer.installed()
-        self.snapshot_error = None
+        self._imaging.error = None
         self._log.info("state_taken_over", sequence=fetched.tail.sequence, peer=fetched.sender)
         self._put_in(book)
         self._run(self.core.on_installed(fetched.sender, fetched.tail))
@@ -1166,18 +901,18 @@ class BookActor(NodeActor):
         self._log.critical("log_put_aside", sequence=self.book.sequence, aside=aside)
         self.aside = aside
         self._put_in(OrderBook())
-        self._keep_disk(self._disk)  # it was moved away with the log
-        if self.damage is not None:
-            self._mark_repairing(self.damage)
+        try:
+            self.storage.marks_again()
+        except StorageError as error:
+            self._run(self.replica.stop(error))
         self._run(self.core.on_put_aside())
 
     def _put_in(self, book: OrderBook) -> None:
         """Go on from ``book``; who watches has to take it anew."""
         self.book = book
-        self._log_time.forget()
-        self._book_number += 1
-        self._snapshot_at = book.sequence
-        self._end_watches(None)
+        self.timekeeper.forget()
+        self._imaging.on_another_book(book.sequence)
+        self.feed.end(None)
 
     # -- queries ------------------------------------------------------------------------------------------------
 
@@ -1195,11 +930,11 @@ class BookActor(NodeActor):
             present=replica.present,
             resigned=replica.resigned,
             yields=self._yields,
-            time_off_s=round(self._time_off_ns / 1e9, 3),
+            time_off_s=round(self.timekeeper.off_ns(self._last_ns) / 1e9, 3),
             linked=replica.leader in self._links,
             matched=replica.matched,
             known=replica.known_committed,
-            subscribers=len(self._watchers),
+            subscribers=len(self.feed),
             outstanding=len(self._requests.outstanding),
             appended=replica.tail.sequence,
             durable=replica.durable,
@@ -1212,11 +947,11 @@ class BookActor(NodeActor):
             waiting=self._requests.waiting_commands,
             recovered=self.recovered,
             observer=self._observer,
-            repairing=self.damage,
+            repairing=self.storage.damage,
             put_aside=self.aside,
-            trouble=str(self._placed(replica.trouble)) if replica.trouble else None,
+            trouble=str(self.storage.placed(replica.trouble)) if replica.trouble else None,
             error=str(hindrance) if hindrance else None,
-            snapshot_error=self.snapshot_error,
+            snapshot_error=self._imaging.error,
             counters=dict(self.counters),
         )
 
@@ -1226,16 +961,6 @@ class BookActor(NodeActor):
         replica = self.replica
         reachable = replica.may_propose or (replica.reachable_leader is not None and replica.matched)
         return bool(reachable and self.book.configured)
-
-
-def forget_log(folder: Path) -> None:
-    """Remove a market's log, and the sign that there was one: of a replica that was never a member."""
-    shutil.rmtree(folder, ignore_errors=True)
-    _logged_sign(folder).unlink(missing_ok=True)
-
-
-def _logged_sign(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}{LOGGED}")
 
 
 def _fail(future: Future[Any], error: OpenOutcryError) -> None:

@@ -1,12 +1,15 @@
-"""Applied batches, in order, from a BookActor to the watchers of its market. Values only."""
+"""Applied batches, in order, from a BookActor to the watchers of its market."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from ...transport.errors import OpenOutcryError
+from ...transport.errors import OpenOutcryError, Unavailable, copied, quoted
 from .commands import Event
+from .orderbook import OrderBook
 from .rules import MarketRules
 
 
@@ -47,3 +50,74 @@ class Unwatch:
     """The API to a BookActor: stop calling ``watcher``."""
 
     watcher: Watcher
+
+
+class Feed:
+    """Who watches one market at this node. The BookActor's."""
+
+    def __init__(self, market: str, log: Any) -> None:
+        self._market = market
+        self._log = log
+        self._watchers: list[Watcher] = []
+
+    def __len__(self) -> int:
+        return len(self._watchers)
+
+    def watch(self, message: Watch, book: OrderBook) -> int:
+        """Call ``message.watcher`` from now on, and at once with what it has missed; return from which sequence on.
+
+        Raises:
+            Unavailable: what it has missed is not held any more, or lies ahead (code ``too_far_behind``).
+        """
+        after = book.sequence if message.after is None else message.after
+        missed = book.events_after(after)
+        if missed is None or after > book.sequence:
+            raise Unavailable(
+                f"market {self._market}: events after {after} are not held any more (or yet); "
+                f"this node is at {book.sequence}: read the book again and subscribe from its sequence",
+                code="too_far_behind",
+            )
+        if after == book.sequence or self._tell(
+            message.watcher, self._applied(book, after + 1, book.timestamp_ns, book.state_hash(), missed)
+        ):
+            self._watchers.append(message.watcher)
+        return after
+
+    def unwatch(self, message: Unwatch) -> None:
+        """Stop calling ``message.watcher``; equal, not the same: a method is another object each time it is read."""
+        self._watchers = [watcher for watcher in self._watchers if watcher != message.watcher]
+
+    def publish(
+        self, book: OrderBook, *, first: int, timestamp_ns: int, state_hash: str, events: Iterable[Event]
+    ) -> None:
+        """Tell the watchers of ``events``, of the sequences from ``first`` on, which ``book`` has just applied."""
+        if self._watchers:
+            update = self._applied(book, first, timestamp_ns, state_hash, events)
+            self._watchers = [watcher for watcher in self._watchers if self._tell(watcher, update)]
+
+    def end(self, why: OpenOutcryError | None) -> None:
+        """End every watch; None: events were passed over, the book is another one now."""
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            self._tell(watcher, None if why is None else copied(why))
+
+    def _applied(
+        self, book: OrderBook, first: int, timestamp_ns: int, state_hash: str, events: Iterable[Event]
+    ) -> Applied:
+        return Applied(self._market, first, book.sequence, timestamp_ns, state_hash, tuple(events), book.rules)
+
+    def _tell(self, watcher: Watcher, news: Applied | OpenOutcryError | None) -> bool:
+        """Call a watcher; return whether it watches on. One that raises is told so and dropped: the market goes on."""
+        try:
+            return watcher(news)
+        except Exception as error:
+            self._log.exception("subscriber_failed")
+            with contextlib.suppress(Exception):
+                watcher(
+                    Unavailable(
+                        f"market {self._market}: the subscriber raised {quoted(error, 200)} and was cut; subscribe "
+                        "again with after=last_sequence",
+                        code="subscriber_failed",
+                    )
+                )
+            return False

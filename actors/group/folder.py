@@ -12,9 +12,9 @@ from urllib.parse import quote, unquote
 
 from ...transport.errors import ConfigurationError, StorageError
 from ...transport.files import read_file
-from ..book.actor import LOGGED
 from ..book.rules import MarketRules
 from ..book.snapshots import write_durably
+from ..book.storage import LOGGED
 
 
 class NodeFolder:

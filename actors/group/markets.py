@@ -27,11 +27,11 @@ from ...transport.files import refusal
 from ...transport.log import get_logger
 from ...transport.numerals import written
 from ...transport.plain import fault_of
-from ..book.actor import forget_log
 from ..book.messages import ProposeRules, Query, Retire
 from ..book.meters import MarketMeters
 from ..book.rules import MarketRules, difference
 from ..book.status import MarketStatus, unanswered
+from ..book.storage import forget_log
 from ..book.submission import Submissions
 from ..kit.backoff import Backoff
 from ..kit.node_actor import stop_and_join, tell

@@ -17,7 +17,6 @@ from urllib.parse import unquote
 from ...transport.errors import ConfigurationError, ProtocolError, StorageError
 from ...transport.numerals import time_text
 from ...transport.plain import plain
-from ..book.actor import REPAIRING
 from ..book.commands import (
     AMEND,
     CANCEL,
@@ -39,6 +38,7 @@ from ..book.orderbook import BROKEN, OrderBook, events_between
 from ..book.record import EMPTY, Tail
 from ..book.rules import MarketRules
 from ..book.snapshots import read_snapshot, sequence_of
+from ..book.storage import REPAIRING
 from ..market.views import (
     Accepted,
     Amended,

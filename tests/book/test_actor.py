@@ -217,7 +217,7 @@ def test_callers_are_told_if_the_replica_stops_at_a_later_record_than_theirs(
     for request in asked:
         with pytest.raises(OpenOutcryError, match="diverged") as caught:
             request.result()
-        assert f"`openoutcry verify {actor._folder.parent.parent.absolute()}`" in str(caught.value)
+        assert f"`openoutcry verify {actor.storage.folder.parent.parent.absolute()}`" in str(caught.value)
     assert actor._submissions.in_flight == 0
 
 

@@ -1,0 +1,214 @@
+"""Storage: what one replica keeps in its folder: the log, its snapshots, and the marks that say how they are.
+
+It opens, recovers, marks and puts aside; the log itself is written by the :class:`~.writer.JournalWriter`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from ...transport.errors import OpenOutcryError, ProtocolError, StorageError, copied
+from ...transport.log import PROGRESS_S
+from .disk import DiskState, keep_disk, read_disk
+from .journal import Journal, put_aside
+from .orderbook import BROKEN, OrderBook
+from .record import EMPTY
+from .replica import Replica
+from .snapshots import Snapshots, sync_folder, write_durably
+from .starts import next_start
+
+LOGGED: Final = "=logged"
+"""Behind the name of a market's folder: a file whose existence says that there was a log, so that it can be missed."""
+REPAIRING: Final = "repairing"
+"""Name of the file that marks a replica under repair; it says what was wrong."""
+_DIR: Final = re.compile(r"\bDIR\b(\.\.\.)?")
+
+
+class Opened(NamedTuple):
+    """What was found in the folder."""
+
+    journal: Journal
+    snapshots: Snapshots
+    book: OrderBook
+    replica: Replica
+    snapshot_sequence: int
+    """Where the newest snapshot is; 0: there is none."""
+
+
+class Storage:
+    """One replica's folder. The BookActor's."""
+
+    def __init__(
+        self, folder: Path, *, market: str, node: str, store: str, clock_ns: Callable[[], int], log: Any
+    ) -> None:
+        """``store`` is the id of the coordinator's store: what the disk has seen of another one does not count.
+
+        Raises:
+            StorageError: the folder cannot be read or written.
+        """
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._market = market
+        self._node = node
+        self._log = log
+        self.damage: str | None = None
+        """What was wrong with the log that was put aside, while it is being made good."""
+        self._logged = _logged_sign(folder)
+        self._has_logged = self._logged.exists()
+        self._started_as = next_start(folder.with_name(f"{folder.name}=starts"), clock_ns())
+        self.state = read_disk(folder, store).begin()
+        """What the disk says of itself, beside the log; this start is on it before the replica does anything."""
+
+    def open(self, *, min_in_sync: int, observer: bool) -> Opened:
+        """Open the log and recover the book as far as it is known to be committed; what is damaged is put aside.
+
+        Raises:
+            StorageError: the log cannot be opened.
+        """
+        try:
+            opened = self._open(min_in_sync, observer)
+        except StorageError as error:
+            if error.code != "corrupt":
+                raise
+            aside = put_aside(self.folder, "damaged")
+            self._log.critical("journal_put_aside", error=error, aside=aside)
+            self.mark_repairing(str(error))
+            opened = self._open(min_in_sync, observer)
+        try:
+            keep_disk(self.folder, self.state)
+        except StorageError:
+            opened.journal.close()
+            raise
+        return opened
+
+    def _open(self, min_in_sync: int, observer: bool) -> Opened:
+        journal = Journal(self.folder)
+        try:
+            return self._recover(journal, Snapshots(self.folder / "snapshots"), min_in_sync, observer)
+        except BaseException:
+            journal.close()
+            raise
+
+    def _recover(self, journal: Journal, snapshots: Snapshots, min_in_sync: int, observer: bool) -> Opened:
+        book, applied = OrderBook(), EMPTY
+        kept = snapshots.newest()
+        if kept is not None:
+            applied, data = kept
+            try:
+                book = OrderBook.restore(data)
+            except ProtocolError as error:
+                code = error.code if error.code == "snapshot_version" else "corrupt"
+                raise StorageError(f"market {self._market}: {error.message}", code=code) from error
+            if applied.sequence > journal.tail.sequence:
+                journal.reset(applied)  # the node died between keeping a fetched snapshot and beginning the log again
+        snapshot_sequence = applied.sequence
+        if journal.tail_at(applied.sequence) != applied:
+            raise StorageError(
+                f"market {self._market}: the log begins after {journal.base.sequence} and does not fit the state at "
+                f"{applied.sequence}: restore this replica from another node",
+                code="corrupt",
+            )
+        pending = []
+        said_s = time.monotonic()
+        for record in journal.records(applied):
+            if time.monotonic() - said_s >= PROGRESS_S:
+                said_s = time.monotonic()
+                self._log.info("recovering", sequence=record.first_sequence, of=journal.tail.sequence)
+            if record.last_sequence > journal.committed:
+                pending.append(record)
+                continue
+            try:
+                book.apply(record.first_sequence, record.timestamp_ns, record.commands)
+            except BROKEN as error:
+                raise StorageError(
+                    f"market {self._market}: the log in {self.folder} is as it was written, but cannot be "
+                    f"executed from sequence {record.first_sequence} on: {error or type(error).__name__}; use the "
+                    "version of this program that wrote it"
+                ) from error
+            applied = record.tail
+        mark = self.folder / REPAIRING
+        if self._has_logged and not applied.sequence and not pending and not mark.exists():
+            self._log.critical("log_lost", epoch=0)
+            self.mark_repairing("its log was lost")
+        self.damage = mark.read_text().strip() if mark.exists() else None
+        replica = Replica(
+            market=self._market,
+            node=self._node,
+            applied=applied,
+            pending=pending,
+            incarnation=self._started_as,
+            min_in_sync=min_in_sync,
+            observer=observer,
+            repairing=self.damage is not None,
+            damage=self.damage or "",
+            disk=self.state,
+        )
+        if applied.sequence:
+            replica.state_hash = book.state_hash()
+            self._log.info("recovered", sequence=applied.sequence)
+        return Opened(journal, snapshots, book, replica, snapshot_sequence)
+
+    def note_logged(self) -> None:
+        """The log holds something: leave the sign of it, once."""
+        if not self._has_logged:
+            with contextlib.suppress(OSError):  # again with the next record, if the disk still takes one
+                self._logged.touch()
+                sync_folder(self._logged.parent)
+                self._has_logged = True
+
+    def mark_repairing(self, why: str) -> None:
+        """Leave the mark, durably, that this replica is being repaired: it outlives a restart halfway.
+
+        Raises:
+            OSError: the disk refused.
+        """
+        self.damage = why
+        write_durably(self.folder / REPAIRING, f"{why}\n".encode())
+
+    def unmark(self) -> None:
+        """The repair is over."""
+        with contextlib.suppress(OSError):  # it is repaired again after the next start
+            (self.folder / REPAIRING).unlink(missing_ok=True)
+        self.damage = None
+
+    def keep(self, state: DiskState) -> None:
+        """Make durable what the disk says of itself.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        self.state = state
+        keep_disk(self.folder, state)
+
+    def marks_again(self) -> None:
+        """The log was moved away, and the marks with it: leave them in the new folder.
+
+        Raises:
+            StorageError: the disk refused.
+            OSError: the disk refused.
+        """
+        self.keep(self.state)
+        if self.damage is not None:
+            self.mark_repairing(self.damage)
+
+    def placed(self, error: OpenOutcryError) -> OpenOutcryError:
+        """Return ``error`` with this node's data directory in the commands it names, where the pure core wrote DIR."""
+        folder = shlex.quote(str(self.folder.parent.parent.absolute()))
+        return copied(error, _DIR.sub(lambda found: f"{folder} OTHERS..." if found[1] else folder, error.message))
+
+
+def forget_log(folder: Path) -> None:
+    """Remove a market's log, and the sign that there was one: of a replica that was never a member."""
+    shutil.rmtree(folder, ignore_errors=True)
+    _logged_sign(folder).unlink(missing_ok=True)
+
+
+def _logged_sign(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}{LOGGED}")
