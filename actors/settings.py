@@ -1,6 +1,6 @@
 """The settings of a node, each declared once: its name, type, meaning, default and check. Starts nothing.
 
-Everything else follows from the declaration: the keyword of :class:`~.node.ExchangeNode` and what it refuses, the flag
+Everything else follows from the declaration: the keyword of :class:`~.node.ExchangeNode` and its check, the flag
 of ``openoutcry node``, the variable ``OPENOUTCRY_NAME``, the key of ``[node]`` in the file, the line of
 ``openoutcry config show``, and the row of the reference.
 """
@@ -33,57 +33,57 @@ if TYPE_CHECKING:
     from ..transport.certificates import Identity
 
 Check = Callable[[str, Any], Any]
-"""Takes what a value is called in errors, and the value; returns the value to use, or raises ConfigurationError."""
+"""Takes a value's name for errors, and the value; returns the value to use, or raises ConfigurationError."""
 _Init = TypeVar("_Init", bound=Callable[..., None])
 
 LISTEN_DEFAULT: Final = "tcp://127.0.0.1:0"
 DIRECTORY_DEFAULT: Final = "tcp://127.0.0.1:7400"
 CLOCK_BOUND_MS_MIN: Final = 50
-"""Least bound of clocks, in milliseconds: below, the round trip of a busy network would count as a wrong clock."""
+"""Lowest bound for clocks, in milliseconds: below, the round trip of a busy network would count as a wrong clock."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Kind:
-    """The values that a setting can have."""
+    """The kind of a setting's values."""
 
     check: Check
     python: type = str
-    """How a text is read as a value, and what its flag looks like: str, int, float, bool, Path, or tuple: a list."""
+    """How to read text as a value, and the form of its flag: str, int, float, bool, Path, or tuple for a list."""
     metavar: str | None = None
     choices: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Setting:
-    """One setting: what ``Annotated`` says of a key below."""
+    """One setting: the annotation of a key below."""
 
     help: str
-    """What it does, in sentences; the flag's help is the first one."""
+    """What it does, in sentences; the first is the flag's help."""
     default: Any
     kind: Kind
     otherwise: str = "none"
-    """What a default of None, or of an empty list, stands for in ``openoutcry node``."""
+    """The meaning of a default of None, or of an empty list, in ``openoutcry node``."""
 
     @property
     def default_text(self) -> str:
-        """The default of ``openoutcry node``, as the file would have it."""
+        """The default of ``openoutcry node``, as written in the file."""
         return self.otherwise if self.default in (None, ()) else as_text(self.default)
 
 
 def as_text(value: Any) -> str:
-    """Return a value as people read it: booleans as TOML has them, lists with commas, and ``-`` for nothing."""
+    """Return a value for people: booleans as in TOML, lists with commas, and ``-`` for nothing."""
     if isinstance(value, bool):
         return str(value).lower()
     return "-" if value in (None, ()) else ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def with_tls(address: str) -> str:
-    """Return a default address as it is for a node with an identity."""
+    """Return a default address for a node with an identity."""
     return address.replace("tcp", SCHEME, 1)
 
 
 def _that(allowed: Callable[[Any], bool], words: str) -> Check:
-    """Return a check for values that are ``allowed``; ``words`` say which those are."""
+    """Return a check that values are ``allowed``; ``words`` describes the allowed ones."""
 
     def check(what: str, value: Any) -> Any:
         if not allowed(value):
@@ -97,7 +97,7 @@ _text: Final = _that(lambda value: isinstance(value, str) and value != "", "a te
 
 
 def _text_that(check: Callable[[str], Any]) -> Check:
-    """Return a check for texts that ``check`` raises no ConfigurationError for."""
+    """Return a check for texts for which ``check`` raises no ConfigurationError."""
 
     def check_text(what: str, value: Any) -> str:
         found: str = _text(what, value).strip()
@@ -168,7 +168,7 @@ class _Named(TypedDict, total=False):
 
 
 class NodeOptions(TypedDict, total=False):
-    """What :class:`~.node.ExchangeNode` takes besides its name and its markets. Each key is a setting."""
+    """Arguments of :class:`~.node.ExchangeNode` besides its name and its markets. Each key is a setting."""
 
     data_dir: Annotated[
         str | Path | None,
@@ -209,9 +209,9 @@ class NodeOptions(TypedDict, total=False):
     identity: Annotated[
         "str | Path | Identity | None",
         Setting(
-            "The file of the node's key and certificate: links are TLS then. Only members of the exchange get a link, "
-            "and each acts for its own accounts only. All nodes of an exchange have one, or none has: then whoever "
-            "reaches a node may link to it, and act for anybody.",
+            "The file of the node's key and certificate: links then use TLS. Only members of the exchange can connect, "
+            "and each acts for its own accounts only. All nodes of an exchange have one, or none: then anyone who "
+            "can reach a node may link to it, and act for any account.",
             None,
             _IDENTITY,
         ),
@@ -266,7 +266,7 @@ class LogOptions(TypedDict, total=False):
 
 
 class ProcessOptions(_Named, NodeOptions, LogOptions, total=False):
-    """What ``openoutcry node`` takes besides its markets. Each key is a setting."""
+    """Options of ``openoutcry node`` besides its markets. Each key is a setting."""
 
 
 def _declared(options: type) -> dict[str, Setting]:
@@ -279,7 +279,7 @@ SETTINGS: Final = _declared(ProcessOptions)
 
 
 def checked_options(given: Mapping[str, Any]) -> NodeOptions:
-    """Return every option of a node, checked: as it is given, else its default.
+    """Return every option of a node, checked: the given value, else the default.
 
     Raises:
         TypeError: there is no such option.
@@ -297,7 +297,7 @@ def checked_options(given: Mapping[str, Any]) -> NodeOptions:
 
 
 def node_options(options: ProcessOptions) -> NodeOptions:
-    """Return those that the node takes of its process's options."""
+    """Return the options of the process that the node takes."""
     return cast("NodeOptions", {name: value for name, value in options.items() if name in NODE})
 
 

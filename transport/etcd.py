@@ -326,7 +326,7 @@ class EtcdCoordinator:
         with self._operation() as until_s:
             for at in range(0, len(puts), MARKS_MAX):
                 if not self._transact([_of_value(key, held.value)], puts[at : at + MARKS_MAX], until_s)[0]:
-                    raise in_use(node, "the lease has lapsed, or another process has it")
+                    raise in_use(node, "the lease has expired, or another process has it")
 
     def marks(self, market: str) -> dict[str, DiskMark]:
         with self._operation() as until_s:

@@ -1,7 +1,7 @@
-"""One market's replica as its shell sees it: protocol, requests and state transfer behind one set of inputs. Pure.
+"""One market's replica for its shell: protocol, requests and state transfer behind one set of inputs. Pure.
 
 The shell (``actor.py``; in the simulation, its nodes) calls one method per input, in any order, and carries out the
-returned effects in order. What an effect has to be followed by stands in its docstring.
+returned effects in order. The docstring of an effect says which call must follow it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CoreEffect = Effect | FailRequests[R] | TakeImage
 
 
 class Core(Generic[R, B]):
-    """The three pure cores of a market at one node, and what one has to know of another's inputs."""
+    """The three pure cores of a market at one node, and the inputs that concern several of them."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Core(Generic[R, B]):
     # -- links ----------------------------------------------------------------------------------------------------
 
     def on_message(self, sender: str, message: MarketMessage, now_ns: int) -> Sequence[CoreEffect[R]]:
-        """Another node's frame has come in.
+        """A frame from another node was received.
 
         Raises:
             ProtocolError: it breaks the protocol; end the link to ``sender``.
@@ -69,7 +69,7 @@ class Core(Generic[R, B]):
             case Append():
                 waited = replica.reachable_leader is None
                 effects: Sequence[CoreEffect[R]] = replica.on_append(sender, message)
-                if waited and replica.reachable_leader is not None:  # requests have waited for it, too
+                if waited and replica.reachable_leader is not None:  # requests may have waited for it too
                     effects = [*effects, *self.requests.route_again()]
                 return effects
             case Ack():
@@ -119,7 +119,7 @@ class Core(Generic[R, B]):
     def on_record(
         self, record: MarketRecord | None, now_ns: int, claim: Claim | None = None
     ) -> Sequence[CoreEffect[R]]:
-        """The coordinator answered a read, with the claim that it was to judge, or a create."""
+        """The coordinator answered a create, or a read (with the claim to check)."""
         return [*self.replica.on_record(record, now_ns, claim), *self.requests.route_again()]
 
     def on_swapped(self, swap: SwapRecord, record: MarketRecord | None, now_ns: int) -> Sequence[CoreEffect[R]]:
@@ -133,30 +133,30 @@ class Core(Generic[R, B]):
         return self.requests.route_again()
 
     def on_leadership_lost(self) -> Sequence[CoreEffect[R]]:
-        """What waits goes back to where it came from, and to the node that leads now."""
+        """Return waiting requests to their origins, and route own requests to the current leader."""
         return [*self.requests.refuse_waiting(), *self.requests.route_again(away_from=self.replica.node)]
 
     def on_stopped(self, error: OpenOutcryError) -> Sequence[CoreEffect[R]]:
-        """The replica has stopped: nothing is answered any more."""
+        """The replica has stopped: fail all requests."""
         return [*self.requests.refuse_waiting(), *self.requests.fail_all(error)]
 
     def on_installed(self, sender: str, tail: Tail) -> Sequence[CoreEffect[R]]:
-        """The book is the state at ``tail`` that was fetched from ``sender``: what was sent to it may be in there."""
+        """The book is the state at ``tail`` fetched from ``sender``: it may contain requests sent there."""
         self.transfer.on_another_book()
         return [*self.replica.on_snapshot_kept(tail), *self.requests.route_again(away_from=sender)]
 
     def on_put_aside(self) -> Sequence[CoreEffect[R]]:
-        """The log is out of the way, and the book empty."""
+        """The log was put aside, and the book is empty."""
         self.transfer.forget_fetched()
         self.transfer.on_another_book()
         return self.replica.on_put_aside()
 
     def writes_itself(self, effect: PersistRecords, *, idle: bool, last: bool) -> bool:
-        """Whether the shell had better append ``effect`` to the log at once than hand it to another thread.
+        """Whether the shell should append ``effect`` to the log itself rather than hand it to another thread.
 
-        Only if there is little else to do until it is durable: no record to propose, and none, of a follower, that had
-        better be written with it (``idle``: no message waits). And only if nothing is committed by that before what is
-        still to be applied (``last``: no effect follows): the book and the log never differ in what is committed.
+        Only if there is nothing else to do until it is durable: no record to propose, and, at a follower, no record to
+        write together with it (``idle``: no message waits). And only if that commits nothing ahead of entries still to
+        be applied (``last``: no effect follows): the book and the log must never differ in what is committed.
         """
         replica = self.replica
         alone = len(replica.pending) == len(effect.records)
@@ -165,7 +165,7 @@ class Core(Generic[R, B]):
 
 
 def sends_first(effects: Iterable[Effect]) -> tuple[list[Send], list[Effect]]:
-    """Split what follows from an append of one's own: acks, which need not wait for the book, and all else."""
+    """Split the effects of an own append: the acks, which need not wait for the book, and the others."""
     sends: list[Send] = []
     others: list[Effect] = []
     for effect in effects:

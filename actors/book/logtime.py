@@ -1,9 +1,9 @@
-"""The log's time: what a leader stamps its records with, and what keeps a wrong clock out of the log. Pure.
+"""The log's time: the leader's time stamps, and the vote that keeps a wrong clock out of the log. Pure.
 
-A log's time never runs backwards (but by an operator's word), never stands still while records are made, and follows
-the wall clock of the leader's machine as long as that goes on as the log has gone on: by the time that has passed
-since, on a monotonic clock. Where the two part by more than a bound, one of them has jumped, and the clocks vote: this
-machine's, those of the nodes that it is linked to, and the log itself. The log wins a tie.
+A log's time never runs backwards (except by an operator's command) and advances while records are made. It follows the
+wall clock of the leader's machine as long as both advance at the pace of a monotonic clock. If they part by more than a
+bound, one of them has jumped, and the clocks vote: this machine's, those of the linked nodes, and the log itself. The
+log wins a tie.
 
 ==========================  ===========================================================================================
 the clocks say              the next record's time
@@ -21,30 +21,30 @@ from typing import Final
 from ..peers.clocks import ALONE, STORE, Clocks, Offset, differ
 
 PACE: Final = 2
-"""While the log is ahead of the time, one second of it takes so many."""
+"""Seconds that one second of the log takes while the log is ahead of the time."""
 CREEP: Final = 1000
-"""What is expected of the log follows the wall clock by at most one second in so many: many small steps are a jump."""
+"""The expected log time follows the wall clock by at most one second in this many: many small steps are a jump."""
 
 
 class LogTime:
-    """What one replica knows of how its market's log goes with time, and the time of the next record."""
+    """One replica's knowledge of its market's log time, and the time of the next record."""
 
     def __init__(self, bound_ns: int) -> None:
-        """``bound_ns``: by how much a clock may differ from what is expected of the log until it counts as off."""
+        """``bound_ns``: how far a clock may differ from the expected log time before it counts as off."""
         self._bound_ns = bound_ns
         self._ahead_ns: int | None = None
         """How far the log's time is ahead of the monotonic clock; None before a record was seen as it was made."""
         self._at_ns = 0
         """When the last record was made, on the monotonic clock."""
         self._sound = False
-        """Whether the log, when it was stamped last, was where the clocks said: only then it has a vote."""
+        """Whether the log's last time stamp agreed with the clocks: only then it has a vote."""
         self.jumped_ns = 0
-        """By how much the wall clock was ahead of the log when that last went on without it; 0: it goes with it."""
+        """How far the wall clock was ahead when the log last went on without it; 0: the log follows the clock."""
 
     def seen(self, leader: str, timestamp_ns: int, wall_ns: int, now_ns: int, clocks: Clocks) -> None:
-        """A follower: a record has come in from ``leader`` as it was made, or was under way for a while.
+        """A follower: a record arrived from ``leader`` as it was made, or was on its way for a while.
 
-        One that is behind its leader's clock says nothing: it was, or its leader goes on without its clock.
+        A record behind its leader's clock says nothing: it was delayed, or its leader goes on without its clock.
         """
         theirs = clocks.at(wall_ns - now_ns, self._bound_ns).offsets.get(leader)
         if theirs is None or wall_ns + theirs.offset_ns - timestamp_ns > self._bound_ns + theirs.error_ns:
@@ -55,13 +55,13 @@ class LogTime:
         self._ahead_ns, self._at_ns, self._sound = ahead_ns, now_ns, True
 
     def forget(self) -> None:
-        """The log's time was set anew, or the log is another one: what was known of it says nothing any more."""
+        """The log's time was set, or the log was replaced: forget what was known about it."""
         self._ahead_ns, self._sound, self.jumped_ns = None, False, 0
 
     def offset_ns(self, last_ns: int, wall_ns: int, now_ns: int, clocks: Clocks = ALONE) -> int:
         """Return how far the log, whose last record is of ``last_ns``, is ahead of the time that most clocks agree on.
 
-        0 if it is behind, and no record has been seen as it was made: then nothing may have happened for long.
+        0 if it is behind and no record was seen as it was made: then there may have been none for long.
         """
         time_ns = wall_ns + clocks.at(wall_ns - now_ns, self._bound_ns).agreed_ns
         if self._ahead_ns is None:
@@ -77,7 +77,7 @@ class LogTime:
         return last_ns + passed_ns // PACE
 
     def stamp(self, last_ns: int, wall_ns: int, now_ns: int, clocks: Clocks = ALONE) -> int:
-        """Return the time of the record that is made now, as :meth:`next_ns`, and go on from there."""
+        """Return the time of the record that is made now, as :meth:`next_ns`, and continue from there."""
         target_ns, self.jumped_ns = self._target(wall_ns, now_ns, clocks)
         stamp_ns = self.next_ns(last_ns, wall_ns, now_ns, clocks)
         before_ns, ahead_ns = self._ahead_ns, stamp_ns - now_ns
@@ -90,7 +90,7 @@ class LogTime:
         return stamp_ns
 
     def _target(self, wall_ns: int, now_ns: int, clocks: Clocks) -> tuple[int, int]:
-        """Return what the time is, by the vote of the clocks, and by how much the wall clock has jumped if it lost."""
+        """Return the time by the vote of the clocks, and how far the wall clock jumped if it lost."""
         clocks = clocks.at(wall_ns - now_ns, self._bound_ns)
         log_ns = None if self._ahead_ns is None or not self._sound else now_ns + self._ahead_ns
         if log_ns is None or abs(wall_ns - log_ns) <= self._bound_ns:

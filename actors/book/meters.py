@@ -1,4 +1,4 @@
-"""What is counted about one market's replica: plain numbers, each with one writer, read at any time. No I/O."""
+"""Counters about one market's replica: plain numbers, each with one writer, read at any time. No I/O."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..kit.meters import COMMANDS, SECONDS, Histogram
 
 @dataclasses.dataclass(slots=True)
 class MarketMeters:
-    """What is counted about one market's replica."""
+    """Counters about one market's replica."""
 
     ack_s: Histogram = dataclasses.field(default_factory=lambda: Histogram(SECONDS))
     """From a request's submission at this node to its answer, in seconds. The BookActor's."""
@@ -23,8 +23,8 @@ class MarketMeters:
     snapshots_failed: int = 0
     """Snapshots that could not be taken, kept or offered. The BookActor's."""
     subscribers_cut: int = 0
-    """Subscribers that were too slow. The BookActor's."""
+    """Subscribers cut because they were too slow. The BookActor's."""
     sync_s: Histogram = dataclasses.field(default_factory=lambda: Histogram(SECONDS))
-    """Writing and syncing what is appended to the journal at a time, in seconds. The JournalActor's."""
+    """Seconds to write and sync one append to the journal. The JournalActor's."""
     snapshot: tuple[int, int, float] | None = None
     """The last snapshot on disk: sequence number, bytes, time in seconds since the Unix epoch. The JournalActor's."""

@@ -2,8 +2,8 @@
 
 A record's *body* is ``msgpack((epoch, first_sequence, timestamp_ns, commands, origins))``: encoded once by the leader,
 sent, stored and hashed as those bytes. Its *chain* is BLAKE2b-256 of the body keyed with the previous chain, so equal
-chains mean equal logs up to there. ``origins`` says whose requests the commands are: ``(node id, request id, number of
-commands)`` in order, so that whichever node applies the record can answer those who wait at it.
+chains mean equal logs up to there. ``origins`` says which requests the commands belong to: ``(node id, request id,
+number of commands)`` in order, so that each node that applies the record can answer its own callers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .commands import SET_TIME, Command, checked_commands
 CHAIN_START: Final = bytes(32)
 """The chain before the first record."""
 COMMANDS_MAX: Final = 1024
-"""Most commands of one record, and of one request."""
+"""Most commands of one record, and of one request; larger ones are refused."""
 RECORD_SIZE_MAX: Final = 1024 * 1024
 """Largest body of a record, in bytes."""
 

@@ -1,9 +1,8 @@
-"""Where requests go, and what waits to be ordered. Pure: requests, frames and answers in, effects out.
+"""Routes requests, and queues those to be ordered. Pure: requests, frames and answers in, effects out.
 
 A request of this node's callers is *outstanding* until the log answers it or it fails. It goes to this replica's own
-queue if the replica leads, else to the leader that it follows, else it waits for a leader. A request that was sent to a
-former leader may be in the log already: it is sent again, and the book answers the second attempt with the first one's
-result.
+queue if the replica leads, else to the leader that it follows, else it waits for a leader. A request sent to a
+former leader may already be in the log: it is resent, and the book answers the second attempt with the first result.
 
 =======================  ============================================================================================
 the replica              then a request
@@ -39,20 +38,20 @@ from .wire import Forward, Refused
 BATCH_MAX: Final = 512
 """Most commands the leader gathers into one record, unless one request has more.
 
-Half of what a record can hold: while one record is being replicated the next can be made.
+Half of a record's limit: while one record is being replicated the next can be made.
 """
 WAITING_MAX: Final = 65_536
-"""Most commands that may wait at the leader to be ordered; beyond, requests are refused as overloaded."""
+"""Most commands that wait at the leader to be ordered; further requests are refused as overloaded."""
 MANY: Final = 128
-"""This many commands are worth a record of their own: fewer wait for the answers to those before them.
+"""This many commands justify a record of their own: fewer wait for the answers to earlier ones.
 
-It is Nagle's rule (RFC 896): no delay when idle, no timer, and single orders from many callers travel together.
+This is Nagle's rule (RFC 896): no delay when idle, no timer, and single orders from many callers travel together.
 """
 NOT_LEADER: Final = "not_leader"
 """Code of a refusal after which a request is routed again."""
 _REASON_LENGTH_MAX: Final = 500
 _REFUSALS: Final = {kind.default_code: kind for kind in (Overloaded, AccessDenied)}
-"""Kinds of a leader's refusals that are not just Unavailable."""
+"""Exception classes for a leader's refusals other than Unavailable, by code."""
 
 
 class Asked(Protocol):
@@ -64,9 +63,9 @@ class Asked(Protocol):
     first_sequence: int
     """The sequence number of the first command, once the log has it."""
     sent_to: str | None
-    """The node that was asked to order it, while it may still do so."""
+    """The node that was asked to order it and may still do so."""
     sent_epoch: int
-    """The epoch in which it was asked: a later one of the same leader may know nothing of the request."""
+    """The epoch of that request: in a later one the same leader may not know it."""
     sent_ever: bool
 
 
@@ -86,14 +85,14 @@ RequestEffect = Send | FailRequests[Any]
 
 @dataclasses.dataclass(slots=True)
 class Settled(Generic[R]):
-    """Whom the records answer that were just applied."""
+    """The requests that the records just applied answer."""
 
     answered: dict[int, R] = dataclasses.field(default_factory=dict)
     """By number; each has its ``first_sequence``."""
     strangers: list[int] = dataclasses.field(default_factory=list)
-    """Numbers under which the log holds commands that were not asked for here: another process has this node's id."""
+    """Numbers of this node under which the log has commands that it did not send: another process has its id."""
     others: bool = False
-    """Whether callers at other nodes wait for what is in the records."""
+    """Whether the records answer callers at other nodes."""
 
 
 class Requests(Generic[R]):
@@ -116,17 +115,17 @@ class Requests(Generic[R]):
         self._replica = replica
         self._denied = denied
         self.last_number = first_number
-        """The number of the request that was taken last."""
+        """The number of the last accepted request."""
         self.outstanding: dict[int, R] = {}
         """Requests of this node's callers, by their numbers."""
         self.waiting: deque[tuple[str, int, tuple[Command, ...]]] = deque()
-        """Leader: what waits to be put into a record: ``(origin, number, commands)``; without an origin, its own."""
+        """Leader: requests that wait for a record: ``(origin, number, commands)``; its own have no origin."""
         self.waiting_commands = 0
 
     # -- from this node's callers -------------------------------------------------------------------------------
 
     def wants(self, submitted: int) -> bool:
-        """Return whether to take the ``submitted`` commands of callers now, or wait for answers under way first."""
+        """Return whether to accept the ``submitted`` commands now, or wait for earlier answers first."""
         replica = self._replica
         under_way: Any = replica.pending if replica.may_propose else self.outstanding
         return not under_way or self.waiting_commands + submitted >= MANY
@@ -139,7 +138,7 @@ class Requests(Generic[R]):
         return self._route(numbers)
 
     def _route(self, numbers: Iterable[int]) -> list[RequestEffect]:
-        """Bring requests to the node that leads now; without one they wait."""
+        """Send requests to the current leader; without one they wait."""
         replica = self._replica
         if replica.role is Role.LEADING:
             return [] if replica.resigned else self._enqueue_own(numbers)
@@ -200,10 +199,10 @@ class Requests(Generic[R]):
         return self._route(again) if again else []
 
     def on_refused(self, sender: str, message: Refused) -> list[RequestEffect]:
-        """The leader has not taken a request; if only because it leads no more, the request is routed again later."""
+        """The leader refused a request; if it no longer leads, the request is routed again later."""
         request = self.outstanding.get(message.request)
         if request is None or request.sent_to != sender:
-            return []  # it was sent to another leader since
+            return []  # it was sent to another leader meanwhile
         if message.code == NOT_LEADER:
             request.sent_to = None
             return []
@@ -211,7 +210,7 @@ class Requests(Generic[R]):
         return self.fail([message.request], kind(message.reason, code=message.code))
 
     def on_link_down(self, node: str) -> None:
-        """What was sent to ``node`` may not have arrived: it is sent again to the next leader that can be reached."""
+        """Requests sent to ``node`` may be lost: resend them to the next reachable leader."""
         for request in self.outstanding.values():
             if request.sent_to == node:
                 request.sent_to = None
@@ -238,18 +237,18 @@ class Requests(Generic[R]):
         return effects
 
     def fail(self, numbers: Iterable[int], error: OpenOutcryError) -> list[RequestEffect]:
-        """Fail these requests by ``error``, as far as they are outstanding."""
+        """Fail those of these requests that are outstanding with ``error``."""
         failed = tuple([r for number in numbers if (r := self.outstanding.pop(number, None)) is not None])
         return [FailRequests(failed, error)] if failed else []
 
     def fail_all(self, error: OpenOutcryError) -> list[RequestEffect]:
-        """Fail every request by ``error``: nothing is answered here any more."""
+        """Fail every request with ``error``: this replica answers no more."""
         return self.fail(list(self.outstanding), error)
 
     # -- from other nodes -----------------------------------------------------------------------------------------
 
     def on_forward(self, sender: str, message: Forward) -> list[RequestEffect]:
-        """Another node asks to order these: they wait for a record, or are refused."""
+        """Another node asks to order these requests: queue or refuse them."""
         replica, market = self._replica, self._replica.market
         not_leading: OpenOutcryError | None = None
         if replica.role is not Role.LEADING or replica.resigned:
@@ -268,7 +267,7 @@ class Requests(Generic[R]):
     # -- the leader's queue ---------------------------------------------------------------------------------------
 
     def _refusal(self, commands: int) -> OpenOutcryError | None:
-        """Leader: why no more commands can be taken in now, or None."""
+        """Leader: why it cannot accept commands now, or None."""
         replica = self._replica
         if not replica.may_propose:
             return Unavailable(
@@ -287,11 +286,11 @@ class Requests(Generic[R]):
         self.waiting_commands += len(commands)
 
     def add_own(self, command: Command) -> None:
-        """Leader: have a command of its own ordered, which nobody waits for."""
+        """Leader: order a command of its own, which nobody waits for."""
         self._enqueue("", 0, (command,))
 
     def next_record(self) -> tuple[tuple[Command, ...], tuple[Origin, ...]] | None:
-        """Leader: take out what goes into the next record, up to :data:`BATCH_MAX` commands, or None: not yet."""
+        """Leader: take the next record's commands from the queue, up to :data:`BATCH_MAX`; None: not yet."""
         replica, waiting = self._replica, self.waiting
         if not waiting or not replica.may_propose or (replica.pending and self.waiting_commands < MANY):
             return None
@@ -306,7 +305,7 @@ class Requests(Generic[R]):
         return tuple(commands), tuple(origins)
 
     def refuse_waiting(self) -> list[RequestEffect]:
-        """Give back what was not put into the log: to its origin, which routes it to the node that leads now."""
+        """Return the queued requests to their origins, which route them to the current leader."""
         replica = self._replica
         reason = f"market {replica.market} has a new leader; nothing was executed, retry"
         effects: list[RequestEffect] = []
@@ -320,7 +319,8 @@ class Requests(Generic[R]):
     # -- the log --------------------------------------------------------------------------------------------------
 
     def settle(self, record: Record, settled: Settled[R]) -> None:
-        """Add to ``settled`` whom ``record``, which was applied, answers; call :meth:`answered` for them afterwards.
+        """Add the requests that the applied ``record`` answers to ``settled``; call :meth:`answered` for them
+        afterwards.
 
         The commands are compared: a restored copy of this node's disk may have used the same number for others.
         """
@@ -339,7 +339,7 @@ class Requests(Generic[R]):
             sequence += count
 
     def answered(self, settled: Settled[R]) -> list[RequestEffect]:
-        """These have their answers; who would get those of a stranger gets an error instead."""
+        """Remove the answered requests; fail those under whose numbers the log has other commands."""
         for number in settled.answered:
             del self.outstanding[number]
         if not settled.strangers:

@@ -1,4 +1,4 @@
-"""Numbers that grow from one start of a replica to the next, whatever the machine's clock does in between."""
+"""Numbers that grow from one start of a replica to the next, even if the machine's clock jumps."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ...transport.numerals import whole_of
 from .snapshots import write_durably
 
 SPAN: Final = 2**40
-"""How many numbers one start may use up: those of its requests and of its attempts to join."""
+"""Most numbers that one start may use, for its requests and its attempts to join."""
 
 
 def next_start(path: Path, now_ns: int) -> int:
     """Return a number that is larger, by ``SPAN`` at least, than any that was returned for ``path`` before.
 
-    It is the time in nanoseconds unless the clock was set back. ``path`` keeps it, durably before it is used.
+    It is the time in nanoseconds unless the clock was set back. ``path`` stores it durably before it is used.
 
     Raises:
         StorageError: the disk refused.

@@ -134,7 +134,7 @@ def _wake(request: Request | None) -> None:
         try:
             request._lock.release()
         except RuntimeError:
-            return  # it was woken before: whoever did that has seen, or sees, to those after it
+            return  # it was woken before: that thread wakes the callers after it
         if request._waiting:
             return
         request = request._next  # it is not waiting, yet or any more

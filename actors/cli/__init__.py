@@ -33,7 +33,7 @@ COMMANDS: Final = {
     ),
     "market": ("admin", "Create a market, or list what there is."),
     "clock": ("admin", "Compare a node's clock with others', or set a market's time to it."),
-    "force-leader": ("admin", "Make a node lead MARKET when every in-sync replica is gone for good."),
+    "force-leader": ("admin", "Make a node lead MARKET after all in-sync replicas are lost."),
     "coordinator": ("coordinator", "The store that says who leads a market, and who is in sync."),
     "identity": (
         "identity",

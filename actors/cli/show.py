@@ -33,7 +33,7 @@ def _looking(watch: bool) -> Iterator[threading.Event]:
 @click.command()
 @click.argument("market")
 @click.option("--depth", type=WholeRange(1, ITEMS_MAX), default=10, show_default=True, help="Levels a side.")
-@click.option("--watch", is_flag=True, help="Go on: show the book anew whenever it has changed.")
+@click.option("--watch", is_flag=True, help="Keep running: show the book again whenever it changes.")
 @at_node
 def book(
     *,
@@ -157,7 +157,7 @@ def orders(
 
 
 @click.command()
-@click.option("--watch", is_flag=True, help="Go on: show it anew twice a second.")
+@click.option("--watch", is_flag=True, help="Keep running: show the status again twice a second.")
 @at_node
 def status(*, watch: bool, node_name: str | None, data_dir: Path | None, timeout: float, as_json_text: bool) -> None:
     """Show the state of a node, its links and its markets."""

@@ -93,7 +93,7 @@ class Subscription:
             self._end(
                 Overloaded(
                     f"market {self.market}: this node was too far behind and took over the leader's state; events were "
-                    "passed over: take the book anew and subscribe from its sequence",
+                    "skipped: fetch the book again and subscribe from its sequence",
                     code="too_far_behind",
                 )
             )

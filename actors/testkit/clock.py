@@ -29,7 +29,7 @@ class FakeClock:
     ...             self.left -= 1
     ...         return self.left
     >>> clock = FakeClock()
-    >>> use_clock(clock)  # the fixture fake_clock does that, and takes it back after the test
+    >>> use_clock(clock)  # the fixture fake_clock does that, and undoes it after the test
     >>> countdown = Countdown.start()
     >>> countdown.ask("how many?", timeout=3)
     3
@@ -40,7 +40,7 @@ class FakeClock:
     True
     >>> use_clock(None)
 
-    Only actors that were made while it was in use follow it; nodes and their links live by the machine's clock.
+    Only actors created while it is in use follow it; nodes and their links use the machine's clock.
     """
 
     def __init__(self) -> None:
@@ -53,18 +53,18 @@ class FakeClock:
         return self._now_s
 
     def start(self, timer: Timer) -> None:
-        """Fire ``timer`` when the clock is moved to where it is due."""
+        """Fire ``timer`` when the clock is moved to its due time."""
         with self._changed:
             self._timers.append(timer)
 
     def advance(self, seconds: float) -> None:
         """Move the clock, and return once every message that fell due on the way has been handled, one after the other.
 
-        What a handler starts itself counts too if it falls due before the end. Not to be called by an actor.
+        Timers that a handler starts count too if they are due before the end. Do not call this from an actor.
 
         Raises:
-            AssertionError: an actor did not get as far as to handle a message within 3 s.
-            InvalidRequest: back, or for no number of seconds (code ``invalid_delay``).
+            AssertionError: an actor did not handle a message within 3 s.
+            InvalidRequest: ``seconds`` is negative or not a number (code ``invalid_delay``).
         """
         from ...transport.errors import InvalidRequest  # noqa: PLC0415
 

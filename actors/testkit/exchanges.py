@@ -1,4 +1,4 @@
-"""Whole exchanges for a test: nodes here or in processes, what they share, and faults between them."""
+"""Whole exchanges for a test: nodes here or in processes, their shared services, and faults between them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from .proxy import Proxy
 
 _START_S: Final = 15.0
-"""How long the nodes of an exchange have to become ready and in sync, in seconds."""
+"""Seconds for the nodes of an exchange to become ready and in sync."""
 
 _T = TypeVar("_T")
 _NodeT = TypeVar("_NodeT", bound="ExchangeNode | NodeProcess")
 
 
 class _AnyExchange(Generic[_NodeT]):
-    """Nodes of one exchange, started, ready and in sync, with all that they share."""
+    """Nodes of one exchange, started, ready and in sync, with their shared services."""
 
     def __init__(
         self,
@@ -47,9 +47,9 @@ class _AnyExchange(Generic[_NodeT]):
             faults: put a proxy before each node, for :meth:`cut`, :meth:`drop` and :meth:`delay`.
             identities: give each node an identity of :attr:`authority`: links are TLS, and ``node-0`` may act for the
                 accounts ``node-0`` and ``node-0/…`` only. Not together with ``faults``: a proxy cannot read TLS.
-            node_options: go to every :class:`~openoutcry.actors.node.ExchangeNode`.
+            node_options: for every :class:`~openoutcry.actors.node.ExchangeNode`.
         """
-        # Here, so that a run that starts no exchange pays nothing.
+        # Imported here, so that a run without an exchange pays nothing.
         from ...transport.forks import guard  # noqa: PLC0415
         from ...transport.rendezvous import Rendezvous  # noqa: PLC0415
         from ..book.rules import MarketRules  # noqa: PLC0415
@@ -65,7 +65,7 @@ class _AnyExchange(Generic[_NodeT]):
         """The nodes, in order; :meth:`restart` replaces one in place."""
         folder.mkdir(parents=True, exist_ok=True)
         self.authority: Authority | None = None
-        """Who issues the nodes' identities, if they have any."""
+        """The authority of the nodes' identities, if they have any."""
         if identities:
             from ...transport.certificates import Authority, Identity  # noqa: PLC0415
 
@@ -101,11 +101,11 @@ class _AnyExchange(Generic[_NodeT]):
     def wait_same_sequence(self, market: str, *, timeout: float = 10.0) -> int:
         """Wait until all nodes have applied the same sequence number of ``market``, and return it.
 
-        Call it when the orders of the test have been answered: while more are under way, "the same" does not last.
+        Call it when the orders of the test are answered: while more are in flight, "the same" does not last.
         ``timeout`` is in seconds.
 
         Raises:
-            AssertionError: they did not; the message shows where each node is.
+            AssertionError: they did not; the message shows how far each node is.
         """
         __tracebackhide__ = True
         deadline_s = time.monotonic() + scaled(timeout)
@@ -143,15 +143,15 @@ class _AnyExchange(Generic[_NodeT]):
         self._proxy(other).refuse(self.nodes[one].name)
 
     def drop(self, source: int, target: int) -> None:
-        """Let what ``source`` sends to ``target`` go nowhere, without an error: silence, one way."""
+        """Discard everything that ``source`` sends to ``target``, without an error: silence, one way."""
         self._proxy(target).swallow([self.nodes[source].name])
 
     def delay(self, source: int, target: int, seconds: float) -> None:
-        """Let what ``source`` sends to ``target`` arrive ``seconds`` later."""
+        """Delay everything that ``source`` sends to ``target`` by ``seconds``."""
         self._proxy(target).delays_s[self.nodes[source].name] = seconds
 
     def heal(self) -> None:
-        """Take all of :meth:`cut`, :meth:`drop` and :meth:`delay` back; the nodes find each other again."""
+        """Undo every :meth:`cut`, :meth:`drop` and :meth:`delay`; the nodes find each other again."""
         for index in range(len(self.nodes)):
             self._proxy(index).heal()
 
@@ -165,9 +165,9 @@ class _AnyExchange(Generic[_NodeT]):
         return self.nodes[-1]
 
     def restart(self, index: int, *, wait: bool = True) -> _NodeT:
-        """Close node ``index`` if it is not, and start it again on its data folder.
+        """Close node ``index`` if it is open, and start it again on its data folder.
 
-        Return the new node once all nodes are in sync, or at once without ``wait`` (where others are closed too).
+        Return the new node once all nodes are in sync, or at once without ``wait`` (if others are closed too).
         """
         self.nodes[index].close()
         self.nodes[index] = self._start_node(index)
@@ -176,7 +176,7 @@ class _AnyExchange(Generic[_NodeT]):
         return self.nodes[index]
 
     def close(self) -> None:
-        """Close all nodes, the last one first, then the rendezvous, whatever fails on the way. Idempotent."""
+        """Close all nodes, the last one first, then the rendezvous, even if one fails. Idempotent."""
         with contextlib.ExitStack() as closing:
             closing.callback(self._rendezvous.close)
             for proxy in self._proxies or ():
@@ -265,7 +265,7 @@ class ProcessExchange(_AnyExchange["NodeProcess"]):
 
 
 def _outcome(call: Callable[[str], _T], market: str) -> _T | Exception:
-    """Return what ``call`` returns or raises: a node that is not ready raises, and a failure should list that."""
+    """Return the result or the exception of ``call``: a node that is not ready raises, and a failure should list that."""
     from ...transport.errors import OpenOutcryError  # noqa: PLC0415
 
     try:

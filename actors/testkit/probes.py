@@ -72,12 +72,12 @@ def _actor_class() -> type[pykka.ThreadingActor]:
 
 
 class ActorProbe:
-    """A real actor that keeps every message it is told or asked, and the object by which a test looks at them.
+    """A real actor that keeps every message it receives, and the object through which a test reads them.
 
     1. Hand :attr:`ref` to the code under test.
     2. Read the conversation in order: :meth:`expect` takes the next message, :meth:`expect_sequence` several,
        :meth:`fish` skips to one, :meth:`expect_none` checks that there is none. Each takes a ``within`` in seconds; a
-       failure is an ``AssertionError`` that lists all that did arrive, and leaves unread messages unread.
+       failure is an ``AssertionError`` that lists all messages that arrived, and leaves unread messages unread.
     3. Stop it: the fixture ``actor_probe`` does; otherwise call :meth:`stop` or use it in a ``with`` statement.
 
     What to expect is a class (or a union of classes), a predicate, or a value that the message must equal.
@@ -133,7 +133,7 @@ class ActorProbe:
 
     @property
     def last(self) -> Any:
-        """The message received last, read or not; None if there was none."""
+        """The last message received, read or not; None if there was none."""
         with self._arrival:
             return self._received[-1].message if self._received else None
 
@@ -144,10 +144,10 @@ class ActorProbe:
         return other
 
     def reply_with(self, reply: Any) -> None:
-        """Answer every ask from now on with ``reply``, or with what it returns if it is callable.
+        """Answer every ask from now on with ``reply``, or with its result if it is callable.
 
-        A callable gets the message, runs on the probe's thread and is called for asks only; an exception that it
-        raises is raised where the ask was made. Without a call of this method asks are answered with None.
+        A callable gets the message, runs on the probe's thread and is called for asks only; its exceptions are raised
+        in the asker. Without a call of this method asks are answered with None.
         """
         self._reply = reply
 
@@ -156,7 +156,7 @@ class ActorProbe:
     @overload
     def expect(self, wanted: object, *, within: float = 3.0) -> Any: ...
     def expect(self, wanted: object, *, within: float = 3.0) -> Any:
-        """Return the next unread message, which must come ``within`` seconds and be what is ``wanted``.
+        """Return the next unread message, which must arrive ``within`` seconds and match ``wanted``.
 
         Raises:
             AssertionError: no message in time, or another one; an unexpected message stays unread.
@@ -165,9 +165,9 @@ class ActorProbe:
         return self._next(wanted, self._deadline_s(within), "expected", within)
 
     def expect_sequence(self, *wanted: object, within: float = 3.0) -> list[Any]:
-        """Return the next unread messages, which must be what is ``wanted``, one by one and in that order.
+        """Return the next unread messages, which must match ``wanted``, one by one and in that order.
 
-        ``within`` seconds are for all of them together. They may be of any number of senders, but nothing else may
+        ``within`` seconds apply to all of them together. They may come from several senders, but no other message may
         come between.
 
         >>> with ActorProbe() as probe:
@@ -177,7 +177,7 @@ class ActorProbe:
         ['opened', 7, 8]
 
         Raises:
-            AssertionError: another message came, or too few in time; all of them stay unread.
+            AssertionError: another message came, or too few in time; all stay unread.
         """
         __tracebackhide__ = True
         first, deadline_s = self._read, self._deadline_s(within)
@@ -203,7 +203,7 @@ class ActorProbe:
 
     @contextlib.contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """Give all expectations of the block ``seconds`` together, and the block itself no more.
+        """Limit all expectations of the block together, and the block itself, to ``seconds``.
 
         >>> with ActorProbe() as probe:
         ...     with probe.within(2.0):
@@ -233,10 +233,11 @@ class ActorProbe:
     @overload
     def fish(self, wanted: object, *, within: float = 3.0) -> Any: ...
     def fish(self, wanted: object, *, within: float = 3.0) -> Any:
-        """Return the first unread message that is ``wanted``, waiting ``within`` seconds for it; skip those before it.
+        """Return the first unread message that matches ``wanted``, waiting ``within`` seconds for it; skip those before
+        it.
 
         Raises:
-            AssertionError: no such message in time; nothing is skipped then.
+            AssertionError: no such message in time; then it skips nothing.
         """
         __tracebackhide__ = True
         matches = _predicate(wanted)
@@ -283,7 +284,7 @@ class ActorProbe:
     def expect_terminated(self, ref: pykka.ActorRef[Any] | RemoteRef, *, within: float = 3.0) -> Terminated:
         """Wait up to ``within`` seconds until the watched actor has ended, here or elsewhere, and return how.
 
-        The end of an actor is no message of the conversation: it may come before, between or after those.
+        The end of an actor is not a message of the conversation: it may come before, between or after those.
 
         >>> import pykka
         >>> class Plain(pykka.ThreadingActor):
@@ -296,7 +297,7 @@ class ActorProbe:
         'stopped'
 
         Raises:
-            AssertionError: it lives, as far as is known here.
+            AssertionError: it lives, as far as known here.
             ValueError: :meth:`watch` was not called for it.
         """
         __tracebackhide__ = True
@@ -321,7 +322,7 @@ class ActorProbe:
     def expect_stopped(self, ref: pykka.ActorRef[Any], *, within: float = 3.0) -> None:
         """Wait up to ``within`` seconds until the watched actor ``ref`` has stopped or failed.
 
-        Pykka counts an actor as stopped before its ``on_stop`` runs: that may still be under way.
+        Pykka counts an actor as stopped before its ``on_stop`` runs: that may still be running.
 
         Raises:
             AssertionError: it is still alive.
@@ -335,7 +336,7 @@ class ActorProbe:
         self._watched.discard(ref.actor_urn)
 
     def stop(self) -> None:
-        """Stop the probe, and those made by :meth:`another`, once they have handled what was sent before. Idempotent.
+        """Stop the probe, and those made by :meth:`another`, after they handled earlier messages. Idempotent.
 
         Raises:
             AssertionError: a probe is stuck in a callable given to :meth:`reply_with`.
@@ -362,7 +363,7 @@ class ActorProbe:
             return reply(message)
         except Exception:
             raise
-        except BaseException as error:  # as of pytest.fail(): Pykka would stop every actor of the process
+        except BaseException as error:  # such as that of pytest.fail(): Pykka would stop every actor of the process
             raise AssertionError(f"what was given to reply_with() raised {error!r}") from error
 
     def _notify(self) -> None:

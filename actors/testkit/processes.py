@@ -1,6 +1,6 @@
 """NodeProcess: a node in a process of its own, for tests that kill it; its methods are called over a pipe.
 
-Part of the test kit: whoever starts the process trusts it, and it trusts them, so arguments and results are pickled.
+Part of the test kit: parent and process trust each other, so arguments and results are pickled.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from ...transport.forks import guard
 from ...transport.numerals import written
 
 STOP_S: Final = 30.0
-"""How long a process has to end in order before it is killed, in seconds."""
+"""Seconds for a process to shut down before it is killed."""
 START_S: Final = 60.0
-"""How long a node has to start, in seconds."""
+"""Seconds for a node to start."""
 CALL_S: Final = 120.0
-"""How long a call may take before the process counts as stuck, and is killed, in seconds."""
+"""Seconds for a call before the process counts as stuck and is killed."""
 
 _spawn = multiprocessing.get_context("spawn")  # nng must not be used after a fork
 
@@ -35,9 +35,8 @@ _spawn = multiprocessing.get_context("spawn")  # nng must not be used after a fo
 class NodeProcess:
     """A running node that is another process; it takes the methods of :class:`~..node.ExchangeNode` and passes them on.
 
-    What cannot be pickled cannot be passed: give :meth:`run` a function for what needs the node itself, to start actors
-    there or to subscribe. One call at a time; the calls of several threads queue up. What goes on there on its own is
-    sent by :func:`report`, also between calls.
+    Arguments and results must be picklable: to start actors there or to subscribe, give :meth:`run` a function. One
+    call at a time; calls of several threads queue. :func:`report` sends news from the process, also between calls.
     """
 
     def __init__(
@@ -55,8 +54,8 @@ class NodeProcess:
         Args:
             name: the node's name.
             options: of the :class:`~..node.ExchangeNode`.
-            prepare: is called in the process before the node is made; a function of a module, or a ``partial`` of one.
-            on_report: takes what the process reports, on a thread of its own, in order, also what is left at its end.
+            prepare: called in the process before the node is created; a function of a module, or a ``partial`` of one.
+            on_report: receives the reports of the process, on a thread of its own, in order, until its end.
             patient: a call may take any time, as long as the process reports something within each 120 s.
             wait: False returns before the node runs; call :meth:`wait_started` then, before anything else.
         """
@@ -77,7 +76,7 @@ class NodeProcess:
             self.wait_started()
 
     def wait_started(self) -> None:
-        """Wait until the node runs; raise what it failed with, if it does not."""
+        """Wait until the node runs; raise its error if it fails."""
         try:
             self.node_id, self.listen_address, self.address = self._receive(START_S)
         except EOFError:
@@ -105,19 +104,19 @@ class NodeProcess:
         return self._process.is_alive()
 
     def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call ``function(node, *args, **kwargs)`` in the process and return what it returns, or raise what it raises.
+        """Call ``function(node, *args, **kwargs)`` in the process, and return its result or raise its exception.
 
-        It is a function of a module, not one that is defined within another. The process waits for it.
+        It must be a function of a module, not a nested one. The process waits for it.
         """
         return self._call((function, args, kwargs))
 
     def kill(self) -> None:
-        """``kill -9`` it and wait until it has gone, and all that it had reported is taken. Idempotent."""
+        """``kill -9`` it, and wait until it has ended and its reports were received. Idempotent."""
         self._process.kill()
         self.wait_ended(None)
 
     def wait_ended(self, within: float | None) -> None:
-        """Wait until the process has ended by itself, and all that it had reported is taken.
+        """Wait until the process has ended by itself, and its reports were received.
 
         Raises:
             AssertionError: it has not, ``within`` seconds.
@@ -132,7 +131,7 @@ class NodeProcess:
         os.kill(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on after :meth:`pause`."""
+        """Continue it after :meth:`pause`."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGCONT)
 
@@ -158,7 +157,7 @@ class NodeProcess:
                 raise AssertionError(f"{self!r} ended before it answered") from None
 
     def _send(self, what: tuple[Any, ...]) -> None:
-        """Send; a process that does not read is killed, which ends a send that the pipe has no room for."""
+        """Send; kill a process that does not read, which ends a blocked send."""
         unread = threading.Timer(CALL_S, self._process.kill)
         unread.daemon = True
         unread.start()
@@ -171,7 +170,7 @@ class NodeProcess:
         try:
             answer = self._answer(timeout_s)
         except queue.Empty:
-            self.kill()  # an answer that came later would be taken for that of the next call
+            self.kill()  # a late answer would be mistaken for that of the next call
             raise AssertionError(f"{self.name} did not answer within {written(timeout_s)} s, and was killed") from None
         if answer is None:
             self._answers.put(None)  # for the next call

@@ -419,7 +419,7 @@ def event_words(event: MarketEvent) -> str:
     if isinstance(event, Cancelled):
         return f"order {event.order_id}: {event.quantity} cancelled ({event.reason}), {event.open_quantity} left open"
     if isinstance(event, Amended):
-        kept = "kept" if event.priority_kept else "queued anew"
+        kept = "kept" if event.priority_kept else "queued at the back"
         return f"order {event.order_id}: now {event.open_quantity} at {event.price}, place {kept}"
     if isinstance(event, Duplicate):
         return f"a retry: answered before, at sequence {event.first_sequence}"
