@@ -24,9 +24,7 @@ import pynng
 from ..transport.errors import (
     ConfigurationError,
     OpenOutcryError,
-    RequestTimeout,
     StorageError,
-    Unavailable,
     quoted,
 )
 from ..transport.files import refusal
@@ -37,19 +35,16 @@ from ..transport.survey import Lookup
 from .book.commands import Command, Side
 from .book.messages import TimeSet
 from .book.rules import DecimalLike, MarketRules
-from .book.status import MarketStatus
 from .group.assembly import NodeGroup
 from .group.leading import HAND_OVER_S
-from .market.border import TIMEOUT_S_MAX, OrderOptions, RequestOptions, cancel_command, checked_timeout
+from .group.watched import WatchedNode
+from .market.border import OrderOptions, RequestOptions, cancel_command, checked_timeout
 from .market.handle import Market
 from .market.subscription import Subscription
 from .market.views import BookView, ForcePlan, MarketUpdate, OpenOrder, OrderResult, OrderResults, Trade
-from .peers.clocks import Clocks
 from .peers.wire import checked_node_name
 from .remote.refs import RemoteRef
 from .settings import NodeOptions, checked_names, checked_options, spelt_out
-from .telemetry.meters import NodeMeters
-from .telemetry.status import NodeStatus
 
 if TYPE_CHECKING:
     from .telemetry.health import HealthServer
@@ -57,7 +52,7 @@ if TYPE_CHECKING:
 _open_nodes: weakref.WeakSet[ExchangeNode] = weakref.WeakSet()
 
 
-class ExchangeNode:
+class ExchangeNode(WatchedNode):
     """One node of the exchange.
 
     >>> with ExchangeNode("alice", markets={"BTC-USD": MarketRules(tick_size="0.01")}) as node:  # doctest: +SKIP
@@ -118,7 +113,8 @@ class ExchangeNode:
         self._group = NodeGroup(name, given, identity)
         try:
             if given["metrics"] is not None:
-                self._serve_health(given["metrics"])
+                self._health = _serve_health(self, given["metrics"])
+                self._group.undo.callback(self._health.close)
             self._group.start(markets | dict.fromkeys(given["observe"]))
         except BaseException as error:
             uninterrupted(self._group.abandon)
@@ -127,15 +123,6 @@ class ExchangeNode:
             raise
         self.phase = "running"
         _open_nodes.add(self)
-
-    def _serve_health(self, address: str) -> None:
-        try:
-            from .telemetry.health import HealthServer  # noqa: PLC0415 - most nodes do without
-            from .telemetry.metrics import NodeCollector  # noqa: PLC0415 - and it is an optional dependency
-        except ImportError:
-            raise ConfigurationError("metrics need prometheus-client: pip install prometheus-client") from None
-        self._health = HealthServer(self, address, NodeCollector(self).text)
-        self._group.undo.callback(self._health.close)
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -462,65 +449,7 @@ class ExchangeNode:
         """Receive every event of a market, in order, from the applied log; see :meth:`Market.subscribe`."""
         return self.market(market).subscribe(to, after=after, queue_size_max=queue_size_max)
 
-    # -- status -------------------------------------------------------------------------------------------------
-
-    def status(self) -> NodeStatus:
-        """Return the state of the node, its links and markets."""
-        return self._group.status()
-
-    def market_statuses(self, timeout: float) -> dict[str, MarketStatus]:
-        """Return each market's status; one that does not answer in ``timeout`` seconds is ``unresponsive``."""
-        return self._group.markets.statuses(timeout)
-
-    def dead_actors(self, *, books: bool = True) -> list[str]:
-        """Return a line for each failed actor that does not run; without ``books``, only for shared ones."""
-        return self._group.dead_actors(books=books)
-
-    def links_up(self) -> set[str]:
-        """Return the ids of the nodes that this node has a link to."""
-        return self._group.links.linked()
-
-    def queues(self, market: str) -> dict[str, tuple[int, int]]:
-        """Return the lengths of a market's queues by name, and their bounds, 0 without one.
-
-        Raises:
-            InvalidRequest: this node has not joined the market (code ``unknown_market``).
-        """
-        return self._group.markets.queues(market)
-
-    def remote_queues(self) -> dict[str, tuple[int, int]]:
-        """Return the lengths of the queues to and from remote actors, and the bound of each."""
-        return self._group.remote.queues()
-
-    def coordinator_answers(self) -> bool:
-        """Return whether the coordinator answered the last request."""
-        return self._group.store_error() is None
-
-    @property
-    def meters(self) -> NodeMeters:
-        """The node's counters about itself."""
-        return self._group.meters
-
-    @property
-    def clocks(self) -> Clocks:
-        """This machine's clock among those of the nodes that this one is linked to."""
-        return self._group.links.clocks()
-
-    @property
-    def certificate_ends_ns(self) -> int | None:
-        """When the node's certificate expires, in nanoseconds since the Unix epoch; None without an identity."""
-        identity = self._group.identity
-        return None if identity is None else identity.member.ends_ns
-
-    @property
-    def messages_refused(self) -> int:
-        """Messages of remote actors with an unknown type, or that did not fit it, since the start."""
-        return self._group.remote.refused
-
-    @property
-    def frames_refused(self) -> int:
-        """Frames that broke the protocol, since the start; each closed its sender's link."""
-        return self._group.inbox.frames_refused
+    # -- status; see WatchedNode --------------------------------------------------------------------------------
 
     @property
     def metrics_address(self) -> str | None:
@@ -581,11 +510,8 @@ class ExchangeNode:
             Unreachable: there is no link to the node.
             InvalidRequest: the address is malformed, or several nodes have that name (code ``ambiguous_node``).
         """
-
-        def lookup(service: str, seconds: float) -> list[str]:
-            return [entry.node for entry in self.lookup(service, min(seconds, TIMEOUT_S_MAX)).entries]
-
-        return self._group.remote.find(address, self.timeout if timeout is None else checked_timeout(timeout), lookup)
+        timeout_s = self.timeout if timeout is None else checked_timeout(timeout)
+        return self._group.remote.find(address, timeout_s, self._group.directory.nodes_of)
 
     def wait_actor(self, address: str, *, timeout: float = 30.0) -> RemoteRef:
         """As :meth:`actor`, but wait until its node has started, is linked and has registered it.
@@ -593,19 +519,7 @@ class ExchangeNode:
         Raises:
             Unavailable: the last error of :meth:`actor`, after ``timeout`` seconds.
         """
-        deadline_s = time.monotonic() + checked_timeout(timeout)
-        last: Unavailable | None = None
-        while True:
-            left_s = max(0.0, deadline_s - time.monotonic())
-            try:
-                return self.actor(address, timeout=min(left_s, 1.0))
-            except RequestTimeout as error:
-                last = last or error  # the other errors say more
-            except Unavailable as error:
-                last = error
-            if time.monotonic() >= deadline_s:
-                raise last
-            time.sleep(0.005)
+        return self._group.remote.wait(address, checked_timeout(timeout), self._group.directory.nodes_of)
 
     def watch(self, ref: RemoteRef | pykka.ActorRef[Any], watcher: pykka.ActorRef[Any]) -> None:
         """Send :class:`~.remote.actors.Terminated` to the actor ``watcher`` once, when ``ref`` has ended.
@@ -621,6 +535,15 @@ class ExchangeNode:
     def unwatch(self, ref: RemoteRef | pykka.ActorRef[Any], watcher: pykka.ActorRef[Any]) -> None:
         """Undo :meth:`watch`; a notice may already be on its way."""
         self._group.remote.unwatch(ref, watcher)
+
+
+def _serve_health(node: ExchangeNode, address: str) -> HealthServer:
+    try:
+        from .telemetry.health import HealthServer  # noqa: PLC0415 - most nodes do without
+        from .telemetry.metrics import NodeCollector  # noqa: PLC0415 - and it is an optional dependency
+    except ImportError:
+        raise ConfigurationError("metrics need prometheus-client: pip install prometheus-client") from None
+    return HealthServer(node, address, NodeCollector(node).text)
 
 
 def _checked_markets(value: object) -> dict[str, MarketRules | None]:

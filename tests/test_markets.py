@@ -236,17 +236,15 @@ def test_a_market_is_created_again_at_a_node_that_is_just_joining_it_by_itself(
     exchange: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     net = exchange(nodes=2, markets={}, join_all=True)
-    look, opens = Markets._look_at, Markets._open
+    look = Markets.look_at
 
     def join_first(markets: Markets, market: str) -> Any:
-        with markets.opening:
-            if market not in markets.names:
-                opens(markets, market, None, observer=False)
+        markets.join(market)
         return look(markets, market)
 
     monkeypatch.setattr(MarketsActor, "on_receive", lambda *_: None)
     net[0].create_market("NEW", RULES)
-    monkeypatch.setattr(Markets, "_look_at", join_first)
+    monkeypatch.setattr(Markets, "look_at", join_first)
     net[1].create_market("NEW", RULES)
     assert net[1].rules("NEW") == RULES
 

@@ -11,7 +11,7 @@ import pykka
 from ...transport.errors import Unavailable
 from ...transport.survey import Lookup, ServiceEntry
 from ..kit.node_actor import ActorFailed, stop_and_join
-from ..market.border import checked_service
+from ..market.border import TIMEOUT_S_MAX, checked_service
 from ..market.handle import Host
 from ..peers.discovery import JOINS_ALL, NODE_SERVICE, Announce, DiscoveryActor, Find, Unannounce
 
@@ -94,6 +94,10 @@ class Directory:
             except Unavailable:
                 if time.monotonic() >= deadline_s or self._actor is None:
                     raise
+
+    def nodes_of(self, service: str, seconds: float) -> list[str]:
+        """Return the ids of the nodes that announce ``service``, after ``seconds`` at most."""
+        return [entry.node for entry in self.lookup(service, min(seconds, TIMEOUT_S_MAX)).entries]
 
     def announce_actor(self, service: str, whether: bool) -> None:
         """Announce a registered actor, or withdraw it, without waiting: discovery keeps trying."""

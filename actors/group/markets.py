@@ -314,7 +314,7 @@ class Markets:
         deadline_s = time.monotonic() + checked_timeout(timeout)
         with self._creating:
             if name not in self.books and not self._folder.of_market(name).exists() and name in self._listed():
-                existing = self._look_at(name)
+                existing = self.look_at(name)
                 if existing is not None:
                     _refuse_other(name, existing, rules)
         with self.opening:
@@ -343,7 +343,7 @@ class Markets:
     def _listed(self) -> list[str]:
         return [record.market for record in self._records()]
 
-    def _look_at(self, name: str) -> MarketRules | None:
+    def look_at(self, name: str) -> MarketRules | None:
         """Return the rules of a market that others hold, from its log: observe it for that time, and keep nothing.
 
         None: they did not arrive within ``LOOK_S``; perhaps the market lacks one more replica to have a log at all. Or

@@ -49,6 +49,7 @@ from ...transport.errors import (
     OpenOutcryError,
     ProtocolError,
     RequestTimeout,
+    Unavailable,
     UnknownActor,
     Unreachable,
     quoted,
@@ -292,6 +293,22 @@ class RemoteActors:
             except (Unreachable, UnknownActor, RequestTimeout) as error:
                 last = error  # it is announced there, but has ended, or cannot be reached from here
         raise last
+
+    def wait(self, address: str, timeout_s: float, lookup: Callable[[str, float], Iterable[str]]) -> RemoteRef:
+        """Return the actor as :meth:`find` does, once it is there; after ``timeout_s`` raise the last error."""
+        deadline_s = time.monotonic() + timeout_s
+        last: Unavailable | None = None
+        while True:
+            left_s = max(0.0, deadline_s - time.monotonic())
+            try:
+                return self.find(address, min(left_s, 1.0), lookup)
+            except RequestTimeout as error:
+                last = last or error  # the other errors say more
+            except Unavailable as error:
+                last = error
+            if time.monotonic() >= deadline_s:
+                raise last
+            time.sleep(0.005)
 
     def _find_at(self, name: str, link: RemoteLink, deadline_s: float) -> RemoteRef:
         found = link.find(name, max(0.0, deadline_s - time.monotonic())).get()

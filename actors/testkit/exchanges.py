@@ -265,7 +265,7 @@ class ProcessExchange(_AnyExchange["NodeProcess"]):
 
 
 def _outcome(call: Callable[[str], _T], market: str) -> _T | Exception:
-    """Return the result or the exception of ``call``: a node that is not ready raises, and a failure should list that."""
+    """Return the result or the exception of ``call``: a node that is not ready raises; a failure should list that."""
     from ...transport.errors import OpenOutcryError  # noqa: PLC0415
 
     try:
