@@ -236,7 +236,3 @@ def quoted(value: object, length: int = 40) -> str:
         return plain(f"{value!r:.{length}}")
     except Exception:  # Python writes no int of more than 4,300 digits; and a class may have a `__repr__` of its own
         return f"a value of type {type(value).__name__} that cannot be written"
-
-
-anew = copied  # the former names, until all branches are merged
-shown = quoted

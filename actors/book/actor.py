@@ -1,10 +1,10 @@
 """BookActor: owns one market's replica and order book at one node; the only thread that touches their state.
 
 It is the shell of two pure cores: it turns messages into calls of :class:`~.replica.Replica`, carries out the effects,
-applies committed records to :class:`~.orderbook.OrderBook`, and answers those whose requests they hold.
+applies committed records to :class:`~.orderbook.OrderBook`, and answers the callers whose requests they contain.
 
 Messages: Submitted, Query (ask), Watch, Unwatch, ProposeRules, HandOver (ask), ForceLeader, Retire (from the API);
-Heard, PeerUp, PeerDown, PeerGone (from links); Persisted, LogRead, LogNotRead, SnapshotStored, SnapshotKept,
+Received, PeerUp, PeerDown, PeerGone (from links); Persisted, LogRead, LogNotRead, SnapshotStored, SnapshotKept,
 SnapshotNotKept, LogPutAside, JournalFailed (from its JournalActor); SnapshotTaken, SnapshotFailed (from the
 SnapshotActor); CoordinatorAnswer, NodeIdTaken (from the CoordinatorActor).
 
@@ -54,9 +54,8 @@ from .messages import (
     CutLog,
     ForceLeader,
     HandOver,
-    Heard,
+    IsLeaseExpired,
     JournalFailed,
-    LeaseLapsed,
     LogNotRead,
     LogPutAside,
     LogRead,
@@ -66,6 +65,7 @@ from .messages import (
     PutLogAside,
     Query,
     ReadLog,
+    Received,
     Retire,
     SetTime,
     SnapshotFailed,
@@ -120,15 +120,15 @@ from .writer import JournalActor, JournalWriter
 logger = get_logger(__name__)
 
 RESIGNED_S: Final = 2.0
-"""How long a leader that was asked to hand over takes no orders, unless it is asked again, in seconds."""
+"""Seconds that a leader accepts no orders after a request to hand over; another request extends them."""
 READ_RETRY_S: Final = 0.1
-"""Seconds before a read of the log that lacked descriptors is tried again; doubled with each further failure."""
+"""Seconds before a read of the log that lacked descriptors is retried; doubled with each further failure."""
 READ_RETRY_S_MAX: Final = 5.0
-"""Most seconds before such a read is tried again."""
+"""Most seconds before such a read is retried."""
 LINGER_S: Final = 0.0005
-"""How long the leader waits for the next record to carry the commit index before it is sent alone, in seconds."""
+"""Seconds that the leader waits for a next record to carry the commit index before it sends it alone."""
 REQUEST_BITS: Final = 62
-"""Random bits of the number of a start's first request; the next count on from it, and stay within 63."""
+"""Random bits of the number of a start's first request; later numbers count on from it, within 63 bits."""
 
 
 class BookActor(NodeActor):
@@ -159,20 +159,20 @@ class BookActor(NodeActor):
     ) -> None:
         """Open the journal in ``folder`` and recover the book as far as it is known to be committed.
 
-        ``store`` is the id of the coordinator's store: what the disk has seen of another one does not count.
+        ``store`` is the id of the coordinator's store: a disk state for another store does not count.
 
-        ``submissions``: where this node's callers put their requests. ``take_snapshot`` reaches the SnapshotActor.
+        ``submissions``: the requests of this node's callers. ``take_snapshot`` sends to the SnapshotActor.
 
         ``rules`` are proposed as the log's first command if this node is the first to lead; None = take the log's.
-        ``snapshot_every``: after how many commands the book is written to disk whole, and the log before it pruned.
+        ``snapshot_every``: commands between snapshots; older log is pruned.
 
-        ``observer``: read only, outside the in-sync set. A damaged journal is put aside, and the replica repaired from
-        a peer; until it is, it does not lead.
+        ``observer``: read only, outside the in-sync set. A damaged journal is put aside, and the replica is repaired
+        from a peer before it can lead.
 
         ``clocks``: this machine's clock among those of others; ``clock_bound_ms``: how far the log's time may be off.
 
-        ``member_of`` tells what the certificate of a node says, by the node's id: for which accounts it may bring
-        commands here to be ordered. None: nodes have none, and may bring anybody's.
+        ``member_of`` returns the certificate's contents for a node id: for which accounts that node may send commands.
+        None: nodes have no certificates, and may send commands for every account.
 
         Raises:
             StorageError: the journal cannot be opened.
@@ -192,11 +192,11 @@ class BookActor(NodeActor):
         self.feed = Feed(market, self._log)
         self._read_backoff = Backoff(READ_RETRY_S, READ_RETRY_S_MAX)
         self._not_read: list[ReadLog] = []
-        """Reads of the log for followers that could not be done, to be done again."""
+        """Reads of the log for followers that failed and will be retried."""
         self._observer = observer
         self.storage = Storage(folder, market=market, node=node, store=store, clock_ns=clock_ns, log=self._log)
         self._marked: DiskMark | None = None
-        """What was last left to be reported of it."""
+        """The last disk mark that was passed on for a report."""
         journal, snapshots, self.book, self.replica, kept = self.storage.open(
             min_in_sync=min_in_sync, observer=observer
         )
@@ -224,19 +224,19 @@ class BookActor(NodeActor):
         self._requests = self.core.requests
         self._writing = False
         self._answered: list[Request] = []
-        """Requests whose callers have not been told yet that they have been answered."""
+        """Answered requests whose callers have not been notified yet."""
         self._said_ns = 0
         self._asking_lease = False
         self._store_silent = False
         self._resigned_until_s = 0.0
-        self._untold = False
-        """Leader: followers do not know yet how far the log is committed; the next record tells them, if it is soon."""
-        self._untold_since_s = 0.0
-        self._told_soon = False
-        """It has to be told at once: some of them have callers that wait for it."""
+        self._commit_unannounced = False
+        """Leader: the commit index is not announced to followers yet; a record that follows soon carries it."""
+        self._commit_unannounced_since_s = 0.0
+        self._announce_soon = False
+        """Announce it at once: callers at followers wait for it."""
         self._forcing: ForceLeader | None = None
         self.aside: str | None = None
-        """The folder that holds a log which was put aside because leadership had been forced past it."""
+        """The folder with the log that was put aside because leadership was forced past it."""
         self.failure: OpenOutcryError | None = None
         self._broken: Exception | None = None
         self.counters = {"commands": 0, "records": 0, "events": 0, "protocol_errors": 0, "swaps": 0}
@@ -256,7 +256,7 @@ class BookActor(NodeActor):
         stop_and_join(self._journal, timeout_s=10)
 
     def _end(self) -> OpenOutcryError:
-        """Why nothing is answered any more."""
+        """Why this replica no longer answers."""
         if self.failed_by is None:
             return Closed("the node was closed before the command was answered; its outcome is unknown")
         return StorageError(
@@ -271,8 +271,8 @@ class BookActor(NodeActor):
         answer = None
         if message is SUBMITTED:
             self._gather()
-        elif isinstance(message, Heard):
-            self._hear(message)
+        elif isinstance(message, Received):
+            self._receive_frame(message)
         elif isinstance(message, Persisted):
             self._run(self._persisted(message.generation, message.sequence))
         elif isinstance(message, Query):
@@ -282,34 +282,35 @@ class BookActor(NodeActor):
         elif message is QUIET:
             pass
         else:
-            answer = self._receive_rare(message)
+            answer = self._dispatch_control(message)
         try:
             if (self._requests.waiting or self._submissions.any) and not self._writing:
                 self._propose_waiting()
             if self._answered:
                 self._release()
-            if self._untold:
+            if self._commit_unannounced:
                 self._tell_commit()
         except Exception as error:
-            self._broken = error  # were it told to whoever has asked, the replica would go on: it fails on a tick
+            # An exception in an ask() only fails the ask; keep it so that the actor fails on its next tick.
+            self._broken = error
             raise
         return answer
 
     def _release(self) -> None:
-        """Let callers have their answers: once the next record is on its way, which they would else hold up."""
+        """Release the answers to callers, once the next record is on its way; earlier, they would delay it."""
         answered, self._answered = self._answered, []
         self._submissions.release(answered)
 
     def _tell_commit(self) -> None:
-        """Leader: tell the followers how far the log is committed, once no record is about to. Not only when idle."""
-        late_s = time.monotonic() - self._untold_since_s
-        if late_s >= LINGER_S or (self._told_soon and self.idle):
-            self._untold = self._told_soon = False
+        """Leader: announce the commit index to the followers if no record will soon. Not only when idle."""
+        late_s = time.monotonic() - self._commit_unannounced_since_s
+        if late_s >= LINGER_S or (self._announce_soon and self.idle):
+            self._commit_unannounced = self._announce_soon = False
             self._run(self.replica.announce_commit())
         else:
             self.linger(LINGER_S - late_s)
 
-    def _receive_rare(self, message: Any) -> Any:
+    def _dispatch_control(self, message: Any) -> Any:
         now_ns = time.monotonic_ns()
         core, replica = self.core, self.replica
         match message:
@@ -367,7 +368,7 @@ class BookActor(NodeActor):
         return None
 
     def _hand_over(self, message: HandOver) -> bool:
-        """Give leadership up, or (``give_up``) keep it after all; return whether nothing is left to hand over."""
+        """Hand leadership over, or (``give_up``) keep it; return whether there is nothing left to hand over."""
         replica = self.replica
         if message.give_up:
             replica.resigned = False
@@ -386,7 +387,7 @@ class BookActor(NodeActor):
             self._run(self.replica.stop(error))
         self._take_submissions()
         if self.replica.resigned and time.monotonic() > self._resigned_until_s:
-            self.replica.resigned = False  # whoever asked for it asks no more: a node that leads takes orders
+            self.replica.resigned = False  # nobody asks for the hand-over any more: a leader accepts orders
         self._warn_of_late_requests(now_ns)
         clocks = self.timekeeper.clocks()
         self.replica.on_clocks(off=clocks.off, right=clocks.right)
@@ -406,7 +407,7 @@ class BookActor(NodeActor):
             self._requests.add_own((CLOCK, "", ""))
 
     def _say_progress(self, now_ns: int) -> None:
-        """Now and then, while the replica catches up: how far it is."""
+        """Log progress now and then while the replica catches up."""
         replica, fetched = self.replica, self.core.transfer.fetched
         behind = replica.known_committed - replica.applied
         if replica.role is not Role.FOLLOWING or (behind <= BATCH_MAX and fetched is None):
@@ -422,7 +423,7 @@ class BookActor(NodeActor):
         return self.replica.pending[-1].timestamp_ns if self.replica.pending else self.book.timestamp_ns
 
     def _set_time(self, reason: str) -> TimeSet:
-        """Leader: an operator says that this machine's clock is right, and the log's time wrong."""
+        """Leader: an operator declares this machine's clock right, and the log's time wrong."""
         if not self._leads:
             leader = self.replica.leader
             raise Unavailable(
@@ -446,14 +447,14 @@ class BookActor(NodeActor):
             )
 
     def _watch_leader(self) -> None:
-        """Follower without a link to its leader: take over if the leader's process or its lease is gone."""
+        """Follower without a link to its leader: take over if the leader's process or lease has ended."""
         replica = self.replica
         leader = replica.leader
         lost = leader is not None and leader != self._node and leader not in self._links
         if lost and replica.role is Role.FOLLOWING and self._node in replica.in_sync and not self._asking_lease:
             self._asking_lease = True
             gone = leader in replica.ended
-            self._ask_coordinator(LeaseLapsed(str(leader)), lambda store: gone or store.lapsed(leader))
+            self._ask_coordinator(IsLeaseExpired(str(leader)), lambda store: gone or store.lapsed(leader))
 
     def _force(self, message: ForceLeader) -> None:
         refusal: OpenOutcryError | None = self.failure
@@ -466,7 +467,7 @@ class BookActor(NodeActor):
         self._run(self.replica.force(message.record))
 
     def force_refusal(self, record: MarketRecord | None, reachable: frozenset[str]) -> OpenOutcryError | None:
-        """Return why this replica may not be made to lead in place of ``record``, or None."""
+        """Return why this replica may not lead by force in place of ``record``, or None."""
         refusal = self.replica.force_refusal(record, reachable | self._links.keys())
         if refusal is None and self.replica.tail.sequence == 0 and self._own_rules is None:
             return Unavailable(
@@ -483,13 +484,13 @@ class BookActor(NodeActor):
 
     @property
     def _yields(self) -> bool:
-        """Whether this replica leads, cannot commit, and lets another lead."""
+        """Whether this replica leads but cannot commit, and lets another lead."""
         replica = self.replica
         return replica.role is Role.LEADING and replica.record is not None and replica.record.yielding
 
     @property
     def hindrance(self) -> OpenOutcryError | None:
-        """Why this replica cannot be used until a person has acted, or None."""
+        """Why this replica cannot be used until a person acts, or None."""
         replica = self.replica
         if replica.role is Role.STOPPED:
             return self.failure or Unavailable(f"market {self._market} has stopped")
@@ -502,7 +503,7 @@ class BookActor(NodeActor):
         return self.replica.may_propose
 
     def _gather(self) -> None:
-        """Take what callers have submitted, unless it had better wait for the answers to what is under way."""
+        """Accept the submitted requests, unless it is better to wait for earlier answers first."""
         if self._requests.wants(self._submissions.waiting):
             self._take_submissions()
 
@@ -515,7 +516,7 @@ class BookActor(NodeActor):
         self._run(self._requests.take(requests))
 
     def _propose_waiting(self) -> None:
-        """Put what waits into one record."""
+        """Put the waiting commands into one record."""
         self._gather()
         if (record := self._requests.next_record()) is not None:
             self._propose(*record)
@@ -526,7 +527,7 @@ class BookActor(NodeActor):
             timestamp_ns = self.timekeeper.stamp(self._last_ns)
         self.meters.batch.observe(len(commands))
         self._writing = True
-        self._untold = self._told_soon = False
+        self._commit_unannounced = self._announce_soon = False
         self._run(self.replica.propose(commands, origins, timestamp_ns=timestamp_ns, now_ns=time.monotonic_ns()))
 
     def _give_up(self, requests: Sequence[Request], error: OpenOutcryError) -> None:
@@ -536,20 +537,20 @@ class BookActor(NodeActor):
 
     # -- links --------------------------------------------------------------------------------------------------
 
-    def _hear(self, heard: Heard) -> None:
+    def _receive_frame(self, received: Received) -> None:
         try:
-            effects = self.core.on_message(heard.sender, heard.message, time.monotonic_ns())
-            if isinstance(heard.message, Append) and not heard.message.join:
-                self.timekeeper.seen(heard.sender, effects)
+            effects = self.core.on_message(received.sender, received.message, time.monotonic_ns())
+            if isinstance(received.message, Append) and not received.message.join:
+                self.timekeeper.seen(received.sender, effects)
             self._run(effects)
         except MemoryError as error:
-            if self.core.transfer.fetched is not None or not isinstance(heard.message, Chunk):
+            if self.core.transfer.fetched is not None or not isinstance(received.message, Chunk):
                 raise
             missing = refusal(error, "no book can be made of the leader's state")
             self._imaging.note_failure(missing, self.core.transfer.on_not_kept(time.monotonic_ns()))
         except ProtocolError as error:
             self.counters["protocol_errors"] += 1
-            if (link := self._links.get(heard.sender)) is not None:
+            if (link := self._links.get(received.sender)) is not None:
                 link.link.reset(f"market {self._market}: {error.message}")
 
     def _denied(self, sender: str, commands: tuple[Command, ...]) -> OpenOutcryError | None:
@@ -558,7 +559,7 @@ class BookActor(NodeActor):
             return None
         member = self._member_of(sender)
         if member is None:
-            # It was forgotten, and says hello again soon: that says nothing of what it may do.
+            # It was forgotten, and will say hello again soon: do not deny it for that.
             return Unavailable(f"market {self._market}: {sender} is not known now; nothing was executed, retry")
         return member.denied([command[1] for command in commands])
 
@@ -585,10 +586,10 @@ class BookActor(NodeActor):
                 self._log.info("replica_in_sync", peer=peer, in_sync=self.replica.in_sync)
 
     def _take_answer(self, answer: CoordinatorAnswer, now_ns: int) -> None:
-        if isinstance(answer.what, LeaseLapsed):
+        if isinstance(answer.what, IsLeaseExpired):
             self._asking_lease = False
             lapsed = answer.record is True and answer.what.leader not in self._links
-            # A replica that may not take over yet asks again and again: that is no event.
+            # A replica that may not take over yet asks repeatedly: do not log that.
             if lapsed and (effects := self.replica.on_leader_lapsed(answer.what.leader)):
                 self._log.warning("leader_lapsed", peer=answer.what.leader, epoch=self.replica.epoch)
                 self._run(effects)
@@ -625,7 +626,7 @@ class BookActor(NodeActor):
 
     def _run(self, effects: Sequence[CoreEffect[Request]]) -> None:
         todo = list(effects)
-        for effect in todo:  # more may be added meanwhile
+        for effect in todo:  # further effects may be added meanwhile
             match effect:
                 case Send():
                     self._send(effect.nodes, effect.message)
@@ -661,12 +662,12 @@ class BookActor(NodeActor):
                     assert_never(effect)
 
     def _hand(self, message: Any) -> None:
-        """Leave something to the JournalActor; the log is its own until that is done."""
+        """Send a message to the JournalActor; only it may use the log until that is done."""
         self._writer.handed += 1
         tell(self._journal, message)
 
     def _persist(self, effect: PersistRecords, todo: list[CoreEffect[Request]]) -> None:
-        """Append records to the log, and add what follows from it to ``todo``, or have the JournalActor do so."""
+        """Append records to the log and add the resulting effects to ``todo``, or let the JournalActor append."""
         at_once = self.core.writes_itself(effect, idle=self.idle, last=effect is todo[-1]) and self._writer.at_hand
         if not at_once:
             self._hand(Persist(effect.generation, effect.records, self.replica.committed))
@@ -735,12 +736,12 @@ class BookActor(NodeActor):
                 assert_never(effect)
 
     def _mark_repair(self, why: str | None) -> None:
-        """The repair of this replica has begun, because of ``why``; None: it is over."""
+        """The repair of this replica begins because of ``why``; None: it is over."""
         if why is not None:
             self._log.critical("disk_behind", reason=why, epoch=self.replica.epoch, folder=self.storage.folder)
             try:
                 self.storage.mark_repairing(why)
-            except OSError as error:  # without the mark, a restart halfway would take what is there for whole
+            except OSError as error:  # without the mark, a restart halfway would take a partial log for a whole one
                 refused = f"{self.storage.folder} cannot be marked: {error}; it stops"
                 self._run(self.replica.stop(StorageError(refused)))
         else:
@@ -752,7 +753,7 @@ class BookActor(NodeActor):
         self._writing = False
         self._propose(self._opening(), ())
         if self._forcing is not None:
-            with contextlib.suppress(InvalidStateError):  # it has been told that the outcome is unknown
+            with contextlib.suppress(InvalidStateError):  # its caller already knows that the outcome is unknown
                 self._forcing.future.set_result(self.replica.tail.sequence)
             self._forcing = None
         self._run(self.core.on_leadership_begun())
@@ -764,7 +765,7 @@ class BookActor(NodeActor):
             self._run(self.replica.stop(error))
 
     def _report_disk(self) -> None:
-        """Leave it to the CoordinatorActor to report, with the lease, how far this disk is, if that has changed."""
+        """Let the CoordinatorActor report the disk mark with the lease, if it has changed."""
         mark = self.replica.mark
         if mark is not None and mark != self._marked:
             self._marked = mark
@@ -777,7 +778,7 @@ class BookActor(NodeActor):
             self._log.critical("trouble", error=self.storage.placed(error), code=error.code, folder=self.storage.folder)
 
     def _opening(self) -> tuple[Command, ...]:
-        """Return the commands with which this replica begins to lead: what it has inherited commits with them."""
+        """Return the first commands of this leader: the entries it inherited commit with them."""
         opening: list[Command] = []
         if self.replica.tail.sequence == 0 and self._own_rules is not None:
             opening.append((CONFIGURE, "", "", self._own_rules.to_tuple()))
@@ -785,7 +786,7 @@ class BookActor(NodeActor):
             opening.append(self._forcing.note)
         return tuple(opening) or ((CLOCK, "", ""),)
 
-    def _ask_coordinator(self, what: Effect | LeaseLapsed, run: Callable[[Any], Any]) -> None:
+    def _ask_coordinator(self, what: Effect | IsLeaseExpired, run: Callable[[Any], Any]) -> None:
         tell(self._coordinator, CoordinatorCall(self.actor_ref, run, what))
 
     def _stop_replica(self, stopped: OpenOutcryError) -> None:
@@ -797,7 +798,7 @@ class BookActor(NodeActor):
         self.feed.end(error)
 
     def _apply(self, records: tuple[Record, ...]) -> None:
-        """Apply committed records, check the hash where the leader told it, answer the requests, tell the watchers."""
+        """Apply committed records, check the leader's hash if given, answer requests, notify watchers."""
         book = self.book
         expected = self.replica.expected_hash
         all_events: list[Event] = []
@@ -829,10 +830,10 @@ class BookActor(NodeActor):
                     self._run(self.replica.stop(error))
                     return
             self._requests.settle(record, settled)
-        self._told_soon = self._told_soon or settled.others
-        if not self._untold and self.replica.role is Role.LEADING:
-            self._untold = True
-            self._untold_since_s = time.monotonic()
+        self._announce_soon = self._announce_soon or settled.others
+        if not self._commit_unannounced and self.replica.role is Role.LEADING:
+            self._commit_unannounced = True
+            self._commit_unannounced_since_s = time.monotonic()
         self.counters["records"] += len(records)
         self.counters["events"] += len(all_events)
         if rejected:
@@ -858,7 +859,7 @@ class BookActor(NodeActor):
         )
 
     def _keep_snapshot(self, *, only_again: bool = False) -> None:
-        """Now and then: write the book to disk whole, so that recovery is short and the log can be pruned."""
+        """Now and then: write a snapshot, so that recovery is short and the log can be pruned."""
         if self.replica.role is not Role.STOPPED:
             self._imaging.keep_if_due(self.book, self._tail_of_book(), only_again=only_again)
 
@@ -874,7 +875,7 @@ class BookActor(NodeActor):
         self._not_read.append(message.read)
 
     def _try_again(self) -> None:
-        """Do again what is due of what has failed for want of something."""
+        """Retry steps that failed because a resource ran out, if they are due."""
         self._keep_snapshot(only_again=True)
         if self._not_read and self._read_backoff.is_due(time.monotonic()):
             reads, self._not_read = self._not_read, []
@@ -882,14 +883,14 @@ class BookActor(NodeActor):
                 self._hand(read)
 
     def _use_snapshot(self, taken: SnapshotTaken) -> None:
-        """A snapshot has been taken: keep it, or offer it; unless the book is another one by now."""
+        """A snapshot was taken: keep it or offer it, unless the book was replaced meanwhile."""
         if (keep := self._imaging.on_taken(taken)) is not None:
             self._hand(keep)
         elif taken.scratch is None and self._imaging.is_current(taken):
             self._run(self.core.transfer.on_image(taken.tail, taken.data, time.monotonic_ns()))
 
     def _install(self) -> None:
-        """The fetched state is durable: go on from it."""
+        """The fetched state is durable: continue from it."""
         fetched, book = self.core.transfer.installed()
         self._imaging.error = None
         self._log.info("state_taken_over", sequence=fetched.tail.sequence, peer=fetched.sender)
@@ -897,7 +898,7 @@ class BookActor(NodeActor):
         self._run(self.core.on_installed(fetched.sender, fetched.tail))
 
     def _begin_again(self, aside: str) -> None:
-        """The log was put aside: nothing is held any more, and all of the leader's log is to come."""
+        """The log was put aside: start empty, and receive all of the leader's log."""
         self._log.critical("log_put_aside", sequence=self.book.sequence, aside=aside)
         self.aside = aside
         self._put_in(OrderBook())
@@ -908,7 +909,7 @@ class BookActor(NodeActor):
         self._run(self.core.on_put_aside())
 
     def _put_in(self, book: OrderBook) -> None:
-        """Go on from ``book``; who watches has to take it anew."""
+        """Continue from ``book``; watchers must fetch the book again."""
         self.book = book
         self.timekeeper.forget()
         self._imaging.on_another_book(book.sequence)
@@ -917,7 +918,7 @@ class BookActor(NodeActor):
     # -- queries ------------------------------------------------------------------------------------------------
 
     def status(self) -> MarketStatus:
-        """Return what an operator asks about this replica."""
+        """Return the status of this replica for operators."""
         replica, hindrance = self.replica, self.hindrance
         return MarketStatus(
             market=self._market,
@@ -964,5 +965,5 @@ class BookActor(NodeActor):
 
 
 def _fail(future: Future[Any], error: OpenOutcryError) -> None:
-    with contextlib.suppress(InvalidStateError):  # it has been told that the outcome is unknown
+    with contextlib.suppress(InvalidStateError):  # its caller already knows that the outcome is unknown
         future.set_exception(copied(error))

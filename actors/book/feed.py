@@ -15,7 +15,7 @@ from .rules import MarketRules
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Applied:
-    """What a watcher gets: the events of sequences ``first_sequence`` to ``sequence``, and the state after them."""
+    """What a watcher receives: the events of sequences ``first_sequence`` to ``sequence``, and the state after them."""
 
     market: str
     first_sequence: int
@@ -53,7 +53,7 @@ class Unwatch:
 
 
 class Feed:
-    """Who watches one market at this node. The BookActor's."""
+    """The watchers of one market at this node. The BookActor's."""
 
     def __init__(self, market: str, log: Any) -> None:
         self._market = market
@@ -64,10 +64,10 @@ class Feed:
         return len(self._watchers)
 
     def watch(self, message: Watch, book: OrderBook) -> int:
-        """Call ``message.watcher`` from now on, and at once with what it has missed; return from which sequence on.
+        """Call ``message.watcher`` from now on, and at once with missed events; return the sequence it watches from.
 
         Raises:
-            Unavailable: what it has missed is not held any more, or lies ahead (code ``too_far_behind``).
+            Unavailable: the missed events are no longer kept, or lie ahead (code ``too_far_behind``).
         """
         after = book.sequence if message.after is None else message.after
         missed = book.events_after(after)
@@ -90,13 +90,13 @@ class Feed:
     def publish(
         self, book: OrderBook, *, first: int, timestamp_ns: int, state_hash: str, events: Iterable[Event]
     ) -> None:
-        """Tell the watchers of ``events``, of the sequences from ``first`` on, which ``book`` has just applied."""
+        """Notify the watchers of ``events``, from sequence ``first`` on, which ``book`` has just applied."""
         if self._watchers:
             update = self._applied(book, first, timestamp_ns, state_hash, events)
             self._watchers = [watcher for watcher in self._watchers if self._tell(watcher, update)]
 
     def end(self, why: OpenOutcryError | None) -> None:
-        """End every watch; None: events were passed over, the book is another one now."""
+        """End every watch; None: events are missing, because the book was replaced."""
         watchers, self._watchers = self._watchers, []
         for watcher in watchers:
             self._tell(watcher, None if why is None else copied(why))
@@ -107,7 +107,7 @@ class Feed:
         return Applied(self._market, first, book.sequence, timestamp_ns, state_hash, tuple(events), book.rules)
 
     def _tell(self, watcher: Watcher, news: Applied | OpenOutcryError | None) -> bool:
-        """Call a watcher; return whether it watches on. One that raises is told so and dropped: the market goes on."""
+        """Call a watcher; return whether it continues. Notify and drop a watcher that raises."""
         try:
             return watcher(news)
         except Exception as error:

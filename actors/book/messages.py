@@ -19,7 +19,7 @@ from .wire import MarketMessage
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Heard:
+class Received:
     """The inbox's reader to a BookActor: a market message from ``sender``, as named in the connection's hello.
 
     The link may not be up yet, or no longer: session, join and request numbers show what is stale.
@@ -204,8 +204,8 @@ class ProposeRules:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class LeaseLapsed:
-    """What a BookActor asks the coordinator about the leader it has lost: has the lease of ``leader`` lapsed?"""
+class IsLeaseExpired:
+    """A BookActor's question to the coordinator about a lost leader: has the lease of ``leader`` expired?"""
 
     leader: str
 

@@ -1,4 +1,4 @@
-"""MarketStatus: what an operator asks about one market's replica at a node. A value."""
+"""MarketStatus: the state of one market's replica at a node, for operators. A value."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ from typing import Any
 class MarketStatus:
     """The state of one market at one node.
 
-    A replica that gives no answer is known by ``market``, ``role`` and ``error`` only: ``answered`` is False then, the
-    other fields have their defaults, and :meth:`to_dict` leaves them out.
+    If a replica does not answer, only ``market``, ``role`` and ``error`` are known: ``answered`` is False, the other
+    fields have their defaults, and :meth:`to_dict` leaves them out.
     """
 
     market: str
     role: str
-    """``leading``, ``following``, ``claiming`` or ``stopped``, as the replica says; ``cannot_open`` or ``unresponsive``
-    if it says nothing."""
+    """``leading``, ``following``, ``claiming`` or ``stopped``, reported by the replica; ``cannot_open`` or
+    ``unresponsive`` if it does not answer."""
     ready: bool = False
     """Commands can be sent from here, and the market has rules."""
     epoch: int = 0
     """Grows by one whenever the leader changes."""
     leader: str | None = None
-    """The id of the node that leads, as far as is known here."""
+    """The id of the leader, as far as known here."""
     in_sync: tuple[str, ...] = ()
     """The ids of the nodes that hold every acknowledged command."""
     min_in_sync: int = 0
-    """How many of them a command needs."""
+    """The number of them that a command needs."""
     present: int = 0
-    """Leader: how many of them can be reached."""
+    """Leader: the number of them that it can reach."""
     resigned: bool = False
-    """It leads, and waits for another to take over."""
+    """It leads, and waits until another takes over."""
     yields: bool = False
-    """It leads, cannot commit, and lets another lead."""
+    """It leads but cannot commit, and lets another lead."""
     time_off_s: float = 0.0
     """Seconds that the market's time is ahead of the time most clocks agree on, if beyond the bound."""
     linked: bool = False
@@ -64,16 +64,16 @@ class MarketStatus:
     repairing: str | None = None
     """What is damaged on its disk while it is repaired from a peer."""
     put_aside: str | None = None
-    """Where a log lies that did not agree with the exchange's."""
+    """The folder of a log that differed from the exchange's."""
     trouble: str | None = None
     error: str | None = None
-    """Why it cannot be used until somebody has acted, or None."""
+    """Why it cannot be used until a person acts, or None."""
     snapshot_error: str | None = None
     counters: Mapping[str, int] = dataclasses.field(default_factory=dict)
     answered: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON carries it."""
+        """Return it as JSON values."""
         if not self.answered:
             return {"market": self.market, "role": self.role, "ready": False, "error": self.error}
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -82,12 +82,12 @@ class MarketStatus:
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> MarketStatus:
-        """Return what :meth:`to_dict` was made of."""
+        """Return the status from which :meth:`to_dict` was made."""
         known = {field.name for field in dataclasses.fields(cls)} - {"answered"}
         values = {name: value for name, value in found.items() if name in known}
         return cls(**values | {"answered": "applied" in found, "in_sync": tuple(found.get("in_sync", ()))})
 
 
 def unanswered(market: str, role: str, error: str) -> MarketStatus:
-    """Return the status of a market whose replica does not say how it is."""
+    """Return the status of a market whose replica does not answer."""
     return MarketStatus(market=market, role=role, error=error, answered=False)

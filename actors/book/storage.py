@@ -1,6 +1,6 @@
-"""Storage: what one replica keeps in its folder: the log, its snapshots, and the marks that say how they are.
+"""Storage: one replica's folder: the log, its snapshots, and the marks about their state.
 
-It opens, recovers, marks and puts aside; the log itself is written by the :class:`~.writer.JournalWriter`.
+It opens, recovers, marks and puts aside; the :class:`~.writer.JournalWriter` writes the log itself.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from .snapshots import Snapshots, sync_folder, write_durably
 from .starts import next_start
 
 LOGGED: Final = "=logged"
-"""Behind the name of a market's folder: a file whose existence says that there was a log, so that it can be missed."""
+"""Suffix to the name of a market's folder: this file shows that there was a log, so that its loss is noticed."""
 REPAIRING: Final = "repairing"
 """Name of the file that marks a replica under repair; it says what was wrong."""
 _DIR: Final = re.compile(r"\bDIR\b(\.\.\.)?")
 
 
 class Opened(NamedTuple):
-    """What was found in the folder."""
+    """The findings in the folder."""
 
     journal: Journal
     snapshots: Snapshots
     book: OrderBook
     replica: Replica
     snapshot_sequence: int
-    """Where the newest snapshot is; 0: there is none."""
+    """Sequence number of the newest snapshot; 0: there is none."""
 
 
 class Storage:
@@ -48,7 +48,7 @@ class Storage:
     def __init__(
         self, folder: Path, *, market: str, node: str, store: str, clock_ns: Callable[[], int], log: Any
     ) -> None:
-        """``store`` is the id of the coordinator's store: what the disk has seen of another one does not count.
+        """``store`` is the id of the coordinator's store: a disk state for another store does not count.
 
         Raises:
             StorageError: the folder cannot be read or written.
@@ -59,15 +59,15 @@ class Storage:
         self._node = node
         self._log = log
         self.damage: str | None = None
-        """What was wrong with the log that was put aside, while it is being made good."""
+        """What was wrong with the log that was put aside, while it is being repaired."""
         self._logged = _logged_sign(folder)
         self._has_logged = self._logged.exists()
         self._started_as = next_start(folder.with_name(f"{folder.name}=starts"), clock_ns())
         self.state = read_disk(folder, store).begin()
-        """What the disk says of itself, beside the log; this start is on it before the replica does anything."""
+        """The disk state beside the log; it includes this start before the replica does anything."""
 
     def open(self, *, min_in_sync: int, observer: bool) -> Opened:
-        """Open the log and recover the book as far as it is known to be committed; what is damaged is put aside.
+        """Open the log and recover the book as far as it is known to be committed; put damaged files aside.
 
         Raises:
             StorageError: the log cannot be opened.
@@ -107,7 +107,7 @@ class Storage:
                 code = error.code if error.code == "snapshot_version" else "corrupt"
                 raise StorageError(f"market {self._market}: {error.message}", code=code) from error
             if applied.sequence > journal.tail.sequence:
-                journal.reset(applied)  # the node died between keeping a fetched snapshot and beginning the log again
+                journal.reset(applied)  # the node died between storing a fetched snapshot and restarting the log
         snapshot_sequence = applied.sequence
         if journal.tail_at(applied.sequence) != applied:
             raise StorageError(
@@ -156,15 +156,15 @@ class Storage:
         return Opened(journal, snapshots, book, replica, snapshot_sequence)
 
     def note_logged(self) -> None:
-        """The log holds something: leave the sign of it, once."""
+        """The log is no longer empty: leave the sign of it, once."""
         if not self._has_logged:
-            with contextlib.suppress(OSError):  # again with the next record, if the disk still takes one
+            with contextlib.suppress(OSError):  # retried with the next record, if the disk accepts one
                 self._logged.touch()
                 sync_folder(self._logged.parent)
                 self._has_logged = True
 
     def mark_repairing(self, why: str) -> None:
-        """Leave the mark, durably, that this replica is being repaired: it outlives a restart halfway.
+        """Mark durably that this replica is being repaired: the mark survives a restart.
 
         Raises:
             OSError: the disk refused.
@@ -179,7 +179,7 @@ class Storage:
         self.damage = None
 
     def keep(self, state: DiskState) -> None:
-        """Make durable what the disk says of itself.
+        """Make the disk state durable.
 
         Raises:
             StorageError: the disk refused.
@@ -188,7 +188,7 @@ class Storage:
         keep_disk(self.folder, state)
 
     def marks_again(self) -> None:
-        """The log was moved away, and the marks with it: leave them in the new folder.
+        """The log was moved away together with the marks: write the marks into the new folder.
 
         Raises:
             StorageError: the disk refused.
@@ -199,13 +199,13 @@ class Storage:
             self.mark_repairing(self.damage)
 
     def placed(self, error: OpenOutcryError) -> OpenOutcryError:
-        """Return ``error`` with this node's data directory in the commands it names, where the pure core wrote DIR."""
+        """Return ``error`` with DIR, which the pure core wrote, replaced by this node's data directory."""
         folder = shlex.quote(str(self.folder.parent.parent.absolute()))
         return copied(error, _DIR.sub(lambda found: f"{folder} OTHERS..." if found[1] else folder, error.message))
 
 
 def forget_log(folder: Path) -> None:
-    """Remove a market's log, and the sign that there was one: of a replica that was never a member."""
+    """Remove the log of a replica that was never a member, and the sign that there was one."""
     shutil.rmtree(folder, ignore_errors=True)
     _logged_sign(folder).unlink(missing_ok=True)
 

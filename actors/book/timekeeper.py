@@ -1,4 +1,4 @@
-"""Timekeeper: the times of one market's records at this node, and what is said when they differ from the clocks'."""
+"""Timekeeper: the times of one market's records at this node, and the reports if they differ from the clocks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Timekeeper:
         return off_ns if abs(off_ns) > self._bound_ns else 0
 
     def say(self, last_ns: int, *, leads: bool, sequence: int) -> None:
-        """Log once when the log's time goes wrong, or right again, and when the wall clock has jumped away from it."""
+        """Log once when the log's time becomes wrong, or right again, and when the wall clock has jumped."""
         off_ns = self.off_ns(last_ns)
         if bool(off_ns) != self._off_told:
             self._off_told = bool(off_ns)
@@ -55,17 +55,17 @@ class Timekeeper:
         self._jump_told = bool(jumped_ns)
 
     def seen(self, leader: str, effects: Sequence[object]) -> None:
-        """Follower: what its leader sends to all has come in as it was made."""
+        """Follower: a record that its leader sends to all arrived as it was made."""
         if effects and isinstance(effects[0], PersistRecords):
             stamp_ns = effects[0].records[-1].timestamp_ns
             self._time.seen(leader, stamp_ns, self.clock_ns(), uptime_ns(), self.clocks())
 
     def forget(self) -> None:
-        """The log's time was set, or the log is another one: what was known of it says nothing any more."""
+        """The log's time was set, or the log was replaced: forget what was known about it."""
         self._time.forget()
 
     def correct(self, last_ns: int) -> int:
-        """An operator says that this machine's clock is right, and the log's time wrong: return the clock's time.
+        """An operator declares this machine's clock right, and the log's time wrong: return the clock's time.
 
         Raises:
             Unavailable: this clock differs from most (code ``clock_off``), or the log's time is right (``not_needed``).

@@ -26,7 +26,7 @@ from ...transport.rendezvous import Rendezvous
 from ...transport.sockets import Inbox, checked_address, is_wildcard
 from ..book.actor import BookActor
 from ..book.journal import FolderLock
-from ..book.messages import Heard
+from ..book.messages import Received
 from ..book.meters import MarketMeters
 from ..book.rules import MarketRules
 from ..book.snapshotter import SnapshotActor
@@ -361,7 +361,7 @@ class NodeGroup:
             return
         book = self.markets.books.get(message.market)
         if book is not None:
-            tell(book, Heard(sender, message))
+            tell(book, Received(sender, message))
         elif self.options["join_all"] and self._catalogue is not None and isinstance(message, Lead):
             tell(self._catalogue, LookSoon())  # perhaps a market that was created a moment ago
 

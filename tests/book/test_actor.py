@@ -13,9 +13,9 @@ from openoutcry.actors.book.actor import BookActor
 from openoutcry.actors.book.commands import CONFIGURE, SUBMIT
 from openoutcry.actors.book.messages import (
     CutLog,
-    Heard,
-    LeaseLapsed,
+    IsLeaseExpired,
     Query,
+    Received,
     SnapshotFailed,
     SnapshotTaken,
     TakeSnapshot,
@@ -99,7 +99,7 @@ def hear(actor: BookActor, records: list[Record], first: int, last: int, committ
     before = records[first - 2].tail if first > 1 else EMPTY
     bodies = tuple([record.body for record in records[first - 1 : last]])
     append = Append(MARKET, 1, before.sequence, before.chain, bodies, committed, 0, "", actor.replica._join_number)
-    actor.on_receive(Heard(LEADER, append))
+    actor.on_receive(Received(LEADER, append))
 
 
 def handle(actor: BookActor, until: Callable[[], bool], within_s: float = 10.0) -> None:
@@ -146,12 +146,12 @@ def test_a_follower_that_had_the_log_fetches_the_state_it_is_offered_and_no_tick
     handle(actor, lambda: actor.replica.durable == 3)
     link.messages.clear()
     size = 3 * CHUNK_SIZE
-    actor.on_receive(Heard(LEADER, StateOffer(MARKET, 1, 100_000, size, 1, bytes(32))))
+    actor.on_receive(Received(LEADER, StateOffer(MARKET, 1, 100_000, size, 1, bytes(32))))
     for offset in range(0, size - CHUNK_SIZE, CHUNK_SIZE):
         actor.on_receive(TICK)
         assert [(type(m), m.offset) for m in link.messages if not isinstance(m, Ack)] == [(Fetch, offset)]
         link.messages.clear()
-        actor.on_receive(Heard(LEADER, Chunk(MARKET, 1, 100_000, offset, bytes(CHUNK_SIZE))))
+        actor.on_receive(Received(LEADER, Chunk(MARKET, 1, 100_000, offset, bytes(CHUNK_SIZE))))
     assert not actor.ready
 
 
@@ -163,9 +163,9 @@ def test_what_is_no_state_is_asked_for_from_its_beginning_again(
     offer = StateOffer(MARKET, 1, 100_000, 10, 1, bytes(32))
     for _ in range(2):
         link.messages.clear()
-        actor.on_receive(Heard(LEADER, offer))
+        actor.on_receive(Received(LEADER, offer))
         assert [message.offset for message in link.messages] == [0]
-        actor.on_receive(Heard(LEADER, Chunk(MARKET, 1, 100_000, 0, b"not a book")))
+        actor.on_receive(Received(LEADER, Chunk(MARKET, 1, 100_000, 0, b"not a book")))
         assert "checksum" in link.messages[-1]
 
 
@@ -182,7 +182,7 @@ def test_a_snapshot_that_comes_while_the_log_is_put_aside_is_dropped(
     other = "other.1"
     actor.on_receive(PeerUp(other, "other", link))  # type: ignore[arg-type]
     actor.on_receive(CoordinatorAnswer(ReadRecord(), MarketRecord(MARKET, 2, 2, other, (other,), 2), None))
-    actor.on_receive(Heard(other, Rewind(MARKET, 2, actor.replica._join_number, 1, ())))
+    actor.on_receive(Received(other, Rewind(MARKET, 2, actor.replica._join_number, 1, ())))
     if taken:
         actor.on_receive(SnapshotTaken(asked.number, asked.tail, asked.scratch, size, b""))
     else:
@@ -212,7 +212,7 @@ def test_callers_are_told_if_the_replica_stops_at_a_later_record_than_theirs(
         tail = record.tail
     before = records[0]
     wrong_hash = Append(MARKET, 1, 1, before.chain, tuple(bodies), 3, 3, "00", actor.replica._join_number)
-    actor.on_receive(Heard(LEADER, wrong_hash))
+    actor.on_receive(Received(LEADER, wrong_hash))
     handle(actor, lambda: actor.replica.role is Role.STOPPED)
     for request in asked:
         with pytest.raises(OpenOutcryError, match="diverged") as caught:
@@ -239,7 +239,7 @@ def test_no_caller_is_given_the_answer_of_another_command(
     )
     before = records[0]
     join = actor.replica._join_number
-    actor.on_receive(Heard(LEADER, Append(MARKET, 1, 1, before.chain, (record.body,), 3, 0, "", join)))
+    actor.on_receive(Received(LEADER, Append(MARKET, 1, 1, before.chain, (record.body,), 3, 0, "", join)))
     handle(actor, lambda: not actor.core.requests.outstanding)
     with pytest.raises(Unavailable, match="second process") as refused:
         asked.result()
@@ -307,6 +307,6 @@ def test_a_lapsed_lease_is_told_only_by_a_replica_that_may_take_over(
     actor, _, _ = follower
     for repairing in (True, False):
         actor.replica.repairing = repairing
-        actor.on_receive(CoordinatorAnswer(LeaseLapsed("gone.1"), True, None))
+        actor.on_receive(CoordinatorAnswer(IsLeaseExpired("gone.1"), True, None))
         told = [record for record in caplog.records if getattr(record, "event", "") == "leader_lapsed"]
         assert len(told) == (0 if repairing else 1)
