@@ -244,6 +244,12 @@ def test_no_number_is_written_with_an_exponent(value: float) -> None:
         assert type(value)(text) == value
 
 
+@pytest.mark.parametrize("text", ["NaN", "sNaN", "Infinity", "-Infinity"])
+def test_what_is_not_finite_is_called_so_in_a_message(text: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"{text} is not a price"):
+        MarketRules().price_to_ticks(Decimal(text))
+
+
 def test_a_plain_decimal_is_formatted_as_a_decimal() -> None:
     small = PlainDecimal("1E-8")
     assert [f"{small}", f"{small:>12}", f"{small:.2f}", f"{small:.1e}", f"{small:,}", f"{small!r}"] == [

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from openoutcry.actors import ConfigurationError, ExchangeNode, MarketRules, OpenOutcryError, StorageError
+from openoutcry.actors.control.server import ControlServer
+from openoutcry.actors.control.wire import CONTROL_FILE
 from openoutcry.transport.certificates import Authority
 from openoutcry.transport.files import checked_path, refusal
 from openoutcry.transport.identity_file import open_identity
@@ -125,6 +127,15 @@ def test_a_call_that_needs_the_disk_tells_that_it_fails_and_works_later(tmp_path
         (tmp_path / "a" / "markets.json.new").rmdir()
         node.create_market("X", MarketRules())
         assert node.submit_order("X", "buy", "1", "1").status == "resting"
+
+
+def test_a_control_file_that_cannot_be_written_is_told_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    with ExchangeNode("a", markets=RULES, data_dir=tmp_path / "a") as node:
+        (tmp_path / "a" / "control.new").mkdir()
+        assert told(lambda: ControlServer(node)).code == "bad_path"
+        (tmp_path / "a" / "control.new").rmdir()
+        with ControlServer(node):
+            assert (tmp_path / "a" / CONTROL_FILE).exists()
 
 
 def test_what_the_system_lacks_is_no_setting_and_may_pass() -> None:

@@ -81,7 +81,7 @@ def written(value: float | Decimal, digits: int | None = 6) -> str:
     """Return a number as text without an exponent; of a float at most ``digits`` significant digits, None: all."""
     if isinstance(value, float) and math.isfinite(value):
         value = Decimal(float.__repr__(value) if digits is None else f"{float(value):.{digits}g}")
-    if isinstance(value, Decimal):
+    if isinstance(value, Decimal) and value.is_finite():
         return (
             f"a number of more than {DIGITS_MAX} digits" if value and is_huge(value) else Decimal.__format__(value, "f")
         )

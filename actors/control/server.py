@@ -19,7 +19,7 @@ from typing import Any, Final, assert_never
 
 import pynng
 
-from ...transport import sockets
+from ...transport import files, sockets
 from ...transport.errors import InvalidRequest, OpenOutcryError, ProtocolError, Unavailable
 from ...transport.forks import guard
 from ...transport.interrupts import uninterrupted
@@ -129,12 +129,13 @@ class ControlServer:
 
     def _write_file(self) -> None:
         scratch = self._file.with_suffix(".new")
-        scratch.unlink(missing_ok=True)
         values = {"pid": os.getpid(), "name": self._node.name, "address": self.address, "token": self._token}
         values |= {"status_address": self._status_address, "metrics": self._node.metrics_address}
-        with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            json.dump(values, file)
-        scratch.replace(self._file)
+        with files.told(f"{self._file} cannot be written"):
+            scratch.unlink(missing_ok=True)
+            with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+                json.dump(values, file)
+            scratch.replace(self._file)
 
     def _serve(self, context: Any) -> None:
         while not self._stopping.is_set():
