@@ -43,7 +43,7 @@ from ..kit.node_actor import QUIET, TICK, ActorFailed, NodeActor, stop_and_join,
 from ..leadership.messages import CoordinatorAnswer, CoordinatorCall, DiskMarked, NodeIdTaken
 from ..peers.clocks import ALONE, BOUND_MS, Clocks
 from ..peers.messages import PeerDown, PeerGone, PeerUp
-from .commands import CLOCK, CONFIGURE, DUPLICATE, REJECTED, SET_TIME, Command, Event, checked_commands
+from .commands import CLOCK, CONFIGURE, DUPLICATE, REJECTED, REJECTED_CODE, SET_TIME, Command, Event, checked_commands
 from .core import Core, CoreEffect, sends_first
 from .disk import DiskState
 from .feed import Feed, Unwatch, Watch
@@ -837,7 +837,7 @@ class BookActor(NodeActor):
         self.counters["records"] += len(records)
         self.counters["events"] += len(all_events)
         if rejected:
-            self.meters.rejections.update([event[4] for event in rejected])
+            self.meters.rejections.update([event[REJECTED_CODE] for event in rejected])
             for _, sequence, account, named, code in rejected if self._log.isEnabledFor(logging.DEBUG) else ():
                 self._log.debug(
                     "command_rejected", sequence=sequence, account=account, client_order_id=named, code=code

@@ -57,6 +57,17 @@ DUPLICATE: Final = 6
 CONFIGURED: Final = 7
 NOTED: Final = 8
 
+ORDER_ID: Final = 2
+"""Where an accepted, amended or cancelled event has its order; the names below are of one kind of event each."""
+REJECTED_CODE: Final = 4
+TRADE_QUANTITY: Final = 4
+TRADE_TAKER_ID: Final = 6
+ACCEPTED_CLIENT_ORDER_ID: Final = 4
+ACCEPTED_QUANTITY: Final = 7
+AMENDED_OPEN_QUANTITY: Final = 6
+CANCELLED_QUANTITY: Final = 6
+CANCELLED_REASON: Final = 8
+
 
 class Side(IntEnum):
     """Which side of the book an order is on."""

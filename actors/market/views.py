@@ -15,15 +15,23 @@ from ...transport.errors import InvariantBroken, OpenOutcryError, present
 from ...transport.numerals import in_json, times_in_json, written
 from ..book.commands import (
     ACCEPTED,
+    ACCEPTED_QUANTITY,
     AMENDED,
+    AMENDED_OPEN_QUANTITY,
     CANCEL_ALL,
     CANCELLED,
+    CANCELLED_QUANTITY,
+    CANCELLED_REASON,
     CONFIGURED,
     DUPLICATE,
     MESSAGES,
     NOTED,
+    ORDER_ID,
     REJECTED,
+    REJECTED_CODE,
     TRADE,
+    TRADE_QUANTITY,
+    TRADE_TAKER_ID,
     CancelReason,
     Command,
     Event,
@@ -252,7 +260,7 @@ class OrderResult:
         """Why the command was rejected, or None."""
         for event in self._events:
             if event[0] == REJECTED and event[1] == self.sequence:
-                return str(event[4])
+                return str(event[REJECTED_CODE])
         return None
 
     @property
@@ -267,21 +275,27 @@ class OrderResult:
         if self._cancel_all:
             return None
         for event in self._events:
-            if event[0] in (ACCEPTED, AMENDED) or (event[0] == CANCELLED and event[8] == CancelReason.REQUESTED):
-                return int(event[2])
+            if event[0] in (ACCEPTED, AMENDED) or (
+                event[0] == CANCELLED and event[CANCELLED_REASON] == CancelReason.REQUESTED
+            ):
+                return int(event[ORDER_ID])
         return None
 
     @property
     def cancelled_ids(self) -> tuple[int, ...]:
         """The orders that a cancel or a cancel-all removed from the book, in the order of their events."""
         return tuple(
-            [event[2] for event in self._events if event[0] == CANCELLED and event[8] == CancelReason.REQUESTED]
+            [
+                event[ORDER_ID]
+                for event in self._events
+                if event[0] == CANCELLED and event[CANCELLED_REASON] == CancelReason.REQUESTED
+            ]
         )
 
     @property
     def filled_quantity(self) -> Decimal:
         """How much the command traded as taker."""
-        return self._rules.lots_to_quantity(sum([event[4] for event in self._events if event[0] == TRADE]))
+        return self._rules.lots_to_quantity(sum([event[TRADE_QUANTITY] for event in self._events if event[0] == TRADE]))
 
     @property
     def status(self) -> str:
@@ -293,9 +307,11 @@ class OrderResult:
         order_id = self.order_id
         for event in self._events:
             if event[0] in (ACCEPTED, AMENDED):
-                size = event[7] if event[0] == ACCEPTED else event[6]
-                gone = sum([e[4] for e in self._events if e[0] == TRADE and e[6] == order_id])
-                taken = sum([e[6] for e in self._events if e[0] == CANCELLED and e[2] == order_id])
+                size = event[ACCEPTED_QUANTITY if event[0] == ACCEPTED else AMENDED_OPEN_QUANTITY]
+                gone = sum([e[TRADE_QUANTITY] for e in self._events if e[0] == TRADE and e[TRADE_TAKER_ID] == order_id])
+                taken = sum(
+                    [e[CANCELLED_QUANTITY] for e in self._events if e[0] == CANCELLED and e[ORDER_ID] == order_id]
+                )
                 if gone + taken < size:
                     return "amended" if event[0] == AMENDED else "resting"
                 return "filled" if gone == size else "cancelled"

@@ -42,6 +42,7 @@ from ...transport.errors import InvalidRequest
 from ...transport.numerals import whole_of
 from ..book.commands import (
     ACCEPTED,
+    ACCEPTED_CLIENT_ORDER_ID,
     AMEND,
     AMENDED,
     CANCEL,
@@ -261,7 +262,9 @@ def differences(
             else:
                 answer = f"rejected it: {event[-1]}" if kind == REJECTED else f"answered {event!r}"
                 break
-            if flow_ids.get(about) != row.order_id or (kind == ACCEPTED and event[4] != f"{row.seq}"):
+            if flow_ids.get(about) != row.order_id or (
+                kind == ACCEPTED and event[ACCEPTED_CLIENT_ORDER_ID] != f"{row.seq}"
+            ):
                 answer = f"answered about order {about}: were other commands submitted in between?"
                 break
         if answer or tuple(fills) != row.expect:
