@@ -105,6 +105,6 @@ def test_held_markets_stay_and_are_counted() -> None:
     assert plan(records, alive=("a", "b"), held={"m0", "m1", "m2", "m3"}) == []
 
 
-def test_markets_without_a_living_leader_and_nodes_that_are_gone_take_no_part() -> None:
+def test_markets_without_a_live_leader_and_dead_nodes_take_no_part() -> None:
     records = [*(record(f"m{at}", "a", "b", "c") for at in range(2)), *(record(f"n{at}", "c", "a") for at in range(9))]
     assert plan(records, alive=("a", "b")) == [Move("m0", "a", "b")]

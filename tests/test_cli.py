@@ -193,7 +193,7 @@ def test_rules_that_are_wrong_are_refused_before_anything_is_asked(run: Run) -> 
         assert (result.exit_code, result.output.split()[-1]) == (1, "(configuration)"), pair
 
 
-def test_market_whose_in_sync_disks_are_all_gone_is_led_on_by_force(run: Run, start: Start, home: Path) -> None:
+def test_a_market_that_lost_all_in_sync_disks_can_be_led_by_force(run: Run, start: Start, home: Path) -> None:
     rendezvous = start("directory", "--listen", "tcp://127.0.0.1:0")
     assert rendezvous.stdout is not None
     where = ("--directory", rendezvous.stdout.readline().strip())
@@ -321,7 +321,7 @@ def test_orders_go_in_and_books_come_out_as_text_and_as_json(desk: ExchangeNode,
     assert run("orders", MARKET).output == f"no open orders of desk in {MARKET}\n"
 
 
-def test_what_is_cancelled_says_how_many_and_why(desk: ExchangeNode, run: Run) -> None:
+def test_cancelling_says_how_many_orders_and_why(desk: ExchangeNode, run: Run) -> None:
     def said(*arguments: str) -> list[str]:
         first, *others = run(*arguments).output.splitlines()
         return [first.partition(", sequence ")[0], *others]
@@ -421,7 +421,7 @@ def test_status_shows_every_replica_that_a_leader_knows_of_and_every_trouble() -
     ]
 
 
-def test_market_that_no_node_has_opened_is_said_to_be_waited_for(home: Path, run: Run) -> None:
+def test_an_unopened_market_is_reported_as_waiting(home: Path, run: Run) -> None:
     folder = home / "nodes" / "late"
     with ExchangeNode("late", markets=["NOPE-USD"], data_dir=folder) as node, ControlServer(node):
         book = run("book", "NOPE-USD")
@@ -521,7 +521,7 @@ def test_settings_that_no_restart_mends_exit_with_78_and_what_passes_with_1(
     assert f"use --join {MARKET}, or join = true in the file" in told
 
 
-def test_rules_that_are_others_are_told_with_the_market_that_has_them(run: Run, home: Path) -> None:
+def test_a_rules_mismatch_names_the_market(run: Run, home: Path) -> None:
     store, folder = home / "coordinator.sqlite", home / "nodes" / "solo"
     markets = {"EUR": MarketRules(), "EUR USD": RULES}
     with ExchangeNode("solo", markets=markets, data_dir=folder, coordinator=store) as solo:
@@ -872,7 +872,7 @@ def test_every_command_keeps_its_timeout_and_heeds_ctrl_c_beside_a_stopped_node(
     assert stop(lone) == 0
 
 
-def test_what_is_watched_ends_at_ctrl_c_also_when_the_node_was_stopped_meanwhile(
+def test_watch_ends_at_ctrl_c_even_if_the_node_was_stopped_meanwhile(
     lone: subprocess.Popen[str], start: Start, home: Path
 ) -> None:
     watching = {
@@ -944,7 +944,7 @@ def test_an_order_that_was_entered_is_not_reported_as_failed_because_nothing_can
 # -- what messages say -------------------------------------------------------------------------------------------------
 
 
-def test_a_gtd_order_without_an_expiry_is_told_how_to_give_one(desk: ExchangeNode, run: Run) -> None:
+def test_a_gtd_order_without_an_expiry_gets_an_error_that_says_how_to_give_one(desk: ExchangeNode, run: Run) -> None:
     result = run("submit", MARKET, "buy", "1", "1", "--tif", "gtd")
     assert result.exit_code == 1
     assert result.output.startswith("a gtd order says when it lapses, by expire_ns: give time.time_ns() + 3600 * 10**9")
@@ -983,7 +983,7 @@ def test_the_check_of_a_file_says_which_markets_a_node_that_joins_all_will_have(
     assert run("config", "check", file).output.endswith("markets none: give them by --market, --join or --join-all\n")
 
 
-def test_who_creates_a_market_is_told_which_nodes_will_join_it(home: Path, run: Run, exchange: Any) -> None:
+def test_creating_a_market_prints_which_nodes_will_join_it(home: Path, run: Run, exchange: Any) -> None:
     net = exchange(nodes=2, markets={MARKET: RULES}, join_all=True)
     first, second = net[0], net[1]
     wait_for(lambda: first.status().peers.get(second.node_id, {}).get("joins_all"), "it is announced")

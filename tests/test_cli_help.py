@@ -35,6 +35,6 @@ def test_list_of_commands_says_the_first_sentence_of_each_and_leaves_none_out() 
     assert set(main.list_commands(click.Context(main))) == set(main.commands)
 
 
-def test_name_that_is_no_command_is_an_error_of_usage() -> None:
+def test_an_unknown_command_is_a_usage_error() -> None:
     result = CliRunner().invoke(main, ["noode"])
     assert (result.exit_code, "No such command 'noode'" in result.output) == (2, True)

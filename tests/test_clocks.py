@@ -206,7 +206,7 @@ def set_clock(node: ExchangeNode, off_ns: int) -> None:
 
 
 @pytest.mark.parametrize("jump", [3650 * DAY, -3650 * DAY])
-def test_orders_lapse_when_they_are_due_though_the_leaders_clock_has_jumped(node: ExchangeNode, jump: int) -> None:
+def test_orders_expire_on_time_although_the_leaders_clock_has_jumped(node: ExchangeNode, jump: int) -> None:
     long = node.submit_order(MARKET, "buy", "1", "1", time_in_force="gtd", expire_ns=time.time_ns() + 3600 * S)
     short = node.submit_order(MARKET, "buy", "2", "1", time_in_force="gtd", expire_ns=time.time_ns() + S)
     set_clock(node, jump)

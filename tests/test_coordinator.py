@@ -504,7 +504,7 @@ def test_use_by_two_threads_at_once_is_refused(path: Path, impatient: None) -> N
         assert sorted(type(outcome).__name__ for outcome in outcomes) == ["InvariantBroken", "Unavailable"]
 
 
-def test_deleted_file_is_not_made_anew_under_a_running_coordinator(path: Path, at_path: SqliteCoordinator) -> None:
+def test_a_deleted_file_is_not_recreated_under_a_running_coordinator(path: Path, at_path: SqliteCoordinator) -> None:
     kept = path.rename(path.with_suffix(".kept"))
     for _ in range(2):
         with pytest.raises(Unavailable, match="is gone"):
@@ -578,7 +578,7 @@ def lapses(coordinator: Coordinator, node: str, *, within_s: float) -> bool:
 
 
 @pytest.mark.slow
-def test_lease_is_held_while_renewed_and_lapses_when_it_is_not(coordinator: Coordinator) -> None:
+def test_a_lease_is_held_while_renewed_and_expires_when_it_is_not(coordinator: Coordinator) -> None:
     assert coordinator.lapsed("n1"), "a node that never had one"
     for _ in range(5):
         began_s = time.monotonic()
@@ -588,7 +588,7 @@ def test_lease_is_held_while_renewed_and_lapses_when_it_is_not(coordinator: Coor
     assert lapses(coordinator, "n1", within_s=5)
 
 
-def test_lease_that_is_given_up_has_lapsed_at_once(coordinator: Coordinator) -> None:
+def test_a_released_lease_expires_at_once(coordinator: Coordinator) -> None:
     coordinator.renew("n1", holder="disk", ttl_ms=600_000)
     coordinator.renew("n2", holder="disk", ttl_ms=600_000)
     coordinator.release("n1")
@@ -597,7 +597,7 @@ def test_lease_that_is_given_up_has_lapsed_at_once(coordinator: Coordinator) -> 
 
 
 @pytest.mark.slow
-def test_lease_belongs_to_one_data_directory_until_it_lapses(
+def test_a_lease_belongs_to_one_data_directory_until_it_expires(
     coordinator: Coordinator, opened: Callable[[], Coordinator]
 ) -> None:
     """A copy beside the original waits in vain; the next process with the same directory waits for nothing."""
@@ -647,7 +647,7 @@ def test_marks_of_disks_are_kept_per_market_and_only_the_lease_holder_writes_the
 
 
 @pytest.mark.slow
-def test_lease_of_a_killed_process_lapses_and_that_of_a_stopped_one_does_not_before_its_time(
+def test_the_lease_of_a_killed_process_expires_and_that_of_a_stopped_one_only_in_time(
     store: Store, coordinator: Coordinator
 ) -> None:
     # A store on the same machine sees long before that time that the process is gone; etcd cannot.

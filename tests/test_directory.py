@@ -154,7 +154,7 @@ def announcing_process(address: str, node: str, *, ttl_ms: int) -> Iterator[subp
 
 
 class TestLeaseTable:
-    def test_lease_lapses_when_its_ttl_has_passed_and_not_before(self) -> None:
+    def test_a_lease_expires_when_its_ttl_has_passed_and_not_before(self) -> None:
         table = LeaseTable()
         table.announce(row_of(entry("a")), pipe_id=1, ttl_ms=100, now_ns=0)
         assert table.lapse(100 * MS - 1) == 0

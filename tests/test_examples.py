@@ -129,7 +129,7 @@ def test_replay_of_a_small_flow_ends_as_computed_by_hand_everywhere(tmp_path: Pa
     assert len({end["state_hash"] for end in report["nodes"]}) == 1
 
 
-def test_replay_that_trades_otherwise_than_the_venue_is_told_and_fails(tmp_path: Path) -> None:
+def test_a_replay_that_trades_differently_from_the_venue_fails_and_says_so(tmp_path: Path) -> None:
     file = tmp_path / "flow.csv"
     file.write_text(HEADER + FLOW.replace("a:3@100;d:2@100;", "d:2@100;a:3@100;"))
 

@@ -305,7 +305,7 @@ def test_multiprocessing_works_beside_a_node(how: str) -> None:
     assert (done.returncode, done.stdout) == (0, "[1.0, 2.0]\nresting\n"), done.stderr
 
 
-def test_who_holds_a_data_directory_is_said(tmp_path: Path) -> None:
+def test_an_error_names_the_process_that_holds_a_data_directory(tmp_path: Path) -> None:
     node = ExchangeNode("a", data_dir=tmp_path)
     with pytest.raises(ConfigurationError, match=r"this process itself, \d+.*Call close\(\)") as caught:
         node = ExchangeNode("a", data_dir=tmp_path)  # a cell of a notebook, run again

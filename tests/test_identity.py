@@ -204,7 +204,7 @@ OUTSIDERS: dict[str, Callable[[Path, Path], str | None]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("who", OUTSIDERS)
-def test_only_who_has_a_certificate_of_the_exchange_in_force_gets_a_connection(
+def test_only_nodes_with_a_valid_certificate_of_the_exchange_can_connect(
     alice: ExchangeNode, authority: Authority, tmp_path: Path, who: str
 ) -> None:
     foreign = Authority.create(tmp_path / "foreign")
@@ -567,7 +567,7 @@ async def _in_a_loop(node: ExchangeNode, order_id: int) -> None:
     await AsyncNode(node).cancel_order(MARKET, order_id, account="node-1")
 
 
-def test_the_leader_refuses_what_a_node_that_does_not_check_itself_brings(exchange: Any) -> None:
+def test_the_leader_refuses_foreign_accounts_of_a_node_that_does_not_check(exchange: Any) -> None:
     net = exchange(nodes=2, markets={MARKET: RULES}, identities=True)
     order = net[0].submit_order(MARKET, "sell", "10", "1")
     net[1].group.identity = None  # it does not look any more; its links are as they were

@@ -24,7 +24,7 @@ def reached(state: State) -> Life:
 
 
 @pytest.mark.parametrize("state", State)
-def test_every_state_in_which_nothing_comes_ends_with_a_new_connection(state: State) -> None:
+def test_every_silent_state_ends_with_a_new_connection(state: State) -> None:
     life, now_s = reached(state), 0.0
     bound_s = max(DIAL_S_MAX, PAUSE_S_MAX, SILENCE_MS_MAX / 1000) + 2 * TICK_S
     for _ in range(5):

@@ -185,7 +185,7 @@ def test_a_hello_whose_address_is_none_is_an_error_of_the_protocol(address: str)
         CODEC.decode(CODEC.encode(Hello("other.1", "other", address, "-", 1, 0, "me.1")))
 
 
-def test_a_linked_peer_that_moves_to_what_is_no_address_loses_its_connection_and_no_more(exchange: Any) -> None:
+def test_a_linked_peer_that_announces_a_malformed_address_loses_only_its_connection(exchange: Any) -> None:
     net = exchange(nodes=1, markets={MARKET: RULES})
     with Stranger(net[0]) as stranger:
         stranger.link()
@@ -211,7 +211,7 @@ def test_a_peer_that_ends_every_connection_at_once_is_not_dialled_in_a_storm(exc
         assert len(hellos) < 30
 
 
-def test_a_process_that_has_ended_is_told_from_one_that_is_silent_or_cut_off() -> None:
+def test_an_ended_process_is_distinguished_from_a_silent_or_cut_off_one() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         inbox = Inbox("tcp://127.0.0.1:0", on_frame=lambda *_: None, on_pipe_removed=lambda _: None)
         inbox.start()
@@ -273,7 +273,7 @@ def test_only_the_node_that_was_asked_can_refuse_a_request(exchange: Any) -> Non
 @pytest.mark.parametrize(
     "body", [b"\x00", b"\xc1", b"\x95" * 60, b"\x95\x01\xa1x\x01\xdd\xff\xff\xff\xff", b"\x95\x01\x01"]
 )
-def test_a_body_that_is_no_record_is_an_error_of_the_protocol(body: bytes) -> None:
+def test_a_body_that_is_not_a_record_is_a_protocol_error(body: bytes) -> None:
     for read in (Record.span_of, lambda bad: Record.parse(EMPTY, bad)):
         with pytest.raises(ProtocolError):
             read(body)
@@ -327,7 +327,7 @@ def test_when_a_replica_fails_every_request_ends_and_its_journal_is_closed(excha
 
 
 @pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf"), 10**6, "5"])
-def test_a_timeout_that_is_no_bound_is_refused(exchange: Any, seconds: Any) -> None:
+def test_an_unbounded_timeout_is_refused(exchange: Any, seconds: Any) -> None:
     net = exchange(nodes=1, markets={MARKET: RULES})
     with pytest.raises(InvalidRequest) as caught:
         net[0].submit_order(MARKET, "buy", "1", "1", timeout=seconds)
@@ -392,7 +392,7 @@ def test_a_node_that_listens_everywhere_gives_the_address_where_it_is_reached() 
 
 
 @pytest.mark.parametrize("depth", ["x", 1.5, -1, True])
-def test_a_depth_or_limit_that_is_no_number_is_refused(exchange: Any, depth: Any) -> None:
+def test_a_depth_or_limit_that_is_not_a_number_is_refused(exchange: Any, depth: Any) -> None:
     net = exchange(nodes=1, markets={MARKET: RULES})
     with pytest.raises(InvalidRequest) as caught:
         net[0].get_order_book(MARKET, depth)
@@ -403,7 +403,7 @@ def test_a_depth_or_limit_that_is_no_number_is_refused(exchange: Any, depth: Any
 
 
 @pytest.mark.parametrize("dies", [False, True], ids=["stops", "fails"])
-def test_subscribers_are_told_that_their_markets_replica_is_no_more(exchange: Any, dies: bool) -> None:
+def test_subscribers_are_notified_when_their_markets_replica_has_stopped(exchange: Any, dies: bool) -> None:
     net = exchange(nodes=2, markets={MARKET: RULES})
     subscription = net[1].subscribe(MARKET)
     book = net[1].market(MARKET).ref
@@ -418,7 +418,7 @@ def test_subscribers_are_told_that_their_markets_replica_is_no_more(exchange: An
         net[1].subscribe(MARKET)
 
 
-def test_discovery_that_fails_is_started_anew_with_all_services_and_ever_longer_pauses(
+def test_failed_discovery_restarts_with_all_services_after_growing_pauses(
     exchange: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     net = exchange(nodes=2, markets={MARKET: RULES})
@@ -453,7 +453,7 @@ def test_link_whose_actor_fails_is_made_again_and_the_followers_go_on(exchange: 
     net.assert_same_hash(MARKET)
 
 
-def test_a_link_that_is_not_made_is_told_of_once_and_hides_nothing_else_that_is_wrong(
+def test_a_missing_link_is_logged_once_and_hides_no_other_error(
     exchange: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(peer_module, "UNLINKED_S", 0.3)
@@ -507,7 +507,7 @@ def test_a_hello_for_another_node_costs_its_sender_the_connection_and_no_link(ex
         assert stranger.node_id not in net[0].status().peers
 
 
-def test_what_is_wrong_with_a_link_that_is_not_made_is_told_by_how_far_it_came(
+def test_the_hint_for_a_missing_link_says_how_far_it_came(
     exchange: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(peer_module, "UNLINKED_S", 0.3)
@@ -534,7 +534,7 @@ def test_the_name_of_one_market_is_not_taken_for_a_list_of_letters() -> None:
         assert node.markets == (MARKET,)
 
 
-def test_followers_learn_what_is_committed_though_the_leader_is_never_idle(exchange: Any) -> None:
+def test_followers_learn_the_commit_index_although_the_leader_is_never_idle(exchange: Any) -> None:
     net = exchange(nodes=2, markets={MARKET: RULES})
     book, stop = net[0].market(MARKET).ref, threading.Event()
 
@@ -550,7 +550,7 @@ def test_followers_learn_what_is_committed_though_the_leader_is_never_idle(excha
         stop.set()
 
 
-def test_a_request_that_was_brought_to_one_who_leads_no_more_is_brought_to_the_leader(exchange: Any) -> None:
+def test_a_request_sent_to_a_former_leader_is_sent_to_the_new_one(exchange: Any) -> None:
     net = exchange(nodes=2, markets={MARKET: RULES})
     request = Request((net[1].order(MARKET, "buy", "1", "1"),), time.monotonic_ns() + 20_000_000_000)
     request.sent_to, request.sent_ever = "deposed.00000000", True
@@ -564,9 +564,7 @@ def test_a_request_that_was_brought_to_one_who_leads_no_more_is_brought_to_the_l
     assert request.wait().state_sequence == net[1].sequence(MARKET)
 
 
-def test_a_node_that_has_gone_while_discovery_was_down_is_forgotten(
-    exchange: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_node_that_left_while_discovery_was_down_is_forgotten(exchange: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links_module, "ABSENT_S_MAX", 0.1)
     net = exchange(nodes=2, markets={MARKET: RULES})
     gone = net[1].node_id
@@ -577,7 +575,7 @@ def test_a_node_that_has_gone_while_discovery_was_down_is_forgotten(
     until(lambda: gone not in net[0].status().peers, "it is forgotten, as nobody announces it")
 
 
-def test_a_hello_that_comes_while_the_node_ends_fails_nothing(tmp_path: Path) -> None:
+def test_a_hello_received_while_the_node_closes_does_no_harm(tmp_path: Path) -> None:
     with ExchangeNode("a", markets={MARKET: RULES}, data_dir=tmp_path) as node:
         node.group.closed = True  # as `close` begins
         hello = Hello("late.1", "late", "tcp://127.0.0.1:1", node.status().coordinator, 1, 0, node.node_id)

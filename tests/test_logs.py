@@ -141,7 +141,7 @@ def test_reader_that_takes_no_lines_stalls_nobody_and_learns_how_many_it_missed(
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_record_that_no_line_can_be_made_of_is_told_and_ends_no_logging(tmp_path: Path, form: str) -> None:
+def test_a_record_that_cannot_be_formatted_is_reported_and_logging_goes_on(tmp_path: Path, form: str) -> None:
     file = tmp_path / "node.log"
     other = logging.getLogger("another.library")
     with LogOutput(form=form, file=file) as writer:
@@ -160,7 +160,7 @@ def test_password_is_hidden_whatever_signs_it_has() -> None:
     assert without_secrets("etcd://u:p@h/x, etcd://v:q@i/y") == "etcd://u:***@h/x, etcd://v:***@i/y"
 
 
-def test_log_file_that_was_moved_away_is_opened_anew(tmp_path: Path) -> None:
+def test_a_log_file_that_was_moved_away_is_opened_again(tmp_path: Path) -> None:
     file = tmp_path / "node.log"
     log = get_logger("openoutcry.test")
     with LogOutput(form="json", file=file) as writer:
@@ -192,7 +192,7 @@ def test_rejected_command_can_be_followed_by_its_order_id_at_every_node(
     assert {(each["sequence"], each["account"], each["client_order_id"], each["code"]) for each in told} == {where}
 
 
-def test_leader_tells_who_leaves_the_in_sync_set_and_who_comes_back(
+def test_the_leader_logs_who_leaves_the_in_sync_set_and_who_comes_back(
     exchange: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     def told(event: str) -> list[str]:
@@ -207,7 +207,7 @@ def test_leader_tells_who_leaves_the_in_sync_set_and_who_comes_back(
     assert (told("replica_in_sync"), told("replica_left")) == ([follower], [follower])
 
 
-def test_an_orderly_hand_over_is_no_warning(exchange: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_orderly_hand_over_logs_no_warning(exchange: Any, caplog: pytest.LogCaptureFixture) -> None:
     net = exchange(nodes=2, markets={MARKET: MarketRules()}, balance=False)
     net[0].wait_in_sync(MARKET, 2)
     with caplog.at_level(logging.INFO, "openoutcry"):
@@ -217,7 +217,7 @@ def test_an_orderly_hand_over_is_no_warning(exchange: Any, caplog: pytest.LogCap
 
 
 @pytest.mark.slow
-def test_error_that_an_actor_answers_with_is_no_traceback_in_the_log(tmp_path: Path) -> None:
+def test_an_error_that_an_actor_answers_with_leaves_no_traceback_in_the_log(tmp_path: Path) -> None:
     file = tmp_path / "node.log"
     with LogOutput(file=file), ExchangeNode("a", markets={MARKET: MarketRules()}) as node:
         node.wait_ready()

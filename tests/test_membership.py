@@ -132,14 +132,14 @@ def test_a_market_is_opened_and_joined_while_nodes_run(exchange: Any) -> None:
     assert caught.value.code == "market_joined"
 
 
-def test_a_leader_that_is_asked_no_more_to_hand_over_takes_orders_again(exchange: Any) -> None:
+def test_a_leader_accepts_orders_again_when_the_hand_over_is_abandoned(exchange: Any) -> None:
     net = exchange(nodes=1, markets={MARKET: RULES})
     net[0].market(MARKET).ref.tell(HandOver())
     eventually(lambda: net[0].market(MARKET).read(lambda actor: actor.replica.resigned), "it resigns")
     assert net[0].submit_order(MARKET, "buy", "100", "1", timeout=30).status == "resting"
 
 
-def test_the_only_replica_that_has_lost_its_log_does_not_begin_it_anew(exchange: Any) -> None:
+def test_the_only_replica_does_not_start_an_empty_log_after_losing_its_own(exchange: Any) -> None:
     net = exchange(nodes=1, markets={MARKET: RULES})
     net[0].submit_order(MARKET, "buy", "100", "1")
     folder = net[0].data_dir / "markets" / MARKET

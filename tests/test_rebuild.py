@@ -82,7 +82,7 @@ def test_the_log_that_reaches_furthest_leads_whatever_the_order_of_the_disks(los
     assert stale.leader.node == lost.stale
 
 
-def test_a_damaged_disk_is_not_gone_on_from_and_one_that_is_alone_is_refused(lost: Lost) -> None:
+def test_a_damaged_disk_is_not_used_and_is_refused_if_it_is_the_only_one(lost: Lost) -> None:
     log = next((lost.folders[0] / "markets" / MARKET).glob("*.log"))
     log.write_bytes(log.read_bytes()[:100] + b"\xff" + log.read_bytes()[101:])
     (each,) = [each for each in plan(lost.folders) if each.market == MARKET]
@@ -106,7 +106,7 @@ def test_a_store_that_has_other_records_is_left_as_it_is(lost: Lost) -> None:
         store.close()
 
 
-def test_one_disk_given_twice_a_node_that_runs_and_what_is_no_disk_are_refused(lost: Lost, tmp_path: Path) -> None:
+def test_a_disk_given_twice_a_running_node_and_a_non_disk_are_refused(lost: Lost, tmp_path: Path) -> None:
     store = tmp_path / "new.sqlite"
     copy = tmp_path / "copy"
     shutil.copytree(lost.folders[0], copy)

@@ -269,7 +269,7 @@ def test_tells_that_queue_up_travel_in_one_frame_and_an_ask_behind_them() -> Non
     link.close(Closed("the end"))
 
 
-def test_frame_does_not_overtake_what_the_link_was_told_to_take_before(actor_probe: ActorProbe) -> None:
+def test_a_frame_does_not_overtake_items_queued_before(actor_probe: ActorProbe) -> None:
     outlet = Outlet()
     link = Link(7, 8, outlet, actor_probe.ref, LinkMeters())  # type: ignore[arg-type]
     link.send(b"first")
@@ -284,7 +284,7 @@ def test_frame_does_not_overtake_what_the_link_was_told_to_take_before(actor_pro
 
 
 @pytest.mark.parametrize("kind", [ASK, REPLY])
-def test_what_is_told_next_does_not_overtake_a_large_item_that_goes_at_once(actor_probe: ActorProbe, kind: int) -> None:
+def test_later_messages_do_not_overtake_a_large_item_sent_at_once(actor_probe: ActorProbe, kind: int) -> None:
     outlet = Outlet()
     wire = Link(7, 8, outlet, actor_probe.ref, LinkMeters())  # type: ignore[arg-type]
     link = RemoteLink(None, PeerUp("alice.1", "alice", wire), "alice.1", "alice")  # type: ignore[arg-type]
@@ -398,7 +398,7 @@ def test_registration_is_checked(pair: Pair) -> None:
         pair.alice.register("other", pair.speaker, accepts=[dict])
 
 
-def test_what_is_no_actor_or_no_list_of_messages_is_refused_with_a_code(pair: Pair, actor_probe: ActorProbe) -> None:
+def test_registering_a_non_actor_or_a_non_list_is_refused_with_a_code(pair: Pair, actor_probe: ActorProbe) -> None:
     wrong: Any = object()
     calls: list[Callable[[], object]] = [
         lambda: pair.bob.watch(pair.ref, wrong),
@@ -450,7 +450,7 @@ def test_slow_actor_does_not_hold_up_another_of_its_node(pair: Pair) -> None:
 @pytest.mark.parametrize("kind", [Speaker, Plain])
 @pytest.mark.parametrize("end", ["stop", "fail", "unregister"])
 @pytest.mark.parametrize("where", ["bob", "alice"])
-def test_end_of_an_actor_is_told_once_to_its_watchers_and_raised_to_its_senders(
+def test_the_end_of_an_actor_notifies_watchers_once_and_is_raised_in_senders(
     pair: Pair, actor_probe: ActorProbe, kind: Any, end: str, where: str
 ) -> None:
     actor = pair.start(kind)
@@ -484,7 +484,7 @@ def test_end_of_an_actor_is_told_once_to_its_watchers_and_raised_to_its_senders(
     other.expect_none(0)
 
 
-def test_failure_whose_text_has_no_encoding_is_told_and_the_link_lives_on(pair: Pair, actor_probe: ActorProbe) -> None:
+def test_a_failure_with_unencodable_text_is_reported_and_the_link_stays_up(pair: Pair, actor_probe: ActorProbe) -> None:
     pair.serve("other", pair.start())
     other = pair.bob.actor("other@alice")
     pair.bob.watch(pair.ref, actor_probe.ref)
@@ -502,7 +502,7 @@ class Unnotifiable:
         raise RuntimeError("broken inbox")
 
 
-def test_watcher_that_cannot_be_told_keeps_the_end_of_a_link_from_nobody(pair: Pair, actor_probe: ActorProbe) -> None:
+def test_a_watcher_that_cannot_be_notified_does_not_keep_others_from_it(pair: Pair, actor_probe: ActorProbe) -> None:
     broken = pair.start(Plain)
     broken.actor_inbox = Unnotifiable()  # type: ignore[assignment]
     pair.bob.watch(pair.ref, broken)
@@ -551,7 +551,7 @@ def test_local_actor_can_be_watched_without_being_registered(pair: Pair, actor_p
     actor_probe.expect_none()
 
 
-def test_stop_answers_those_who_wait_and_those_who_would_wait_for_room(pair: Pair) -> None:
+def test_stop_answers_callers_that_wait_for_a_reply_or_for_room(pair: Pair) -> None:
     pair.ref.tell(Say("wait"))
     asked = pair.ref.ask(Say("later"), block=False, timeout=20)
     fill(pair.ref)
@@ -623,7 +623,7 @@ def serve_until_killed(directory: str) -> None:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_process_that_dies_or_hangs_is_told_once_to_who_watches_its_actor(
+def test_watchers_are_notified_once_when_a_process_dies_or_hangs(
     pair: Pair, actor_probe: ActorProbe, how: signal.Signals
 ) -> None:
     spawn = multiprocessing.get_context("spawn")
@@ -645,7 +645,7 @@ def test_process_that_dies_or_hangs_is_told_once_to_who_watches_its_actor(
         process.join(10)
 
 
-def test_what_was_told_before_its_node_closes_arrives(pair: Pair) -> None:
+def test_messages_sent_before_a_node_closes_arrive(pair: Pair) -> None:
     for number in range(500):
         pair.ref.tell(Say("last words", number))
     pair.bob.close()
@@ -750,7 +750,7 @@ def test_message_that_cannot_be_made_here_is_refused_and_costs_the_others_nothin
     other.expect_none(0)
 
 
-def test_answer_that_cannot_be_made_here_is_refused_to_who_asked(bench: Bench, picky: Callable[[], None]) -> None:
+def test_an_asker_gets_an_error_for_an_answer_that_cannot_be_decoded(bench: Bench, picky: Callable[[], None]) -> None:
     bench.up(7, 80)
     body = type_of(Picky).encode(Picky(1))
     ref = RemoteRef(bench.remote, "alice.1", "alice", "x", 5, {})
@@ -828,7 +828,9 @@ def test_actor_that_ends_while_it_is_found_is_known_to_have_ended(bench: Bench) 
     assert kinds[-1] == GONE
 
 
-def test_queues_are_read_while_a_link_asks_who_is_served(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queue_lengths_can_be_read_while_a_link_searches_for_an_actor(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = bench.remote._own
     depths = own.depths
 
@@ -988,7 +990,7 @@ def test_error_is_an_answer_to_a_search_and_to_an_ask(bench: Bench) -> None:
         assert code_of(future.get, Overloaded) == "overloaded"
 
 
-def test_what_comes_before_the_link_is_up_is_bounded_by_its_bytes(bench: Bench) -> None:
+def test_parcels_received_before_the_link_is_up_are_bounded_in_bytes(bench: Bench) -> None:
     for number in range(1000):  # as when many look for an actor while its node starts
         bench.hear(80, (FIND, number + 1, "probe"))
     bench.up(7, 80)
@@ -1002,7 +1004,7 @@ def test_what_comes_before_the_link_is_up_is_bounded_by_its_bytes(bench: Bench) 
     assert not bench.remote._early
 
 
-def test_what_is_not_allowed_ends_the_link_also_if_it_came_before_the_link_was_up(bench: Bench) -> None:
+def test_a_forbidden_item_ends_the_link_even_if_it_came_before_the_link_was_up(bench: Bench) -> None:
     bench.hear(80, bench.tell("good"), (GONE, 1, "bogus", ""), bench.tell("lost"))
     bench.up(7, 80)
     assert bench.probe.expect(Say).what == "good"

@@ -79,7 +79,7 @@ def test_node_tells_when_it_is_ready_that_it_lives_and_that_it_ends(manager: Man
         node.wait()
 
 
-def test_watchdog_is_told_only_while_the_node_is_sound(manager: Manager) -> None:
+def test_watchdog_is_notified_only_while_the_node_is_healthy(manager: Manager) -> None:
     found = [(True, "well"), (False, "an actor\nhas failed"), (True, "well again")]
     told = ServiceManager({"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "30000"})
     told.begin(lambda: found.pop(0) if len(found) > 1 else found[0])
@@ -89,7 +89,7 @@ def test_watchdog_is_told_only_while_the_node_is_sound(manager: Manager) -> None
     told.end()
 
 
-def test_manager_that_is_not_there_or_gone_or_for_another_process_is_no_trouble(manager: Manager) -> None:
+def test_a_missing_or_foreign_service_manager_causes_no_error(manager: Manager) -> None:
     nobody = ServiceManager({})
     nobody.begin(None)
     assert not nobody.tell(READY=1)
@@ -144,7 +144,7 @@ def test_node_that_recovers_and_catches_up_says_how_far_it_is(
     assert 1 <= recovering[-1]["sequence"] <= recovering[-1]["of"]
 
 
-def test_long_work_says_how_far_it_is_where_there_is_no_terminal(
+def test_long_work_prints_progress_lines_without_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with live.progress("reading") as advance:

@@ -117,7 +117,7 @@ class Unpacked:
 
 
 @pytest.mark.parametrize("what", BREAKS)
-def test_a_snapshot_that_fails_is_told_and_tried_again_and_the_market_goes_on(
+def test_a_failed_snapshot_is_logged_and_retried_and_the_market_goes_on(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Several segments, so that there is something to prune, and the log needs descriptors too.

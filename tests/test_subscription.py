@@ -53,7 +53,7 @@ def test_what_a_subscriber_asks_for_is_checked_before_the_market_hears_of_it(
 
 
 @pytest.mark.parametrize("value", [None, 0])
-def test_a_queue_that_holds_nothing_is_no_queue(node: ExchangeNode, value: Any) -> None:
+def test_a_queue_that_can_hold_nothing_is_refused(node: ExchangeNode, value: Any) -> None:
     with pytest.raises(InvalidRequest) as caught:
         node.subscribe(MARKET, queue_size_max=value)
     assert caught.value.code == "invalid_queue_size_max"
@@ -122,7 +122,7 @@ def test_a_function_that_closes_its_own_subscription_ends_it_without_an_error(no
     assert made[0].error is None
 
 
-def test_one_that_raises_whatever_it_is_told_does_not_keep_the_replica_from_ending(node: ExchangeNode) -> None:
+def test_a_subscriber_that_always_raises_does_not_keep_the_replica_from_ending(node: ExchangeNode) -> None:
     told: list[Any] = []
 
     def watcher(news: Any) -> bool:

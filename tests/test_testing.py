@@ -131,7 +131,7 @@ def test_fish_skips_to_the_match_and_nothing_when_there_is_none(actor_probe: Act
     assert actor_probe.expect(Ping) == Ping(10)
 
 
-def test_expect_none_fails_for_an_unread_message_and_for_one_that_comes(actor_probe: ActorProbe) -> None:
+def test_expect_none_fails_for_an_unread_message_and_for_a_new_one(actor_probe: ActorProbe) -> None:
     actor_probe.expect_none(within=0.02)
     tell_after(0.05, actor_probe.ref, Ping(1))
     for _ in range(2):

@@ -111,7 +111,7 @@ def handle(actor: BookActor, until: Callable[[], bool], within_s: float = 10.0) 
 
 
 @pytest.mark.parametrize("sync_s", [0.0, 1.0], ids=["quick disk", "slow disk"])
-def test_what_was_committed_before_is_applied_before_what_is_committed_by_a_write_that_is_quick(
+def test_earlier_committed_entries_are_applied_before_those_of_a_quick_write(
     follower: tuple[BookActor, Told, list[TakeSnapshot]], sync_s: float
 ) -> None:
     actor, link, snapshots = follower
@@ -155,7 +155,7 @@ def test_a_follower_that_had_the_log_fetches_the_state_it_is_offered_and_no_tick
     assert not actor.ready
 
 
-def test_what_is_no_state_is_asked_for_from_its_beginning_again(
+def test_an_invalid_state_is_fetched_again_from_its_beginning(
     follower: tuple[BookActor, Told, list[TakeSnapshot]],
 ) -> None:
     actor, link, _ = follower
@@ -194,7 +194,7 @@ def test_a_snapshot_that_comes_while_the_log_is_put_aside_is_dropped(
     assert actor.replica.tail == EMPTY
 
 
-def test_callers_are_told_if_the_replica_stops_at_a_later_record_than_theirs(
+def test_callers_get_an_answer_if_the_replica_stops_at_a_later_record(
     follower: tuple[BookActor, Told, list[TakeSnapshot]],
 ) -> None:
     actor, _, _ = follower
@@ -289,7 +289,7 @@ def test_what_breaks_while_somebody_asks_ends_the_replica_all_the_same(
         actor.on_receive(TICK)
 
 
-def test_a_coordinator_that_does_not_answer_is_told_once_and_again_after_it_has(
+def test_an_unreachable_coordinator_is_logged_once_per_outage(
     follower: tuple[BookActor, Told, list[TakeSnapshot]], caplog: pytest.LogCaptureFixture
 ) -> None:
     actor, _, _ = follower
@@ -301,7 +301,7 @@ def test_a_coordinator_that_does_not_answer_is_told_once_and_again_after_it_has(
     assert len(warned) == 2
 
 
-def test_a_lapsed_lease_is_told_only_by_a_replica_that_may_take_over(
+def test_an_expired_lease_is_logged_only_by_a_replica_that_may_take_over(
     follower: tuple[BookActor, Told, list[TakeSnapshot]], caplog: pytest.LogCaptureFixture
 ) -> None:
     actor, _, _ = follower

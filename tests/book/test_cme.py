@@ -76,7 +76,7 @@ def flow_of(tmp_path: Path) -> Callable[[str], list[FlowRow]]:
 
 
 @pytest.mark.parametrize("name", ["flow.csv", "flow.csv.gz"])
-def test_recording_that_is_no_text_or_is_cut_short_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_recording_that_is_binary_or_truncated_is_refused(tmp_path: Path, name: str) -> None:
     whole = HEADER.encode() + "1,10,SNAP,\u00e9,A,100,5,\n".encode("latin-1")
     packed = gzip.compress(HEADER.encode())
     (tmp_path / name).write_bytes(packed[:-4] if name.endswith("gz") else whole)

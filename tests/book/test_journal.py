@@ -99,7 +99,7 @@ def test_a_span_of_records_is_read_in_one_go(tmp_path: Path, monkeypatch: pytest
     assert len(journal.bodies(0, size_max=1000)) < 20
 
 
-def test_the_ends_of_the_last_records_up_to_a_place_are_told(tmp_path: Path) -> None:
+def test_the_ends_of_the_last_records_up_to_a_place_are_returned(tmp_path: Path) -> None:
     written = write(tmp_path, [3, 1, 20, 7, 90])
     journal = Journal(tmp_path, segment_size=SEGMENT)
     ends = [(0, EMPTY.chain), *((record.last_sequence, record.chain) for record in written)]
@@ -300,7 +300,7 @@ def test_a_last_segment_without_entries_is_read_and_written_on(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("lost", [0, 8, 59])
-def test_a_segment_whose_header_is_gone_is_dropped_if_it_is_empty_and_refused_if_not(tmp_path: Path, lost: int) -> None:
+def test_a_segment_without_a_header_is_dropped_if_empty_and_refused_if_not(tmp_path: Path, lost: int) -> None:
     written = write(tmp_path, [20])
     journal = Journal(tmp_path, segment_size=SEGMENT)
     journal._start_segment()

@@ -186,7 +186,7 @@ def test_rules_travel_as_a_tuple_and_come_back_equal() -> None:
 
 
 @pytest.mark.parametrize("values", [None, (), [], MarketRules().to_tuple()[:-1], (*MarketRules().to_tuple()[:-1], 1)])
-def test_tuple_that_is_no_rules_is_a_protocol_error(values: Any) -> None:
+def test_a_tuple_that_is_not_rules_is_a_protocol_error(values: Any) -> None:
     with pytest.raises(ProtocolError, match="market rules"):
         MarketRules.from_tuple(values)
 

@@ -16,7 +16,7 @@ def test_each_start_is_beyond_all_that_the_one_before_could_use_though_the_clock
     assert numbers == [10 * hour_ns, 10 * hour_ns + SPAN, 10 * hour_ns + 2 * SPAN, 20 * hour_ns]
 
 
-def test_a_count_that_cannot_be_read_is_not_begun_anew(tmp_path: Path) -> None:
+def test_an_unreadable_count_is_not_restarted(tmp_path: Path) -> None:
     path = tmp_path / "market=starts"
     path.write_text("?")
     with pytest.raises(StorageError):
