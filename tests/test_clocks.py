@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from openoutcry.actors.book.commands import CLOCK, SET_TIME, SUBMIT
 from openoutcry.actors.book.logtime import LogTime
 from openoutcry.actors.book.orderbook import OrderBook
 from openoutcry.actors.book.record import EMPTY, Record
-from openoutcry.actors.book.replica import CLOCK_PATIENCE_NS, Replica
+from openoutcry.actors.book.replica import CLOCK_PATIENCE_NS, CLOCK_START_NS, Replica, Send, SwapRecord
+from openoutcry.actors.book.wire import Resign
 from openoutcry.actors.cli import main
 from openoutcry.actors.control.server import ControlServer
 from openoutcry.actors.peers.clocks import ALONE, ClockMeter, Clocks, Offset, judge
@@ -141,6 +142,15 @@ def test_a_new_leader_goes_on_from_what_it_has_seen_of_the_log() -> None:
     assert late.at(51) == 0, "a record that was long under way says nothing of the time"
 
 
+def test_a_new_leader_does_not_count_time_that_the_log_has_gone_on_already() -> None:
+    leader = Leader()
+    clocks = judge(away(a=0, b=0), BOUND, WALL)
+    leader.log.seen("a", WALL, WALL, 0, clocks)
+    leader.last = WALL + 60 * S + S // 10  # made a moment ago by another, whose clock is a little ahead; not seen then
+    assert leader.at(60, 0, clocks) == 0.1
+    assert leader.at(60.1, 0, clocks) <= 0.1
+
+
 def test_a_log_in_the_future_does_not_stand_still() -> None:
     leader = Leader()
     leader.last = WALL + DAY
@@ -157,13 +167,83 @@ def test_a_member_whose_clock_is_off_leaves_a_lost_leader_to_others_for_a_while(
     replica.on_peer_up("c")
     replica.on_record(MarketRecord(MARKET, 2, 2, "a", ("a", "b", "c")), 0)
     replica.repairing = False
-    replica.on_clocks(off=True, right=frozenset("c"))
+    replica.on_clocks(off=True, right=frozenset("c"), compared=True)
     replica.on_tick(1)
     assert replica.on_leader_lapsed("a") == []
     replica.on_tick(CLOCK_PATIENCE_NS + 1)
     assert replica.on_leader_lapsed("a") != [], "nobody else did"
-    replica.on_clocks(off=True, right=frozenset("d"))
+    replica.on_clocks(off=True, right=frozenset("d"), compared=True)
     assert replica.on_leader_lapsed("a") != [], "who is right is not in sync"
+
+
+def replica_with_others(leader: str, *, off: bool, right: str = "", compared: bool = True) -> Replica:
+    tail = Record.make(EMPTY, epoch=1, timestamp_ns=1, commands=(order("a"),), origins=()).tail
+    replica = Replica(market=MARKET, node="b", applied=tail, incarnation=1)
+    replica.on_clocks(off=off, right=frozenset(right), compared=compared)
+    replica.start()
+    replica.on_record(MarketRecord(MARKET, 2, 2, leader, ("a", "b", "c")), 0)
+    replica.on_tick(0)
+    return replica
+
+
+def has(effects: Sequence[object], kind: type) -> bool:
+    return any([isinstance(effect, kind) for effect in effects])
+
+
+@pytest.mark.parametrize("leader", ["a", "b"])
+def test_a_member_that_has_just_started_waits_to_compare_its_clock_before_it_leads(leader: str) -> None:
+    record = MarketRecord(MARKET, 2, 2, leader, ("a", "b", "c"))
+
+    def claims(replica: Replica, now_ns: int) -> bool:
+        replica.on_tick(now_ns)
+        replica.on_leader_lapsed(leader)
+        return has(replica.on_record(record, now_ns), SwapRecord)
+
+    for waited in (S, CLOCK_START_NS - 1):
+        assert not claims(replica_with_others(leader, off=False, compared=False), waited)
+    assert claims(replica_with_others(leader, off=False, compared=False), CLOCK_START_NS), "not for ever"
+    compared = replica_with_others(leader, off=False, compared=False)
+    compared.on_clocks(off=False, right=frozenset("c"), compared=True)
+    assert claims(compared, S)
+    alone = Replica(market=MARKET, node="b", applied=compared.base, incarnation=1)
+    alone.on_clocks(off=False, right=frozenset(), compared=False)
+    assert has(alone.on_record(MarketRecord(MARKET, 2, 2, "b", ("b",)), 0), SwapRecord), "there is nobody to ask"
+
+
+def test_a_leader_that_starts_with_a_wrong_clock_asks_another_to_lead_first() -> None:
+    replica = replica_with_others("b", off=True, compared=False)
+    replica.on_peer_up("c")
+    replica.on_clocks(off=True, right=frozenset("c"), compared=True)
+    replica.on_tick(S)
+    effects = replica.on_record(MarketRecord(MARKET, 2, 2, "b", ("a", "b", "c")), S)
+    assert [effect for effect in effects if isinstance(effect, Send)] == [Send(("c",), Resign(MARKET, 2))]
+    assert not has(effects, SwapRecord)
+    replica.on_tick(S + CLOCK_PATIENCE_NS)
+    later = replica.on_record(MarketRecord(MARKET, 2, 2, "b", ("a", "b", "c")), S + CLOCK_PATIENCE_NS)
+    assert has(later, SwapRecord), "nobody else did"
+
+
+def test_one_clock_against_another_wins_only_if_it_was_right_before() -> None:
+    for off_before, leads in ((False, True), (True, False)):
+        replica = replica_with_others("a", off=off_before, right="ac")
+        replica.on_peer_up("c")
+        replica.on_clocks(off=True, right=frozenset(), compared=True)  # a is gone: c and we are left
+        replica.on_tick(S)
+        assert bool(replica.on_leader_lapsed("a")) is leads
+    started = replica_with_others("a", off=True)
+    started.on_peer_up("c")
+    started.on_tick(S)
+    assert started.on_leader_lapsed("a") == []
+
+
+@pytest.mark.parametrize(
+    ("offsets", "compared"),
+    [({}, False), (away(coordinator=DAY), False), (away(coordinator=0), True), (away(b=DAY), True)],
+)
+def test_a_clock_is_compared_with_another_nodes_or_by_a_coordinators_that_agrees(
+    offsets: dict[str, Offset], compared: bool
+) -> None:
+    assert judge(offsets, BOUND).compared is compared
 
 
 # -- the way back ------------------------------------------------------------------------------------------------------

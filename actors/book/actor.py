@@ -244,6 +244,7 @@ class BookActor(NodeActor):
     # -- life ---------------------------------------------------------------------------------------------------
 
     def on_start(self) -> None:
+        self._note_clocks()
         self._run(self.replica.start())
 
     def on_stop(self) -> None:
@@ -389,8 +390,7 @@ class BookActor(NodeActor):
         if self.replica.resigned and time.monotonic() > self._resigned_until_s:
             self.replica.resigned = False  # nobody asks for the hand-over any more: a leader accepts orders
         self._warn_of_late_requests(now_ns)
-        clocks = self.timekeeper.clocks()
-        self.replica.on_clocks(off=clocks.off, right=clocks.right)
+        self._note_clocks()
         self._run(self.core.on_tick(now_ns))
         self._report_disk()
         self._watch_leader()
@@ -405,6 +405,10 @@ class BookActor(NodeActor):
             and expiry_ns <= self.timekeeper.next_ns(self._last_ns)
         ):
             self._requests.add_own((CLOCK, "", ""))
+
+    def _note_clocks(self) -> None:
+        clocks = self.timekeeper.clocks()
+        self.replica.on_clocks(off=clocks.off, right=clocks.right, compared=clocks.compared)
 
     def _say_progress(self, now_ns: int) -> None:
         """Log progress now and then while the replica catches up."""

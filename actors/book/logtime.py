@@ -36,6 +36,8 @@ class LogTime:
         """How far the log's time is ahead of the monotonic clock; None before a record was seen as it was made."""
         self._at_ns = 0
         """When the last record was made, on the monotonic clock."""
+        self._stamp_ns = 0
+        """The time of that record. The log may have gone on since by records that were not seen as they were made."""
         self._sound = False
         """Whether the log's last time stamp agreed with the clocks: only then it has a vote."""
         self.jumped_ns = 0
@@ -52,7 +54,7 @@ class LogTime:
         ahead_ns = timestamp_ns - now_ns
         if self._ahead_ns is not None and ahead_ns < self._ahead_ns:
             ahead_ns = max(ahead_ns, self._ahead_ns - max(0, now_ns - self._at_ns) // PACE)  # no leader is slower
-        self._ahead_ns, self._at_ns, self._sound = ahead_ns, now_ns, True
+        self._ahead_ns, self._at_ns, self._stamp_ns, self._sound = ahead_ns, now_ns, timestamp_ns, True
 
     def forget(self) -> None:
         """The log's time was set, or the log was replaced: forget what was known about it."""
@@ -73,8 +75,9 @@ class LogTime:
         target_ns, _ = self._target(wall_ns, now_ns, clocks)
         if target_ns >= last_ns:
             return target_ns
-        passed_ns = 0 if self._ahead_ns is None else max(0, now_ns - self._at_ns)
-        return last_ns + passed_ns // PACE
+        if self._ahead_ns is None:
+            return last_ns
+        return max(last_ns, min(last_ns, self._stamp_ns) + max(0, now_ns - self._at_ns) // PACE)
 
     def stamp(self, last_ns: int, wall_ns: int, now_ns: int, clocks: Clocks = ALONE) -> int:
         """Return the time of the record that is made now, as :meth:`next_ns`, and continue from there."""
@@ -85,7 +88,7 @@ class LogTime:
         if with_clock and before_ns is not None and abs(ahead_ns - before_ns) <= self._bound_ns:
             creep_ns = max(0, now_ns - self._at_ns) // CREEP
             ahead_ns = min(max(ahead_ns, before_ns - creep_ns), before_ns + creep_ns)
-        self._ahead_ns, self._at_ns = ahead_ns, now_ns
+        self._ahead_ns, self._at_ns, self._stamp_ns = ahead_ns, now_ns, stamp_ns
         self._sound = stamp_ns - target_ns <= self._bound_ns
         return stamp_ns
 

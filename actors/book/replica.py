@@ -61,6 +61,8 @@ CLOCK_AGAIN_NS: Final = 20_000_000_000
 """Nanoseconds between two such tries."""
 CLOCK_PATIENCE_NS: Final = 2_000_000_000
 """Nanoseconds that a member whose clock is off lets others replace a lost leader first."""
+CLOCK_START_NS: Final = 3_000_000_000
+"""Nanoseconds after its start that a member waits to compare its clock before it claims; then it trusts its own."""
 SEEN_MAX: Final = 256
 """Most names of former members to remember; beyond, only linked ones."""
 COORDINATOR_BEHIND: Final = "coordinator_behind"
@@ -361,6 +363,11 @@ class Replica:
         """This machine's clock is off: another replica leads if it can."""
         self._clock_right: frozenset[str] = frozenset()
         """The other nodes whose clocks are right."""
+        self._clock_compared = True
+        """Whether this machine's clock has been compared with another; as long as nothing is said, it need not be."""
+        self._clock_confirmed = False
+        """Whether the last clear verdict of other clocks on this one was that it is right."""
+        self._started_ns: int | None = None
         self._clock_tried_ns = -CLOCK_AGAIN_NS
         """Leader: since when it tries to hand over because of its clock."""
         self._clock_resigned = False
@@ -453,7 +460,8 @@ class Replica:
             self._learn(record.in_sync)
             lapsed, self._lapsed = self._lapsed, None
             member = self.node in record.in_sync and self._swap is None
-            if member and (lapsed == record.leader or self._may_succeed(record)):
+            wanted = member and (lapsed == record.leader or self._may_succeed(record))
+            if wanted and not self._awaits_clocks(record, now_ns):
                 left = tuple([name for name in record.in_sync if name != record.leader])
                 effects += self._claim(left if len(left) >= self.min_in_sync else record.in_sync)
             if self.role is Role.FOLLOWING and self.leader in self._links and not self.joined:
@@ -467,6 +475,16 @@ class Replica:
                 if not others:
                     return effects + self._set_trouble(self._alone_with_old_disk())
                 return [*effects, Send(others, Resign(self.market, record.epoch))]
+            self._learn(record.in_sync)
+            if self._awaits_clocks(record, now_ns):
+                self._must_read = True
+                return effects
+            if self._leaves_it_to_others(self.node):
+                self._must_read = True
+                return [
+                    *effects,
+                    Send(tuple(sorted(self._better_clocks(self.node))), Resign(self.market, record.epoch)),
+                ]
             return [*effects, *self._claim(record.in_sync)]
         if self._swap is not None and self._swap_lost:
             self._swap_lost = False
@@ -672,19 +690,42 @@ class Replica:
         self._lapsed = leader
         return [ReadRecord()]
 
-    def on_clocks(self, *, off: bool, right: frozenset[str]) -> None:
-        """Whether this machine's clock is off, and which of the other nodes have clocks that are right."""
-        self.clock_off, self._clock_right = off, right
+    def on_clocks(self, *, off: bool, right: frozenset[str], compared: bool) -> None:
+        """Whether this machine's clock is off, which other nodes' are right, and whether any could be compared.
+
+        Call it before :meth:`start`, and again before each tick.
+        """
+        self.clock_off, self._clock_right, self._clock_compared = off, right, compared
+        if compared and (right or not off):  # else it is one clock against another
+            self._clock_confirmed = not off
+
+    def _awaits_clocks(self, record: MarketRecord, now_ns: int) -> bool:
+        """Whether it is too early to claim: just started, and no clock has been compared, though others may be there.
+
+        With a wrong clock this replica would stamp the log before it could know better.
+        """
+        if self._started_ns is None:
+            self._started_ns = now_ns
+        others = {*record.in_sync} - {self.node} - self.ended
+        return bool(others) and not self._clock_compared and now_ns - self._started_ns < CLOCK_START_NS
+
+    def _better_clocks(self, leader: str) -> set[str]:
+        """Follower: the members that may replace ``leader`` with a clock that is, or may be, better than ours.
+
+        Where one clock stands against another, ours may be the right one only if it was found right before.
+        """
+        better = self._clock_right or (() if self._clock_confirmed else self.in_sync)
+        return set(better).intersection(self.in_sync, self._links) - {leader}
 
     def _leaves_it_to_others(self, leader: str) -> bool:
-        """Follower: whether its clock is off, so that a member with a right clock may replace ``leader`` first."""
-        others = self._clock_right.intersection(self.in_sync, self._links) - {leader}
-        if not self.clock_off or not others:
+        """Whether the clock here is off, and a member with a better one has the first try to replace ``leader``."""
+        if not self.clock_off or not self._better_clocks(leader):
             self._deferred = None
             return False
-        if self._deferred is None or self._deferred[0] != leader:
-            self._deferred = leader, self._now_ns
-        return self._now_ns - self._deferred[1] < CLOCK_PATIENCE_NS
+        before = self._deferred
+        if before is None or before[0] != leader or self._now_ns - before[1] >= CLOCK_AGAIN_NS:
+            self._deferred = before = leader, self._now_ns
+        return self._now_ns - before[1] < CLOCK_PATIENCE_NS
 
     def _hand_over_for_clock(self, now_ns: int) -> list[Effect]:
         """Leader: its clock is off, but not a member's: accept no commands for a moment, so that one can lead."""
@@ -940,6 +981,8 @@ class Replica:
 
     def _on_tick(self, now_ns: int) -> list[Effect]:
         self._now_ns = now_ns
+        if self._started_ns is None:
+            self._started_ns = now_ns
         if self.role is Role.LEADING:
             if self._swap_lost:
                 return [ReadRecord()]

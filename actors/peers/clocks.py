@@ -84,6 +84,11 @@ class Clocks:
         moved = {node: Offset(each.offset_ns - jumped_ns, each.error_ns) for node, each in self.offsets.items()}
         return judge(moved, bound_ns, ours_ns)
 
+    @property
+    def compared(self) -> bool:
+        """Whether another node's clock is known, or that of the coordinator's host agrees with ours."""
+        return bool(self.offsets.keys() - {STORE}) or (STORE in self.offsets and not self.off)
+
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON would carry it, in seconds."""
         offsets = {node: round(each.offset_ns / 1e9, 6) for node, each in sorted(self.offsets.items())}

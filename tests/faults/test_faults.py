@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -471,6 +472,31 @@ def test_a_node_that_starts_with_a_clock_off_by_days_does_not_lead(
         off = [record.timestamp_ns - time.time_ns() for record in net.logged(other)]
         assert max(off) < 10**9
         assert min(off) > -600 * 10**9
+
+
+@pytest.mark.failover
+@pytest.mark.parametrize("days", [3, -3])
+def test_a_leader_that_restarts_with_a_clock_off_by_days_does_not_stamp_the_log(
+    store: Store, round_: int, finish: Finish, days: int
+) -> None:
+    with exchange(store) as net:
+        leader, *others = net.begin()
+        net.mark()
+        for name in random.sample(NAMES, 3):
+            net.nodes[name].kill()
+        with ThreadPoolExecutor(2) as starting:
+            started = [
+                starting.submit(net.start, leader, clock_off_by_s=days * 86_400),
+                starting.submit(net.start, *others),
+            ]
+        for each in started:
+            each.result()
+        net.wait_answers(20)
+        net.wait_leader(*others)
+        finish(net, NAMES)
+        off = [record.timestamp_ns - time.time_ns() for record in net.logged(leader)]
+        assert max(off) < 10**9, "nothing is dated in the future"
+        assert min(off) > -600 * 10**9, "nor in the past"
 
 
 # -- the coordinator ---------------------------------------------------------------------------------------------------

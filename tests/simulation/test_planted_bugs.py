@@ -294,6 +294,22 @@ class LeadsOnWithAWrongClock(Replica):
         return []
 
 
+class TakesOverWithAWrongClock(Replica):
+    """A follower whose clock is off takes over at once, though another could whose clock is right."""
+
+    def _leaves_it_to_others(self, leader: str) -> bool:
+        del leader
+        return False
+
+
+class ClaimsBeforeClocksAreCompared(Replica):
+    """A replica that has just been started leads by its own clock, before it has asked any other."""
+
+    def _awaits_clocks(self, record: MarketRecord, now_ns: int) -> bool:
+        del record, now_ns
+        return False
+
+
 class EndsItsRepairTooEarly(Replica):
     """A replica counts as repaired before it has what former leaders had acknowledged."""
 
@@ -594,6 +610,8 @@ REPLICAS: list[tuple[type[Replica], int, str | None]] = [
     (ShrinksBelowTheMinimum, 100, None),
     (NeverYields, 40, None),
     (LeadsOnWithAWrongClock, 40, None),
+    (TakesOverWithAWrongClock, 100, None),
+    (ClaimsBeforeClocksAreCompared, 40, None),
     (TakesOverWithoutTheMeans, 40, None),
     (EndsItsRepairTooEarly, 200, None),
     (ForgetsThatItLostItsLog, 100, None),

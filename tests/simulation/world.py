@@ -238,6 +238,7 @@ class Node:
         self.log_time = self.world.log_time_class(BOUND_NS)
         self.steady = False
         """Since it was started it has stamped a record, by a clock that was right."""
+        self.note_clocks()
         self.run(self.replica.start())
 
     def crash(self) -> None:
@@ -391,6 +392,10 @@ class Node:
         linked = [name for name in sorted(self.links) if name in nodes and nodes[name].alive]
         offsets = {name: Offset(nodes[name].wall_off_ns - self.wall_off_ns, 0) for name in linked}
         return judge(offsets, BOUND_NS, self.wall_ns - self.world.now_ns)
+
+    def note_clocks(self) -> None:
+        clocks = self.clocks()
+        self.replica.on_clocks(off=clocks.off, right=clocks.right, compared=clocks.compared)
 
     def set_time(self) -> None:
         """An operator sets the log's time to this node's clock."""
@@ -931,8 +936,7 @@ class World:
         self.now_ns += self.chance.choice((1, 10, 100, 400)) * 1_000_000
         for node in self.nodes.values():
             if node.alive and self.chance.random() < node.pace:
-                clocks = node.clocks()
-                node.replica.on_clocks(off=clocks.off, right=clocks.right)
+                node.note_clocks()
                 node.run(node.core.on_tick(node.now_ns))
                 mark = node.replica.mark
                 if mark is not None and mark != self.marks.get(node.name) and self.chance.random() < self.report_rate:
@@ -1146,6 +1150,8 @@ class World:
             self.answer_everybody()
             self.set_time_if_wrong()
             self.mislead_the_leader()
+            self.mislead_a_follower()
+            self.restart_the_leader_misled()
             self.isolate_the_leader()
             self.answer_everybody()
         finally:
@@ -1200,6 +1206,47 @@ class World:
         assert (self.store[MARKET].leader, self.store[MARKET].epoch) == (now_leads, epoch), "leadership goes around"
         self.trade(self.leader())
         self.converge()
+        former.wall_off_ns = 0
+
+    def mislead_a_follower(self) -> None:
+        """A follower with a wrong clock finds the leader's lease lapsed: it leaves it to another, for a while."""
+        record = self.store[MARKET]
+        followers = [name for name in record.in_sync if name != record.leader]
+        if len(followers) < 2:
+            return
+        wrong = self.nodes[self.chance.choice(followers)]
+        wrong.wall_off_ns = self.chance.choice((-3, 3)) * DAY_NS
+        for _ in range(20_000):
+            if wrong.replica.clock_off and wrong.clocks().right.intersection(followers):
+                break
+            self.step()
+        else:
+            raise AssertionError(f"stuck: {wrong.name} does not know that its clock is off")
+        self.lapse(wrong)
+        for _ in range(300):
+            self.step()
+        assert self.store[MARKET].leader != wrong.name, "it takes over with a wrong clock"
+        wrong.wall_off_ns = 0
+        self.converge()
+
+    def restart_the_leader_misled(self) -> None:
+        """The leader starts again with a clock that is ahead: it waits for other clocks before it stamps the log."""
+        if len(self.nodes) < 3 or len(set(self.nodes) - self.observers) < 2:
+            return
+        former = self.leader()
+        former.crash()
+        former.wall_off_ns = 3 * DAY_NS
+        self.change_isolation(former.name)
+        former.start()
+        until_ns = self.now_ns + SECOND_NS
+        while self.now_ns < until_ns:
+            self.step()
+        self.change_isolation(former.name)
+        assert not self.tainted, f"{former.name} stamps the log before it has asked for the time"
+        self.converge()
+        self.trade(self.leader())
+        self.converge()
+        assert not self.tainted, f"{former.name} stamps the log before it has asked for the time"
         former.wall_off_ns = 0
 
     def isolate_the_leader(self) -> None:
