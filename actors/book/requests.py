@@ -242,7 +242,7 @@ class Requests(Generic[R]):
         return [FailRequests(failed, error)] if failed else []
 
     def fail_all(self, error: OpenOutcryError) -> list[RequestEffect]:
-        """Fail every request with ``error``: this replica answers no more."""
+        """Fail every request with ``error``: this replica no longer answers."""
         return self.fail(list(self.outstanding), error)
 
     # -- from other nodes -----------------------------------------------------------------------------------------

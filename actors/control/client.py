@@ -76,7 +76,7 @@ _T = TypeVar("_T")
 class ControlClient:
     """Talks to the node that runs on a data directory. Used by one thread at a time; ``timeout`` is in seconds.
 
-    Methods are those of :class:`ExchangeNode` and raise what they raise; commands return an :class:`OrderResult`,
+    Methods are those of :class:`ExchangeNode` and raise the same errors; commands return an :class:`OrderResult`,
     queries the JSON form of their views. Also raised:
 
     - ``Unavailable``: no node runs on the data directory (code ``node_not_running``), or it accepts no
@@ -267,7 +267,7 @@ class ControlClient:
 
 
 def _named(options: RequestOptions) -> tuple[str | None, str]:
-    """Return the account and the client order id of a request: a fresh one, if it was given none."""
+    """Return the account and the client order id of a request: a new one, if it has none."""
     named = options.get("client_order_id")
     return options.get("account"), fresh_id() if named is None else named
 

@@ -1,4 +1,4 @@
-"""What travels between a node and the command line, and the file by which they find each other. Values only.
+"""Messages between a node and the command line, and the file through which they find each other. Values only.
 
 The link is nng's Req/Rep with re-sending switched off (by default Req repeats a request silently). A client that gets
 no answer does not know the outcome; every command carries a client order id, so repeating it is safe.
@@ -17,11 +17,11 @@ from ..book.rules import MarketRules
 from ..group.leading import REASON_LENGTH_MAX
 
 CONTROL_FILE: Final = "control.json"
-"""Process id, address and token, in the node's data directory. Only who can read it has the token."""
+"""Process id, address and token, in the node's data directory. Only users who can read it have the token."""
 TIMEOUT_MS_MAX: Final = 60_000
 """Longest timeout of a request, in milliseconds."""
 REQUEST_SIZE_MAX: Final = 16 * 1024
-"""Most bytes of a request; a larger one costs its client the connection."""
+"""Most bytes of a request; a larger one closes its client's connection."""
 ITEMS_MAX: Final = 10_000
 """Most levels, trades, orders or events of one answer."""
 
@@ -268,6 +268,6 @@ Request = (
     | GetForcePlan
     | ForceLeader
 )
-"""Whatever can be asked: the classes of :data:`REQUESTS`."""
+"""Any request: the classes of :data:`REQUESTS`."""
 Answer = Result | Value | Failure
-"""Whatever can be answered: the classes of :data:`ANSWERS`."""
+"""Any answer: the classes of :data:`ANSWERS`."""

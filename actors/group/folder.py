@@ -1,4 +1,4 @@
-"""NodeFolder: a node's data directory: whose it is, which markets were created there, where each market's log is."""
+"""NodeFolder: a node's data directory: its owner, the markets created there, and the folder of each market's log."""
 
 from __future__ import annotations
 

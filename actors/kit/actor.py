@@ -75,7 +75,7 @@ class Timer:
         return f"<Timer {often}: {self.message!r:.80}{' (cancelled)' if self.cancelled else ''}>"
 
     def cancel(self) -> None:
-        """Send the message no more. Idempotent."""
+        """Stop sending the message. Idempotent."""
         self.cancelled = True
         self._mailbox.timers.discard(self)
 
