@@ -290,9 +290,15 @@ class Node:
         return self.folder.with_suffix(".log").read_text()
 
     @property
+    def status(self) -> dict[str, Any]:
+        """The node's status, as JSON carries it."""
+        found: dict[str, Any] = self.call("status").to_dict()
+        return found
+
+    @property
     def market(self) -> dict[str, Any]:
         """The market's part of the node's status."""
-        found: dict[str, Any] = self.call("status")["markets"][MARKET]
+        found: dict[str, Any] = self.status["markets"][MARKET]
         return found
 
     def load(self, work: dict[str, list[Command]], *, batch_max: int) -> None:
@@ -486,7 +492,7 @@ class Exchange:
         for node in self.nodes.values():
             node.call("wait_sequence", MARKET, last)
         positions = {name: node.call("position", MARKET) for name, node in self.nodes.items()}
-        failures = {name: node.call("status")["failures"] for name, node in self.nodes.items()}
+        failures = {name: node.status["failures"] for name, node in self.nodes.items()}
         for node in self.nodes.values():
             node.kill()
         assert len(set(positions.values())) == 1, f"the nodes disagree: {positions}"

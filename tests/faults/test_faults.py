@@ -182,7 +182,7 @@ def test_a_leader_cut_off_from_everybody_and_from_the_coordinator(store: Store, 
         new = net.wait_leader(*others)
         before = len(net.history.times_ns([leader]))
         assert net.nodes[leader].market["epoch"] < net.nodes[new].market["epoch"]
-        assert "store is away" in net.nodes[leader].call("status")["coordinator_error"]
+        assert "store is away" in net.nodes[leader].status["coordinator_error"]
         assert len(net.history.times_ns([leader])) == before
         net.nodes[leader].hurt("give_store_back")
         for proxy in net.proxies.values():
@@ -230,7 +230,7 @@ def go_on_without_and_take_back(net: Exchange, victim: str, heal: Callable[[], o
     net.wait_stopped(victim, "failed")
     net.wait_answers(20, *others)
     assert net.nodes[net.wait_leader(*others)].market["in_sync"] == sorted(
-        [net.nodes[name].call("status")["node_id"] for name in others]
+        [net.nodes[name].status["node_id"] for name in others]
     )
     assert "storage" in net.history.refusals[victim], "its clients are told"
     net.nodes[victim].stop()
@@ -438,12 +438,12 @@ def test_a_leader_whose_clock_is_off_by_days(store: Store, round_: int, finish: 
         net.wait_answers(20)
         net.wait_leader(*others)
         net.wait_deposed(leader)
-        clock = eventually(lambda: (c := net.nodes[leader].call("status")["clock"])["off"] and c, "it says so")
+        clock = eventually(lambda: (c := net.nodes[leader].status["clock"])["off"] and c, "it says so")
         assert abs(clock["ahead_s"] - days * 86_400) < 60, clock
-        assert not [name for name in others if net.nodes[name].call("status")["clock"]["off"]]
+        assert not [name for name in others if net.nodes[name].status["clock"]["off"]]
         net.wait_answers(20)
         net.nodes[leader].hurt("step_clock", -days * 86_400)
-        eventually(lambda: not net.nodes[leader].call("status")["clock"]["off"], "it is right again")
+        eventually(lambda: not net.nodes[leader].status["clock"]["off"], "it is right again")
         net.wait_answers(20)
         finish(net, others)
         off = [record.timestamp_ns - time.time_ns() for record in net.logged(leader)]
@@ -462,7 +462,7 @@ def test_a_node_that_starts_with_a_clock_off_by_days_does_not_lead(
         net.nodes[victim].kill()
         net.start(victim, clock_off_by_s=days * 86_400)
         net.wait_in_sync()
-        eventually(lambda: net.nodes[victim].call("status")["clock"]["off"], "it says so")
+        eventually(lambda: net.nodes[victim].status["clock"]["off"], "it says so")
         net.nodes[leader].kill()
         net.wait_answers(20, other)
         assert net.wait_leader(other, victim) == other
@@ -511,11 +511,11 @@ def test_a_coordinator_that_cannot_be_reached_while_orders_flow(
         net.mark()
         with getattr(store, how)():
             for node in net.nodes.values():
-                eventually(lambda node=node: node.call("status")["coordinator_error"], f"{node.name} says so")
+                eventually(lambda node=node: node.status["coordinator_error"], f"{node.name} says so")
             net.wait_answers(20)
         net.wait_answers(20)
         for node in net.nodes.values():
-            eventually(lambda node=node: not node.call("status")["coordinator_error"], f"{node.name} can use it again")
+            eventually(lambda node=node: not node.status["coordinator_error"], f"{node.name} can use it again")
         assert {node.market["epoch"] for node in net.nodes.values()} == {net.nodes["ann"].market["epoch"]}
         finish(net, NAMES)
 
