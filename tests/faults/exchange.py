@@ -27,7 +27,6 @@ from history import Answer, Logged, Operation, Verdict, check, longest_gap_s, ou
 from openoutcry.actors import ExchangeNode
 from openoutcry.actors.book.commands import CANCEL, SUBMIT, Command
 from openoutcry.actors.book.journal import Journal
-from openoutcry.actors.telemetry.status import NodeStatus
 from openoutcry.actors.testing import eventually
 from openoutcry.actors.testkit.proxy import Proxy
 from openoutcry.transport.errors import OpenOutcryError, StorageError
@@ -156,8 +155,7 @@ def _serve(name: str, folder: Path, directory: str, options: dict[str, Any], shi
                 elif what == "call":
                     method, args = arguments
                     try:
-                        value = getattr(node, method)(*args)
-                        say("answer", value.to_dict() if isinstance(value, NodeStatus) else value)
+                        say("answer", getattr(node, method)(*args))
                     except OpenOutcryError as error:
                         say("raised", error.code, str(error))
                 else:
