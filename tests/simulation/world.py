@@ -564,8 +564,13 @@ class World:
         node_class: type[Node] = Node,
         core_class: type[Core[Any, OrderBook]] = Core,
         more: str | None = None,
+        direct: bool | None = None,
     ) -> None:
-        """``more``: faults, joined by "+", that are to be frequent whatever the seed draws."""
+        """``more``: faults, joined by "+", that are to be frequent whatever the seed draws.
+
+        ``direct``: clients put their commands into a leader's records themselves, up to eight records at a time: more
+        of the steps are the protocol's. Else they submit requests at any node. None: as the seed draws.
+        """
         self.seed = seed
         self.chance = chance = random.Random(seed)
         self.replica_class = replica_class
@@ -593,7 +598,10 @@ class World:
         self.rates = {fault: rate * chance.choice((0, 0.3, 1, 1, 4)) for fault, rate in _FAULTS.items()}
         for fault in more.split("+") if more else ():
             self.rates[fault] = 5 * _FAULTS[fault]
-        self.rates = {fault: FAULT_SCALE * rate / FAULTY_STEPS for fault, rate in self.rates.items()}
+        drawn = chance.random() < 0.3
+        self.direct = drawn if direct is None else direct
+        scale = (1 if self.direct else FAULT_SCALE) / FAULTY_STEPS
+        self.rates = {fault: scale * rate for fault, rate in self.rates.items()}
         self.now_ns = 1_000_000_000
         self.incarnations = 0
         self.faulty = True
@@ -874,7 +882,10 @@ class World:
                 may(2.0 * pace, node.call_store)
             if node.answers:
                 may(2.0 * pace, node.hear_store)
-            if self.faulty and len(self.requests) < 16:
+            if self.faulty and self.direct:
+                if node.replica.may_propose and len(node.replica.pending) < 8:
+                    may(1.5 * pace, self.trade, node)
+            elif self.faulty and len(self.requests) < 16:
                 may((1.0 if node.replica.leads else 0.4) * pace, self.trade, node)
             if node.submitted or (node.core.requests.waiting and not node.writing):
                 may(4.0 * pace, node.work_requests)
@@ -959,6 +970,9 @@ class World:
             self.tried.append(command)
             self.floors[account, client_order_id] = self.acknowledged
             commands.append(command)
+        if self.direct and self.faulty:
+            node.propose(tuple(commands))
+            return
         timeout_ns = chance.choice((500 * 10**6, 3 * 10**9, FOREVER_NS, FOREVER_NS))
         request = Asked(tuple(commands), node.now_ns + timeout_ns)
         self.requests.add(request)
