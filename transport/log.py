@@ -47,6 +47,7 @@ EVENTS: Final[Mapping[str, str]] = {
     "snapshot_damaged": "A snapshot is damaged; the replica uses an older one.",
     "snapshot_failed": "A snapshot could not be written or kept: the market goes on, and the node tries again.",
     "snapshot_taken_again": "A snapshot was written, after earlier ones had failed.",
+    "disk_state_not_kept": "The disk state beside the log could not be written: the node tries again.",
     "log_not_read": "The log could not be read for a follower; the leader tries again.",
     "repaired": "The replica has repaired its damaged log from the leader, or an operator gave that log up.",
     "state_taken_over": "The replica was far behind and has installed the leader's snapshot.",

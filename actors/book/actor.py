@@ -881,6 +881,10 @@ class BookActor(NodeActor):
     def _try_again(self) -> None:
         """Retry steps that failed because a resource ran out, if they are due."""
         self._keep_snapshot(only_again=True)
+        try:
+            self.storage.keep_again(time.monotonic())
+        except StorageError as error:
+            self._run(self.replica.stop(error))
         if self._not_read and self._read_backoff.is_due(time.monotonic()):
             reads, self._not_read = self._not_read, []
             for read in reads:

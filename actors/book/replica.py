@@ -695,8 +695,9 @@ class Replica:
 
         Call it before :meth:`start`, and again before each tick.
         """
-        self.clock_off, self._clock_right, self._clock_compared = off, right, compared
-        if compared and (right or not off):  # else it is one clock against another
+        self.clock_off, self._clock_right = off, right
+        self._clock_compared = compared and (bool(right) or not off)  # else it is one clock against another
+        if self._clock_compared:
             self._clock_confirmed = not off
 
     def _awaits_clocks(self, record: MarketRecord, now_ns: int) -> bool:

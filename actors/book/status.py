@@ -72,6 +72,16 @@ class MarketStatus:
     counters: Mapping[str, int] = dataclasses.field(default_factory=dict)
     answered: bool = True
 
+    def __getitem__(self, field: str) -> Any:
+        """Return a field by its name, as ``status["role"]``.
+
+        Raises:
+            KeyError: there is no such field.
+        """
+        if field not in self.__slots__:
+            raise KeyError(field)
+        return getattr(self, field)
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON values."""
         if not self.answered:

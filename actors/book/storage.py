@@ -6,6 +6,7 @@ It opens, recovers, marks and puts aside; the :class:`~.writer.JournalWriter` wr
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import shlex
 import shutil
@@ -16,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from ...transport.errors import OpenOutcryError, ProtocolError, StorageError, copied
 from ...transport.log import PROGRESS_S
+from ..kit.backoff import Backoff
 from .disk import DiskState, keep_disk, read_disk
 from .journal import Journal, put_aside
 from .orderbook import BROKEN, OrderBook
@@ -23,11 +25,18 @@ from .record import EMPTY
 from .replica import Replica
 from .snapshots import Snapshots, sync_folder, write_durably
 from .starts import next_start
+from .writer import LACKING
 
 LOGGED: Final = "=logged"
 """Suffix to the name of a market's folder: this file shows that there was a log, so that its loss is noticed."""
 REPAIRING: Final = "repairing"
 """Name of the file that marks a replica under repair; it says what was wrong."""
+KEEP_RETRY_S: Final = 0.1
+"""Seconds before a disk state that could not be written is tried again; doubled with each further failure."""
+KEEP_RETRY_S_MAX: Final = 5.0
+"""Most seconds before it is tried again."""
+SCARCE: Final = LACKING | {errno.ENOSPC, errno.EDQUOT}
+"""Errors of a disk or process that lacks something for a while."""
 _DIR: Final = re.compile(r"\bDIR\b(\.\.\.)?")
 
 
@@ -63,6 +72,8 @@ class Storage:
         self._logged = _logged_sign(folder)
         self._has_logged = self._logged.exists()
         self._started_as = next_start(folder.with_name(f"{folder.name}=starts"), clock_ns())
+        self._kept = True
+        self._keep_backoff = Backoff(KEEP_RETRY_S, KEEP_RETRY_S_MAX)
         self.state = read_disk(folder, store).begin()
         """The disk state beside the log; it includes this start before the replica does anything."""
 
@@ -179,13 +190,36 @@ class Storage:
         self.damage = None
 
     def keep(self, state: DiskState) -> None:
-        """Make the disk state durable.
+        """Make the disk state durable: now, or for want of room or descriptors later, by :meth:`keep_again`.
+
+        Nothing waits for it: until it is durable, less tells an old copy of this disk, or of the coordinator.
 
         Raises:
-            StorageError: the disk refused.
+            StorageError: the disk refused, for another reason.
         """
         self.state = state
-        keep_disk(self.folder, state)
+        self._kept = False
+        self.keep_again(time.monotonic())
+
+    def keep_again(self, now_s: float) -> None:
+        """Make the disk state durable if that has failed and is due again.
+
+        Raises:
+            StorageError: the disk refused, not for want of room or descriptors.
+        """
+        if self._kept or not self._keep_backoff.is_due(now_s):
+            return
+        try:
+            keep_disk(self.folder, self.state)
+        except StorageError as error:
+            if getattr(error.__cause__, "errno", None) not in SCARCE:
+                raise
+            if not self._keep_backoff.failures:
+                self._log.warning("disk_state_not_kept", error=error)
+            self._keep_backoff.failed(now_s)
+        else:
+            self._keep_backoff.succeeded()
+            self._kept = True
 
     def marks_again(self) -> None:
         """The log was moved away together with the marks: write the marks into the new folder.

@@ -38,6 +38,16 @@ class NodeStatus:
     messages_refused: int
     markets: Mapping[str, MarketStatus]
 
+    def __getitem__(self, field: str) -> Any:
+        """Return a field by its name, as ``status["role"]``.
+
+        Raises:
+            KeyError: there is no such field.
+        """
+        if field not in self.__slots__:
+            raise KeyError(field)
+        return getattr(self, field)
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as JSON carries it."""
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
