@@ -1118,8 +1118,9 @@ class World:
         swaps = [call for other in self.nodes.values() for call in other.calls if isinstance(call, SwapRecord)]
         sets = [record.in_sync, *[swap.in_sync for swap in [*swaps, *self.late]]]
         safe = [any(m != name and m in self.nodes and self.is_whole(self.nodes[m]) for m in each) for each in sets]
-        if self.lost_disks() - {name} or not told or not all(safe):
-            return
+        being_added = name not in record.in_sync and any(name in each for each in sets)
+        if self.lost_disks() - {name} or not told or not all(safe) or being_added:
+            return  # being added: a limit that the guarantees name
         if self.min_in_sync > 1 and name in record.in_sync and name not in self.losable():
             return
         node.crash()
