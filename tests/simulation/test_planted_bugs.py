@@ -453,14 +453,6 @@ class NodeThatLosesItsTail(Node):
         super().start()
 
 
-class ForwardsBeforeTheLeaderHasAnswered(Replica):
-    """A follower forwards requests to a leader that may have no link to it yet, so that its refusals are lost."""
-
-    @property
-    def reachable_leader(self) -> str | None:
-        return self.leader if self.joined and self.leader in self._links else None
-
-
 class _Requests(Requests[Any]):
     def __init__(self, core: Core[Any, Any]) -> None:
         super().__init__(core.replica, first_number=core.requests.last_number)
@@ -581,7 +573,7 @@ REPLICAS: list[tuple[type[Replica], int, str | None]] = [
     (ShrinksBelowTheMinimum, 100, None),
     (NeverYields, 60, None),
     (LeadsOnWithAWrongClock, 60, None),
-    (TakesOverWithAWrongClock, 100, None),
+    (TakesOverWithAWrongClock, 300, None),
     (ClaimsBeforeClocksAreCompared, 60, None),
     (TakesOverWithoutTheMeans, 60, None),
     (EndsItsRepairTooEarly, 200, None),
@@ -594,7 +586,6 @@ REPLICAS: list[tuple[type[Replica], int, str | None]] = [
     (ReportsItsLifeWhileItIsRepaired, 100, "copy+restore"),
     (ReportsWhatIsNotCommitted, 400, "copy+restore"),
     (WaitsForASnapshotThatWasNotKept, 100, None),
-    (ForwardsBeforeTheLeaderHasAnswered, 400, "cut+crash"),
 ]
 CORES: list[tuple[type[Core[Any, Any]], int, str | None]] = [
     (with_part("requests", ForgetsABrokenLink), 100, None),
@@ -631,7 +622,8 @@ def seeds_to_catch(limit: int, **planted: Any) -> tuple[int, str] | None:
 
 @pytest.mark.parametrize(("mutation", "limit", "more"), REPLICAS, ids=lambda value: getattr(value, "__name__", "-"))
 def test_simulation_sees_a_broken_rule_of_the_protocol(mutation: type[Replica], limit: int, more: str | None) -> None:
-    found = seeds_to_catch(limit, replica_class=mutation, more=more, direct=True)
+    direct = None if mutation is TakesOverWithAWrongClock else True  # the clocks' schedules need the clients' pauses
+    found = seeds_to_catch(limit, replica_class=mutation, more=more, direct=direct)
     assert found, f"in {limit} seeds nothing showed that {mutation.__doc__}"
 
 
