@@ -24,8 +24,8 @@ from openoutcry.actors import (
     OrderRejected,
     RequestTimeout,
 )
-from openoutcry.actors.book.actor import BookActor
 from openoutcry.actors.book.journal import Journal
+from openoutcry.actors.book.storage import Storage
 from openoutcry.actors.cli.serve import _in_words
 from openoutcry.actors.peers.discovery import Announce
 from openoutcry.actors.telemetry.health import REQUESTS_MAX
@@ -74,8 +74,8 @@ def samples(node: ExchangeNode) -> dict[str, dict[tuple[tuple[str, str], ...], f
 
 
 def test_node_that_recovers_is_alive_and_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    let, recover = threading.Event(), BookActor._recover
-    monkeypatch.setattr(BookActor, "_recover", lambda *args: (let.wait(30), recover(*args))[1])
+    let, recover = threading.Event(), Storage.open
+    monkeypatch.setattr(Storage, "open", lambda *args, **named: (let.wait(30), recover(*args, **named))[1])
     address = f"127.0.0.1:{free_port()}"
     with ThreadPoolExecutor(1) as starting:
         started = starting.submit(ExchangeNode, "a", markets={MARKET: MarketRules()}, metrics=address)
