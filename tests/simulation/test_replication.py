@@ -46,6 +46,7 @@ SEEDS = int(os.environ.get("OPENOUTCRY_SEEDS", "500"))
 FIRST = int(os.environ.get("OPENOUTCRY_FIRST_SEED", "0"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", range(10))
 def test_replicas_agree_and_lose_nothing_under_any_schedule(block: int) -> None:
     acknowledged = 0
