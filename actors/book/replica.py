@@ -26,7 +26,7 @@ state              meaning
 FOLLOWING          receives the leader's log, or waits for one: see ``joined``
 CLAIMING           the coordinator names this node as leader; a swap to the next epoch is running
 LEADING            orders commands
-STOPPED            an invariant broke or the disk failed; it does nothing
+STOPPED            an invariant broke or the disk failed; it only asks others to lead in its place
 =================  =================================================================================
 """
 
@@ -393,6 +393,8 @@ class Replica:
         self._offered_to: dict[str, int] = {}
         """Nodes that were offered our state, and the ends of their logs at that time."""
         self._missing_since_ns: dict[str, int] = {}
+        self._left_leading = False
+        """Stopped while it led, and nobody is known to lead since: the members have to hear of it."""
         self._stalled_since_ns: int | None = None
         """Leader: since when it has too few members to commit."""
         self._stalled_with: set[str] = set()
@@ -988,6 +990,8 @@ class Replica:
             if self._swap_lost:
                 return [ReadRecord()]
             return [*self._audit(now_ns), *self._reconsider(now_ns), *self._hand_over_for_clock(now_ns)]
+        if self.role is Role.STOPPED:
+            return self._say_stopped(now_ns)
         if self.role is not Role.FOLLOWING:
             return []
         if self.joined and not self._must_read:
@@ -1001,6 +1005,17 @@ class Replica:
             return []
         self._asked_ns = now_ns
         return [ReadRecord(), *(self._join() if self.leader in self._links and not self.joined else [])]
+
+    def _say_stopped(self, now_ns: int) -> list[Effect]:
+        """Stopped leader: ask for a successor, again and again: its node lives, and so does its lease.
+
+        One that was asked before may have been unable to lead, or the link was down; and the swap that was running may
+        have made a member of any node.
+        """
+        if not self._left_leading or not self._links or now_ns - self._asked_ns < _ASK_NS:
+            return []
+        self._asked_ns = now_ns
+        return [Send(tuple(sorted(self._links)), Resign(self.market, self.epoch))]
 
     def _audit(self, now_ns: int) -> list[Effect]:
         """Check now and then whether the coordinator's record is still the one we know.
@@ -1164,6 +1179,8 @@ class Replica:
 
     def on_join(self, sender: str, message: Join, now_ns: int) -> list[Effect]:
         """Leader: a replica asks for our log from its tail on."""
+        if self.role is Role.STOPPED:  # it may be named as leader by a swap whose success it did not learn of
+            return [Send((sender,), Resign(self.market, message.epoch))]
         if self.role is not Role.LEADING or sender not in self._links:
             return []
         if message.epoch != self.epoch:
@@ -1296,6 +1313,8 @@ class Replica:
 
     def on_lead(self, sender: str, message: Lead) -> list[Effect]:
         """Another node claims to lead."""
+        if self.role is Role.STOPPED and message.epoch > self.epoch:
+            self._left_leading = False
         if self.role in (Role.STOPPED, Role.CLAIMING) or sender == self.node:
             return []  # the coordinator's answer decides on a claim
         if message.epoch < self.epoch:
@@ -1592,8 +1611,10 @@ class Replica:
 
     def _stop(self, error: OpenOutcryError) -> list[Effect]:
         effects: list[Effect] = []
-        if self.role is Role.LEADING and (successors := self.successors()):
-            effects.append(Send(tuple(successors), Resign(self.market, self.epoch)))
+        if self.role is Role.LEADING:
+            self._left_leading = True
+            if successors := self.successors():
+                effects.append(Send(tuple(successors), Resign(self.market, self.epoch)))
         elif self.role is Role.FOLLOWING and self.leader is not None:
             effects.append(Send((self.leader,), Resign(self.market, self.epoch)))
         self.role = Role.STOPPED

@@ -491,6 +491,21 @@ class AnswersWhoeverHasTheNumber(_Requests):
         super().settle(record._replace(origins=origins), settled)
 
 
+class SaysOnceThatItHasStopped(Replica):
+    """A leader whose disk fails asks for a successor once, and a member that cannot lead at that moment forgets it."""
+
+    def _say_stopped(self, now_ns: int) -> list[Any]:
+        del now_ns
+        return []
+
+
+class LeavesWhoJoinsWithoutAnAnswer(Replica):
+    """A replica that has stopped does not say so to those who take it for the leader."""
+
+    def on_join(self, sender: str, message: Any, now_ns: int) -> list[Any]:
+        return [] if self.role is Role.STOPPED else super().on_join(sender, message, now_ns)
+
+
 class _Transfer(StateTransfer[Any]):
     def __init__(self, core: Core[Any, Any]) -> None:
         of = core.transfer
@@ -586,6 +601,8 @@ REPLICAS: list[tuple[type[Replica], int, str | None]] = [
     (ReportsItsLifeWhileItIsRepaired, 100, "copy+restore"),
     (ReportsWhatIsNotCommitted, 400, "copy+restore"),
     (WaitsForASnapshotThatWasNotKept, 100, None),
+    (SaysOnceThatItHasStopped, 200, None),
+    (LeavesWhoJoinsWithoutAnAnswer, 300, None),
 ]
 CORES: list[tuple[type[Core[Any, Any]], int, str | None]] = [
     (with_part("requests", ForgetsABrokenLink), 100, None),

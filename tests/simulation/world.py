@@ -12,7 +12,8 @@ link            cut at any moment; each side notices in its own time; what was u
                 once more; one direction stalls; a node has none for a while, and still reaches the coordinator
 node            killed, stopped or slow for a while; closed in order (it resigns first)
 clock           of one node at a time: wrong by days, either way, since its start or by a jump
-disk            slow; loses what was not synced, keeps any prefix of it; stops halfway from the log to a snapshot;
+disk            fails under a leader whose node lives on; slow; loses what was not synced, keeps any prefix of it;
+                stops halfway from the log to a snapshot;
                 wiped: the node returns under a new id; damaged or emptied: it returns as it was, without its log;
                 replaced by a copy of itself from any time before, of this life or an earlier one
 coordinator     slow, unreachable for one node or all; a call that failed was carried out, was not, or will be later
@@ -62,6 +63,7 @@ from openoutcry.actors.book.replica import (
     RepairEnded,
     Replica,
     ReportMark,
+    Role,
     Send,
     Stop,
     SwapRecord,
@@ -73,6 +75,7 @@ from openoutcry.actors.book.transfer import TakeImage
 from openoutcry.actors.book.wire import Append
 from openoutcry.actors.peers.clocks import Clocks, Offset, judge
 from openoutcry.transport.coordinator import DiskMark, MarketRecord, successor
+from openoutcry.transport.errors import StorageError
 
 MARKET = "SIM"
 WINDOW = 256
@@ -232,6 +235,9 @@ class Node:
         self.links: set[str] = set()
         self.alive = True
         self.closing = False
+        self.broken = False
+        """Its disk has failed; the node lives on, and its lease."""
+        self.hears_clocks = True
         self.pace = 1.0
         self.reaches_store = True
         self.clock_off_ns = self.world.chance.randrange(10**9)
@@ -318,7 +324,8 @@ class Node:
                 case LeadershipLost():
                     todo += core.on_leadership_lost()
                 case Stop():
-                    raise AssertionError(f"{self.name} stopped: {effect.error}")
+                    assert self.broken, f"{self.name} stopped: {effect.error}"
+                    todo += core.on_stopped(effect.error)
                 case _:
                     raise AssertionError(f"nothing carries out {effect}")
 
@@ -389,7 +396,7 @@ class Node:
     def clocks(self) -> Clocks:
         """Return this node's clock among those of the nodes that it is linked to."""
         nodes = self.world.nodes
-        linked = [name for name in sorted(self.links) if name in nodes and nodes[name].alive]
+        linked = [name for name in sorted(self.links) if name in nodes and nodes[name].alive and self.hears_clocks]
         offsets = {name: Offset(nodes[name].wall_off_ns - self.wall_off_ns, 0) for name in linked}
         return judge(offsets, BOUND_NS, self.wall_ns - self.world.now_ns)
 
@@ -1168,6 +1175,7 @@ class World:
             self.mislead_a_follower()
             self.restart_the_leader_misled()
             self.isolate_the_leader()
+            self.stop_the_leader()
             self.answer_everybody()
         finally:
             protocol.IN_FLIGHT_MAX, requests.MANY = in_flight_max, many  # type: ignore[misc]
@@ -1305,6 +1313,55 @@ class World:
         else:
             raise AssertionError(f"stuck: {leader.name} has taken over, and does not commit")
         self.heal()
+        self.converge()
+
+    def stop_the_leader(self) -> None:
+        """The disk fails of who leads, or is about to; its node lives, and so does its lease: another has to lead.
+
+        Whoever may lead then is cut off from the one that has stopped, or has just started and waits for other clocks.
+        """
+        record, chance = self.store[MARKET], self.chance
+        others = [name for name in record.in_sync if name != record.leader]
+        if len(others) < self.min_in_sync:
+            return
+        stopped = self.leader()
+        started, other = self.nodes[chance.choice(others)], self.nodes[chance.choice(others)]
+        self.trade(stopped)
+        if chance.random() < 0.5:
+            started.crash()
+            started.start()
+            started.hears_clocks = False
+            for _ in range(200):
+                if self.converged():
+                    break
+                self.step()
+        elif chance.random() < 0.5:
+            self.lapse(other)
+            while other.replica.role is Role.FOLLOWING and (other.calls or other.answers):
+                self.step()
+            if other.replica.role is Role.CLAIMING:
+                stopped = other
+        cut_off = chance.random() < 0.5
+        if cut_off:
+            self.change_isolation(stopped.name)
+        stopped.broken = True
+        stopped.run(stopped.replica.stop(StorageError("the disk failed")))
+        for _ in range(chance.randrange(100)):
+            self.step()
+        if cut_off:
+            self.change_isolation(stopped.name)
+        started.hears_clocks = True
+        for _ in range(20_000):
+            self.step()
+            leader = self.leader()
+            if leader is not stopped and leader.replica.may_propose:
+                break
+        else:
+            left = set(self.store[MARKET].in_sync) - {stopped.name}
+            enough = len(left) >= self.min_in_sync  # else whoever was restarted was not back in sync in time
+            assert not enough, f"stuck: {stopped.name} has stopped, its node lives, and none of {left} leads"
+        stopped.crash()
+        stopped.start()
         self.converge()
 
     def heal(self) -> None:
