@@ -29,6 +29,7 @@ from openoutcry.actors.book.commands import CANCEL, SUBMIT, Command
 from openoutcry.actors.book.journal import Journal
 from openoutcry.actors.testing import eventually
 from openoutcry.actors.testkit.proxy import Proxy
+from openoutcry.transport.certificates import Authority, Identity
 from openoutcry.transport.errors import OpenOutcryError, StorageError
 from openoutcry.transport.rendezvous import Rendezvous
 from processes import MARKET, RULES
@@ -362,10 +363,12 @@ class Exchange:
         proxied: bool = False,
         batch_max: int = BATCH_MAX,
         shims: dict[str, Any] | None = None,
+        identities: bool = False,
         **options: Any,
     ) -> None:
         """``proxied``: every link goes through a ``Proxy`` before the node that is dialled.
 
+        ``identities``: every node and the rendezvous have one, so that all links are TLS.
         ``batch_max``: most commands of one call; ``shims``: of all nodes; ``options``: of all nodes, too.
         """
         self.store = store
@@ -376,7 +379,12 @@ class Exchange:
         self._options = {"coordinator": store.address, **options}
         self._batch_max = batch_max
         self._shims = shims or {}
-        self._rendezvous = Rendezvous("tcp://127.0.0.1:0")
+        self._authority = Authority.create(store.folder / "authority") if identities else None
+        if self._authority is None:
+            self._rendezvous = Rendezvous("tcp://127.0.0.1:0")
+        else:
+            identity = Identity(self._authority.issue("rendezvous"))
+            self._rendezvous = Rendezvous("tls+tcp://127.0.0.1:0", identity=identity)
         self._rendezvous.start()
         self._loaded = False
         self.hurt_ns = 0
@@ -396,9 +404,7 @@ class Exchange:
             if name in self.proxies:
                 self.proxies[name].target = None
                 options["advertise"] = self.proxies[name].address
-            self.nodes[name] = Node(
-                name, self.folder, self._rendezvous.address, self.history, options, {**self._shims, **shims}
-            )
+            self.nodes[name] = self._node(name, self.folder, options, shims)
         for name in names:
             address = self.nodes[name].expect("listening")
             if name in self.proxies:
@@ -409,6 +415,20 @@ class Exchange:
         if self._loaded:
             for name in names:
                 self._load(name)
+
+    def start_copy(self, name: str, copy: Path) -> Node:
+        """Start a second process of node ``name``, with ``copy`` for its data directory, and no clients."""
+        folder = self.folder / f"beside-{name}"
+        folder.mkdir()
+        shutil.copytree(copy, folder / name)
+        return self._node(name, folder, dict(self._options), {})
+
+    def _node(self, name: str, folder: Path, options: dict[str, Any], shims: dict[str, Any]) -> Node:
+        if self._authority is not None:
+            options["identity"] = self.folder / f"{name}.pem"
+            if not options["identity"].exists():
+                self._authority.issue_file(options["identity"], name, accounts=[f"{name}-*"])
+        return Node(name, folder, self._rendezvous.address, self.history, options, {**self._shims, **shims})
 
     def begin(self) -> list[str]:
         """Start all nodes and clients, and let them trade for a while; return the leader's name and the followers'."""

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from exchange import NAMES, ROUNDS, Exchange, Node, exchange
+from exchange import NAMES, ROUNDS, Exchange, Node, StartFailed, exchange
 from openoutcry.actors.testing import eventually
 from stores import Store
 
@@ -38,6 +38,7 @@ IN_A_SWAP = [
     ("etcd", "before_the_write"),
 ]
 TORN = ["torn", "truncated"]
+RESTARTS = 3 if ROUNDS == 1 else 10
 if ROUNDS == 1:
     DISK_FAULTS, TORN, UNREACHABLE, IN_A_SWAP = DISK_FAULTS[:2], TORN[:1], UNREACHABLE[:2], IN_A_SWAP[:2]
 
@@ -96,6 +97,26 @@ def test_a_leader_frozen_for_longer_than_its_lease_is_deposed_and_follows_when_i
         net.wait_answers(20)
         net.wait_deposed(leader)
         finish(net, others)
+
+
+@pytest.mark.failover
+def test_nodes_with_tls_links_that_restart_again_and_again(store: Store, round_: int, finish: Finish) -> None:
+    with exchange(store, identities=True) as net:
+        net.begin()
+        net.mark()
+        for name in random.choices(NAMES, k=RESTARTS):
+            others = [other for other in NAMES if other != name]
+            if random.random() < 0.5:
+                net.nodes[name].kill()
+            else:
+                net.nodes[name].stop()
+            net.wait_answers(5, *others)
+            net.start(name)
+            eventually(
+                lambda name=name: len(net.nodes[name].status["peers"]) == len(NAMES) - 1, "every link is back", within=5
+            )
+            net.wait_answers(5)
+        finish(net, NAMES)
 
 
 def test_a_follower_slowed_tenfold_holds_nobody_up(store: Store, round_: int, finish: Finish) -> None:
@@ -384,6 +405,43 @@ def test_an_old_copy_of_a_disk_is_repaired_before_it_leads_or_counts(
         net.wait_answers(20)
         net.wait_in_sync()
         finish(net, others if comes == "while_others_live" else NAMES)
+
+
+@pytest.mark.failover
+@pytest.mark.parametrize("original", ["at_work", "frozen"])
+def test_an_old_copy_beside_the_original_takes_nothing_from_it(
+    store: Store, round_: int, finish: Finish, original: str
+) -> None:
+    with exchange(store) as net:
+        victim = random.choice(net.begin())
+        others = [name for name in NAMES if name != victim]
+        copy = store.folder / "copy"
+        net.nodes[victim].kill()
+        shutil.copytree(net.nodes[victim].folder, copy)
+        net.start(victim)
+        net.wait_in_sync()
+        net.wait_answers(20)
+        net.mark()
+        if original == "frozen":
+            net.nodes[victim].freeze()
+            net.wait_answers(20, *others)
+        second = net.start_copy(victim, copy)
+        if original == "frozen":  # it takes the place, and is repaired; the original finds its place taken
+            second.expect("listening")
+            second.expect("ready")
+            eventually(lambda: second.market["repairing"] is None, "the copy is repaired")
+            net.nodes[victim].thaw()
+            net.wait_stopped(victim, "node id")
+            second.stop()
+            net.nodes[victim].stop()
+            net.start(victim)
+        else:
+            with pytest.raises(StartFailed) as refused:
+                second.expect("listening")
+            assert refused.value.code == "node_id_in_use"
+        net.wait_answers(20)
+        net.wait_in_sync()
+        finish(net, others if original == "frozen" else NAMES)
 
 
 @pytest.mark.parametrize("how", TORN)
