@@ -427,7 +427,7 @@ class Exchange:
         if self._authority is not None:
             options["identity"] = self.folder / f"{name}.pem"
             if not options["identity"].exists():
-                self._authority.issue_file(options["identity"], name, accounts=[f"{name}-*"])
+                self._authority.issue_file(options["identity"], name, accounts=[f"{each}-*" for each in NAMES])
         return Node(name, folder, self._rendezvous.address, self.history, options, {**self._shims, **shims})
 
     def begin(self) -> list[str]:
