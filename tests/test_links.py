@@ -264,7 +264,7 @@ def test_only_the_node_that_was_asked_can_refuse_a_request(exchange: Any) -> Non
         )
         for request in follower.market(MARKET).read(lambda actor: list(actor.core.requests.outstanding)):
             stranger.send(Refused(MARKET, request, "made_up", "no"))
-        stranger.send(Forward(MARKET, ((1, ((3, "stranger", ""),)),)))
+        stranger.send(Forward(MARKET, 1, ((1, ((3, "stranger", ""),)),)))
         until(lambda: not stranger.heard.empty(), "the follower has read what the stranger sent")
         stall.set()
         assert answers()[0].status == "resting"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -45,6 +46,24 @@ def test_leadership_is_transferred_to_the_node_that_is_named_while_orders_flow(e
     net.wait_same_sequence(MARKET)
     net.assert_same_hash(MARKET)
     assert len(net[0].all_orders(MARKET)) == len(answered) == len(set(answered))
+
+
+@pytest.mark.parametrize("fails", ["leads", "follows"])
+def test_a_replica_whose_actor_fails_holds_nobody_up_though_its_node_lives(exchange: Any, fails: str) -> None:
+    net = exchange(nodes=3, markets={MARKET: RULES}, timeout=20)
+    leader = next(index for index, node in enumerate(net) if status(node)["role"] == "leading")
+    failed, caller = (leader, (leader + 1) % 3) if fails == "leads" else ((leader + 1) % 3, leader)
+    began_s = time.monotonic()
+    net[failed].market(MARKET).ref.tell("a message that no BookActor understands")
+    first = net[caller].submit_order(MARKET, "buy", "100", "1").sequence
+    assert time.monotonic() - began_s < 4, "nobody waits for a lease, or for what the dead never acknowledge"
+    eventually(lambda: net[failed].node_id not in status(net[caller])["in_sync"], "it has left the in-sync set")
+    with pytest.raises(StorageError) as refused:
+        net[failed].submit_order(MARKET, "buy", "100", "1")
+    assert refused.value.code == "replica_failed"
+    again = net.restart(failed)
+    assert again.submit_order(MARKET, "buy", "100", "1").sequence == first + 1
+    net.assert_same_hash(MARKET)
 
 
 def test_a_leader_without_another_in_sync_leads_on_and_says_so(exchange: Any) -> None:

@@ -195,7 +195,7 @@ def test_a_market_that_cannot_be_opened_leaves_the_others_alone_and_is_opened_la
         opened(self, folder, **options)
 
     def start_book(*args: Any, **options: Any) -> Any:
-        at_work.append(options["market"])
+        at_work.append(args[0].market)
         return started(*args, **options)
 
     def refuse(thread: threading.Thread) -> None:

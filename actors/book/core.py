@@ -7,13 +7,23 @@ returned effects in order. The docstring of an effect says which call must follo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Generic, assert_never
+from typing import Any, Generic, assert_never
 
-from ...transport.coordinator import MarketRecord
 from ...transport.errors import OpenOutcryError
 from .commands import Command
 from .record import Tail
-from .replica import Claim, Effect, PersistRecords, Replica, Send, SwapRecord
+from .replica import (
+    CreateRecord,
+    Effect,
+    PersistRecords,
+    ReadMarks,
+    ReadRecord,
+    Replica,
+    ReportMark,
+    Send,
+    StoreCall,
+    SwapRecord,
+)
 from .requests import FailRequests, R, Requests
 from .transfer import B, StateTransfer, TakeImage
 from .wire import (
@@ -116,15 +126,26 @@ class Core(Generic[R, B]):
         effects += self.requests.route_again()
         return effects
 
-    def on_record(
-        self, record: MarketRecord | None, now_ns: int, claim: Claim | None = None
-    ) -> Sequence[CoreEffect[R]]:
-        """The coordinator answered a create, or a read (with the claim to check)."""
-        return [*self.replica.on_record(record, now_ns, claim), *self.requests.route_again()]
+    def on_answer(self, call: StoreCall, answer: Any, now_ns: int) -> Sequence[CoreEffect[R]]:
+        """The coordinator answered ``call``: with the record or, to a swap that came too late, None; with all marks."""
+        replica = self.replica
+        match call:
+            case ReadRecord():
+                return [*replica.on_record(answer, now_ns, call.claim), *self.requests.route_again()]
+            case CreateRecord():
+                return [*replica.on_record(answer, now_ns), *self.requests.route_again()]
+            case SwapRecord():
+                return replica.on_swapped(call, answer, now_ns)
+            case ReadMarks():
+                return replica.on_marks(answer)
+            case ReportMark():
+                return replica.on_marked(call.mark)
+            case _:
+                assert_never(call)
 
-    def on_swapped(self, swap: SwapRecord, record: MarketRecord | None, now_ns: int) -> Sequence[CoreEffect[R]]:
-        """The coordinator answered a swap."""
-        return self.replica.on_swapped(swap, record, now_ns)
+    def on_lease_over(self, leader: str) -> Sequence[CoreEffect[R]]:
+        """The lease of ``leader``, the lost leader, is over."""
+        return self.replica.on_leader_lapsed(leader) if leader == self.replica.lost_leader else []
 
     # -- after effects --------------------------------------------------------------------------------------------
 

@@ -243,6 +243,8 @@ class Stop:
     error: OpenOutcryError
 
 
+StoreCall = ReadRecord | ReadMarks | ReportMark | CreateRecord | SwapRecord
+"""A call to the coordinator."""
 Effect = (
     PersistRecords
     | CutJournal
@@ -456,38 +458,9 @@ class Replica:
         if self.tail.sequence == 0 and self.node in record.in_sync and len(record.in_sync) > 1 and not self.repairing:
             effects += self._begin_repair("its log was lost")  # a member has a log: this disk must not count as whole
         if record.leader != self.node:
-            effects += self._step_down() if self.role is not Role.FOLLOWING else []
-            if record.epoch > self.epoch or self.leader != record.leader:
-                self._follow(record.leader, record.epoch)
-            self._learn(record.in_sync)
-            lapsed, self._lapsed = self._lapsed, None
-            member = self.node in record.in_sync and self._swap is None
-            wanted = member and (lapsed == record.leader or self._may_succeed(record))
-            if wanted and not self._awaits_clocks(record, now_ns):
-                left = tuple([name for name in record.in_sync if name != record.leader])
-                effects += self._claim(left if len(left) >= self.min_in_sync else record.in_sync)
-            if self.role is Role.FOLLOWING and self.leader in self._links and not self.joined:
-                effects += self._join()
-            return effects + self._repaired()
+            return effects + self._on_leader_named(record, now_ns)
         if self.role is Role.FOLLOWING:
-            effects += self._forced_after_all(record)
-            if self.repairing:
-                # Other members of the in-sync set hold what this disk lost: let one of them lead.
-                others = tuple([member for member in record.in_sync if member != self.node])
-                if not others:
-                    return effects + self._set_trouble(self._alone_with_old_disk())
-                return [*effects, Send(others, Resign(self.market, record.epoch))]
-            self._learn(record.in_sync)
-            if self._awaits_clocks(record, now_ns):
-                self._must_read = True
-                return effects
-            if self._leaves_it_to_others(self.node):
-                self._must_read = True
-                return [
-                    *effects,
-                    Send(tuple(sorted(self._better_clocks(self.node))), Resign(self.market, record.epoch)),
-                ]
-            return [*effects, *self._claim(record.in_sync)]
+            return effects + self._on_named_leader(record, now_ns)
         if self._swap is not None and self._swap_lost:
             self._swap_lost = False
             if record.version == self._swap.expected.version:
@@ -496,6 +469,43 @@ class Replica:
             self._learn(record.in_sync)
             return [*self._advance(), *self._reconsider(now_ns)]
         return []
+
+    def _on_leader_named(self, record: MarketRecord, now_ns: int) -> list[Effect]:
+        """The record names another as leader: follow it, or replace it if it is lost and this replica may."""
+        effects = self._step_down() if self.role is not Role.FOLLOWING else []
+        if record.epoch > self.epoch or self.leader != record.leader:
+            self._follow(record.leader, record.epoch)
+        self._learn(record.in_sync)
+        lapsed, self._lapsed = self._lapsed, None
+        member = self.node in record.in_sync and self._swap is None
+        wanted = member and (lapsed == record.leader or self._may_succeed(record))
+        if wanted and (self._loading or self._awaits_clocks(record, now_ns)):
+            self._lapsed, self._must_read = lapsed, True  # later
+        elif wanted:
+            left = tuple([name for name in record.in_sync if name != record.leader])
+            effects += self._claim(left if len(left) >= self.min_in_sync else record.in_sync)
+        if self.role is Role.FOLLOWING and self.leader in self._links and not self.joined:
+            effects += self._join()
+        return effects + self._repaired()
+
+    def _on_named_leader(self, record: MarketRecord, now_ns: int) -> list[Effect]:
+        """The record names this replica as leader: it has started again, or has given up a claim."""
+        effects = self._forced_after_all(record)
+        if self.repairing:
+            # Other members of the in-sync set hold what this disk lost: let one of them lead.
+            others = tuple([member for member in record.in_sync if member != self.node])
+            if not others:
+                return effects + self._set_trouble(self._alone_with_old_disk())
+            return [*effects, Send(others, Resign(self.market, record.epoch))]
+        self._learn(record.in_sync)
+        if self._awaits_clocks(record, now_ns):
+            self._must_read = True
+            return effects
+        if self._leaves_it_to_others(self.node):
+            self._must_read = True
+            better = tuple(sorted(self._better_clocks(self.node)))
+            return [*effects, Send(better, Resign(self.market, record.epoch))]
+        return [*effects, *self._claim(record.in_sync)]
 
     def _learn(self, in_sync: tuple[str, ...]) -> None:
         """Take over the record's in-sync set.
@@ -913,9 +923,7 @@ class Replica:
     def _lead(self) -> Lead:
         return Lead(self.market, self.epoch, self.in_sync, self.committed)
 
-    def on_coordinator_unavailable(
-        self, call: ReadRecord | CreateRecord | SwapRecord | ReadMarks | ReportMark
-    ) -> list[Effect]:
+    def on_coordinator_unavailable(self, call: StoreCall) -> list[Effect]:
         """The coordinator did not answer ``call``: whether a swap happened is unknown until the record is read again.
 
         Until then, members that the swap would add or remove all stay required.
@@ -947,6 +955,8 @@ class Replica:
         self._links.add(node)
         self.ended.discard(node)
         self._stalled_with.discard(node)
+        if node == self._lapsed:
+            self._lapsed = None
         if self.role is Role.LEADING:
             return [Send((node,), self._lead())]
         if self.role is Role.FOLLOWING and node == self.leader:
@@ -1022,8 +1032,7 @@ class Replica:
 
         A takeover whose answer was lost may be carried out later: then nobody knows until somebody reads the record.
         """
-        yielding = self.role is Role.LEADING and self.record is not None and self.record.yielding
-        if now_ns - self._asked_ns < (_YIELD_LOOK_NS if yielding else _AUDIT_NS):
+        if now_ns - self._asked_ns < (_YIELD_LOOK_NS if self.yields else _AUDIT_NS):
             return []
         self._asked_ns = now_ns
         return [ReadRecord()]
@@ -1090,6 +1099,17 @@ class Replica:
     def leads(self) -> bool:
         """Whether this replica leads, even if it accepts no commands now."""
         return self.role is Role.LEADING
+
+    @property
+    def yields(self) -> bool:
+        """Whether this replica leads but cannot commit, and lets another lead."""
+        return self.role is Role.LEADING and self.record is not None and self.record.yielding
+
+    @property
+    def lost_leader(self) -> str | None:
+        """Follower in sync: the leader, if there is no link to it. Once its lease is over, it may be replaced."""
+        lost = self.role is Role.FOLLOWING and self.leader not in (None, self.node) and self.leader not in self._links
+        return self.leader if lost and self.node in self.in_sync else None
 
     @property
     def reachable_leader(self) -> str | None:

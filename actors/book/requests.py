@@ -174,12 +174,12 @@ class Requests(Generic[R]):
             request.sent_epoch = self._replica.epoch
             request.sent_ever = True
             if commands + len(request.commands) > COMMANDS_MAX:
-                effects.append(Send((leader,), Forward(self._replica.market, tuple(batch))))
+                effects.append(Send((leader,), Forward(self._replica.market, self._replica.epoch, tuple(batch))))
                 batch, commands = [], 0
             batch.append((number, request.commands))
             commands += len(request.commands)
         if batch:
-            effects.append(Send((leader,), Forward(self._replica.market, tuple(batch))))
+            effects.append(Send((leader,), Forward(self._replica.market, self._replica.epoch, tuple(batch))))
         return effects
 
     def route_again(self, *, away_from: str | None = None) -> list[RequestEffect]:

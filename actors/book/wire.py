@@ -112,7 +112,8 @@ class Rewind:
 class Resign:
     """Leader to a follower: I stop leading after ``epoch``; take over if you are in sync.
 
-    Follower to its leader: this replica has stopped; do not wait for it.
+    Follower to its leader: this replica has stopped; do not wait for it. Where a BookActor has failed, its node says so
+    for it.
     """
 
     market: MarketName
@@ -192,6 +193,7 @@ class Forward:
     """
 
     market: MarketName
+    epoch: Epoch
     requests: Annotated[tuple[tuple[int, tuple[Command, ...]], ...], _requests]
 
 

@@ -29,9 +29,10 @@ from ..book.journal import FolderLock
 from ..book.messages import Received
 from ..book.meters import MarketMeters
 from ..book.rules import MarketRules
+from ..book.shell import Setup
 from ..book.snapshotter import SnapshotActor
 from ..book.submission import Submissions
-from ..book.wire import Lead
+from ..book.wire import MARKET_CODEC, Ack, Append, Forward, Join, Lead, Resign
 from ..kit.node_actor import ActorFailed, stop_and_join, tell
 from ..kit.supervision import Supervise
 from ..leadership.balance import Move
@@ -270,7 +271,7 @@ class NodeGroup:
     def _start_book(
         self, market: str, *, rules: MarketRules | None, submissions: Submissions, meters: MarketMeters, observer: bool
     ) -> pykka.ActorRef[BookActor]:
-        return BookActor.start(
+        setup = Setup(
             market=market,
             node=self.node_id,
             rules=rules,
@@ -284,10 +285,10 @@ class NodeGroup:
             clocks=self.links.clocks,
             snapshot_every=self.options["snapshot_every"],
             observer=observer,
-            report=self._report,
             meters=meters,
             member_of=self.links.members.get if self.identity is not None else None,
         )
+        return BookActor.start(setup, report=self._report)
 
     def _start_snapshotter(self) -> pykka.ActorRef[SnapshotActor]:
         self._snapshotter = SnapshotActor.start(abandon=self._abandoned, report=self._report)
@@ -361,9 +362,16 @@ class NodeGroup:
             return
         book = self.markets.books.get(message.market)
         if book is not None:
-            tell(book, Received(sender, message))
+            alive = tell(book, Received(sender, message))
+            if not alive and isinstance(message, Lead | Join | Append | Ack | Forward):
+                self._say_failed(sender, message.market, message.epoch)
         elif self.options["join_all"] and self._catalogue is not None and isinstance(message, Lead):
             tell(self._catalogue, LookSoon())  # perhaps a market that was created a moment ago
+
+    def _say_failed(self, sender: str, market: str, epoch: int) -> None:
+        """A market's BookActor has failed, and the node lives: nobody should wait for it, as leader or as follower."""
+        if not self.closed and (link := self.links.up.get(sender)) is not None:
+            link.link.send(MARKET_CODEC.encode(Resign(market, epoch)))
 
     def _pipe_removed(self, pipe_id: int) -> None:
         self.links.pipe_removed(pipe_id)

@@ -32,6 +32,7 @@ from ..market.views import ForcePlan
 
 if TYPE_CHECKING:
     from ..book.actor import BookActor
+    from ..book.shell import Shell
 
 logger = get_logger(__name__)
 
@@ -90,8 +91,8 @@ class Leading:
     def even_out(self, market: Market, move: Move) -> None:
         """Hand one market over, if it is healthy and the next leader keeps up: then it pauses for milliseconds."""
 
-        def trouble(actor: BookActor) -> str | None:
-            replica = actor.replica
+        def trouble(shell: Shell) -> str | None:
+            replica = shell.replica
             if not replica.may_propose:
                 return "too few replicas are in sync, or it is not led by this node"
             if move.target not in replica.successors():
@@ -126,9 +127,9 @@ class Leading:
         with_leases = StoreQuery(lambda store: _with_leases(store, market.name))
         record, alive = self._host.ask(self._keeper, with_leases, self._host.timeout_s)
 
-        def read(actor: BookActor) -> tuple[OpenOutcryError | None, Tail, int]:
-            refusal = actor.failure or actor.force_refusal(record, alive)
-            return refusal, actor.replica.tail, actor.replica.known_committed
+        def read(shell: Shell) -> tuple[OpenOutcryError | None, Tail, int]:
+            refusal = shell.failure or shell.force_refusal(record, alive)
+            return refusal, shell.replica.tail, shell.replica.known_committed
 
         refusal, tail, committed = market.read(read)
         if refusal is not None:

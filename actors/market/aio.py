@@ -43,7 +43,7 @@ from .subscription import Subscription
 from .views import BookView, MarketUpdate, OpenOrder, OrderResult, OrderResults, Trade
 
 if TYPE_CHECKING:
-    from ..book.actor import BookActor
+    from ..book.shell import Shell
 
 TURN_S: Final = 0.005
 """Seconds for which a subscription is read before the loop's other tasks get a turn."""
@@ -261,7 +261,7 @@ class AsyncMarket:
         """Return sequence number and state hash, of one moment."""
         return await self.read(queries.position)
 
-    async def read(self, question: Callable[[BookActor], _T], *, timeout: float | None = None) -> _T:
+    async def read(self, question: Callable[[Shell], _T], *, timeout: float | None = None) -> _T:
         """Return ``question(actor)``, asked on the replica's thread; see :meth:`Market.read`."""
         self._loop.check()
         bound_s = self.market._host.timeout_s if timeout is None else checked_timeout(timeout)

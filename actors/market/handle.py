@@ -56,6 +56,7 @@ from .views import BookView, MarketUpdate, OpenOrder, OrderRejected, OrderResult
 
 if TYPE_CHECKING:
     from ..book.actor import BookActor
+    from ..book.shell import Shell
 
 UNANSWERED_MAX: Final = 65_536
 """Most unanswered commands of one market at a node; further submitters wait, then get Overloaded."""
@@ -183,7 +184,7 @@ class Market:
             raise self._refusal()
         return submissions
 
-    def read(self, question: Callable[[BookActor], _T], *, timeout: float | None = None) -> _T:
+    def read(self, question: Callable[[Shell], _T], *, timeout: float | None = None) -> _T:
         """Return ``question(actor)``, asked on the replica's thread. It must only read, return copies, and be quick.
 
         Raises:

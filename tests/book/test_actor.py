@@ -23,13 +23,14 @@ from openoutcry.actors.book.messages import (
 from openoutcry.actors.book.orderbook import OrderBook
 from openoutcry.actors.book.record import EMPTY, Record
 from openoutcry.actors.book.replica import ReadRecord, Role
+from openoutcry.actors.book.shell import Setup
 from openoutcry.actors.book.snapshots import write_scratch
 from openoutcry.actors.book.submission import Submissions
 from openoutcry.actors.book.wire import CHUNK_SIZE, Ack, Append, Chunk, Fetch, Join, Rewind, StateOffer
 from openoutcry.actors.group import CODEC
 from openoutcry.actors.kit.node_actor import TICK
 from openoutcry.actors.leadership.messages import CoordinatorAnswer
-from openoutcry.actors.peers.messages import PeerUp
+from openoutcry.actors.peers.messages import PeerDown, PeerUp
 from openoutcry.transport.coordinator import MarketRecord
 from openoutcry.transport.errors import OpenOutcryError, StorageError, Unavailable
 
@@ -56,17 +57,19 @@ def follower(tmp_path: Path) -> Iterator[tuple[BookActor, Told, list[TakeSnapsho
     coordinator, link = Told(), Told()
     snapshots: list[TakeSnapshot] = []
     actor = BookActor(
-        market=MARKET,
-        node=HERE,
-        rules=None,
-        submissions=Submissions(100),
-        folder=tmp_path / MARKET,
-        coordinator=coordinator,  # type: ignore[arg-type]
-        store="store",
-        take_snapshot=lambda taken: snapshots.append(taken) is None,
-        min_in_sync=1,
-        snapshot_every=1,
-        observer=False,
+        Setup(
+            market=MARKET,
+            node=HERE,
+            rules=None,
+            submissions=Submissions(100),
+            folder=tmp_path / MARKET,
+            coordinator=coordinator,  # type: ignore[arg-type]
+            store="store",
+            take_snapshot=lambda taken: snapshots.append(taken) is None,
+            min_in_sync=1,
+            snapshot_every=1,
+            observer=False,
+        ),
         report=lambda failed: pytest.fail(str(failed)),
     )
     actor.on_start()
@@ -117,18 +120,18 @@ def test_earlier_committed_entries_are_applied_before_those_of_a_quick_write(
     actor, link, snapshots = follower
     records = log()
     for first, last, committed in ((1, 2, 1), (3, 3, 3), (4, 5, 4), (6, 6, 5), (7, 7, 7)):
-        actor._writer._sync_s = sync_s
+        actor.shell.log_work.writer._sync_s = sync_s
         hear(actor, records, first, last, committed)
         handle(actor, lambda last=last: actor.replica.durable == last)  # type: ignore[misc]
         assert [message.durable for message in link.messages if isinstance(message, Ack)][-1] == last
-        assert actor.book.sequence == actor.replica.applied == actor.replica.committed == committed
+        assert actor.shell.book.sequence == actor.replica.applied == actor.replica.committed == committed
         for taken in snapshots:
             actor.on_receive(_taken(taken))
         snapshots.clear()
     book = OrderBook()
     for record in records:
         book.apply(record.first_sequence, record.timestamp_ns, record.commands)
-    assert actor.book.state_hash() == book.state_hash()
+    assert actor.shell.book.state_hash() == book.state_hash()
 
 
 def _taken(asked: TakeSnapshot) -> Any:
@@ -152,7 +155,7 @@ def test_a_follower_that_had_the_log_fetches_the_state_it_is_offered_and_no_tick
         assert [(type(m), m.offset) for m in link.messages if not isinstance(m, Ack)] == [(Fetch, offset)]
         link.messages.clear()
         actor.on_receive(Received(LEADER, Chunk(MARKET, 1, 100_000, offset, bytes(CHUNK_SIZE))))
-    assert not actor.ready
+    assert not actor.shell.ready
 
 
 def test_an_invalid_state_is_fetched_again_from_its_beginning(
@@ -187,9 +190,9 @@ def test_a_snapshot_that_comes_while_the_log_is_put_aside_is_dropped(
         actor.on_receive(SnapshotTaken(asked.number, asked.tail, asked.scratch, size, b""))
     else:
         actor.on_receive(SnapshotFailed(asked.number, True, StorageError("the folder has another name by now")))
-    handle(actor, lambda: actor.aside is not None)
-    actor._hand(CutLog(0))  # whatever it has been handed before has been done when this has
-    handle(actor, lambda: actor._writer.handled == actor._writer.handed)
+    handle(actor, lambda: actor.shell.aside is not None)
+    actor.shell.log_work._hand(CutLog(0))  # whatever it has been handed before has been done when this has
+    handle(actor, lambda: actor.shell.log_work.writer.handled == actor.shell.log_work.writer.handed)
     assert actor.replica.role is Role.FOLLOWING
     assert actor.replica.tail == EMPTY
 
@@ -201,10 +204,10 @@ def test_callers_get_an_answer_if_the_replica_stops_at_a_later_record(
     records = log()
     hear(actor, records, 1, 1, 1)
     handle(actor, lambda: actor.replica.applied == 1)
-    actor._submissions.open(lambda _: None)
+    actor.shell.submissions.open(lambda _: None)
     order = (SUBMIT, "ann", "q", 0, 0, 100, 1, 0, 0, 0)
-    asked = [actor._submissions.submit((order,), time.monotonic() + 30) for _ in range(2)]
-    actor._take_submissions()
+    asked = [actor.shell.submissions.submit((order,), time.monotonic() + 30) for _ in range(2)]
+    actor.shell.take_submissions()
     bodies, tail = [], records[0].tail
     for number in actor.core.requests.outstanding:
         record = Record.make(tail, epoch=1, timestamp_ns=5, commands=(order,), origins=((HERE, number, 1),))
@@ -217,8 +220,8 @@ def test_callers_get_an_answer_if_the_replica_stops_at_a_later_record(
     for request in asked:
         with pytest.raises(OpenOutcryError, match="diverged") as caught:
             request.result()
-        assert f"`openoutcry verify {actor.storage.folder.parent.parent.absolute()}`" in str(caught.value)
-    assert actor._submissions.in_flight == 0
+        assert f"`openoutcry verify {actor.shell.storage.folder.parent.parent.absolute()}`" in str(caught.value)
+    assert actor.shell.submissions.in_flight == 0
 
 
 def test_no_caller_is_given_the_answer_of_another_command(
@@ -229,10 +232,10 @@ def test_no_caller_is_given_the_answer_of_another_command(
     records = log()
     hear(actor, records, 1, 1, 1)
     handle(actor, lambda: actor.replica.applied == 1)
-    actor._submissions.open(lambda _: None)
+    actor.shell.submissions.open(lambda _: None)
     order, other = [(SUBMIT, "ann", "q", 0, 0, price, 1, 0, 0, 0) for price in (100, 101)]
-    asked, answered = [actor._submissions.submit((order,), time.monotonic() + 30) for _ in range(2)]
-    actor._take_submissions()
+    asked, answered = [actor.shell.submissions.submit((order,), time.monotonic() + 30) for _ in range(2)]
+    actor.shell.take_submissions()
     (number, right) = actor.core.requests.outstanding
     record = Record.make(
         records[0].tail, epoch=1, timestamp_ns=5, commands=(other, order), origins=((HERE, number, 1), (HERE, right, 1))
@@ -252,19 +255,21 @@ def test_a_restored_disk_does_not_repeat_the_numbers_of_requests(tmp_path: Path)
     firsts = set()
     for copy in ("first", "second", "third"):
         actor = BookActor(
-            market=MARKET,
-            node=HERE,
-            rules=None,
-            submissions=Submissions(100),
-            folder=tmp_path / copy / MARKET,
-            coordinator=Told(),  # type: ignore[arg-type]
-            store="store",
-            take_snapshot=lambda _: True,
-            min_in_sync=1,
-            snapshot_every=1,
-            observer=False,
+            Setup(
+                market=MARKET,
+                node=HERE,
+                rules=None,
+                submissions=Submissions(100),
+                folder=tmp_path / copy / MARKET,
+                coordinator=Told(),  # type: ignore[arg-type]
+                store="store",
+                take_snapshot=lambda _: True,
+                min_in_sync=1,
+                snapshot_every=1,
+                observer=False,
+                clock_ns=lambda: 1,
+            ),
             report=lambda failed: pytest.fail(str(failed)),
-            clock_ns=lambda: 1,
         )
         firsts.add(actor.core.requests.last_number)
         actor.on_stop()
@@ -281,7 +286,7 @@ def test_what_breaks_while_somebody_asks_ends_the_replica_all_the_same(
         raise AssertionError("an invariant")
 
     with monkeypatch.context() as patch:
-        patch.setattr(actor, "_propose_waiting", broken)
+        patch.setattr(actor.shell, "propose_waiting", broken)
         actor.core.requests.add_own((SUBMIT, "ann", "", 0, 0, 100, 1, 0, 0, 0))
         with pytest.raises(AssertionError, match="an invariant"):
             actor.on_receive(Query(lambda book: book.ready))
@@ -305,8 +310,11 @@ def test_an_expired_lease_is_logged_only_by_a_replica_that_may_take_over(
     follower: tuple[BookActor, Told, list[TakeSnapshot]], caplog: pytest.LogCaptureFixture
 ) -> None:
     actor, _, _ = follower
+    actor.replica.in_sync = (HERE, LEADER)
+    actor.on_receive(PeerDown(LEADER))
     for repairing in (True, False):
         actor.replica.repairing = repairing
-        actor.on_receive(CoordinatorAnswer(IsLeaseExpired("gone.1"), True, None))
+        actor.on_receive(CoordinatorAnswer(IsLeaseExpired("gone.1"), True, None))  # not its leader
+        actor.on_receive(CoordinatorAnswer(IsLeaseExpired(LEADER), True, None))
         told = [record for record in caplog.records if getattr(record, "event", "") == "leader_lapsed"]
         assert len(told) == (0 if repairing else 1)

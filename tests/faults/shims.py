@@ -14,8 +14,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from openoutcry.actors.book.actor import BookActor
 from openoutcry.actors.book.journal import Journal
+from openoutcry.actors.book.shell import Setup
 from openoutcry.transport import etcd, sqlite
 from openoutcry.transport.coordinator import UNAVAILABLE_CODE, MarketRecord
 from openoutcry.transport.errors import Unavailable
@@ -34,7 +34,7 @@ class Shims:
         self._wrap("pwrite")
         self._wrap("fdatasync")
         time.time_ns = self._time_ns
-        _default(BookActor, "clock_ns", self._time_ns)
+        _default(Setup, "clock_ns", self._time_ns)
         if segment_size is not None:
             _default(Journal, "segment_size", segment_size)
         self._wrap_sqlite()

@@ -546,16 +546,10 @@ class Node:
         call, answer = self.answers.popleft()
         if answer is _UNAVAILABLE:
             self.run(self.replica.on_coordinator_unavailable(call))
-        elif isinstance(call, SwapRecord):
-            self.run(self.core.on_swapped(call, answer, self.now_ns))
-        elif isinstance(call, ReadMarks):
-            self.run(self.replica.on_marks(answer))
-        elif isinstance(call, ReportMark):
-            self.run(self.replica.on_marked(call.mark))
         else:
-            claim = call.claim if isinstance(call, ReadRecord) else None
-            self.run(self.core.on_record(answer, self.now_ns, claim))
-            self.lost = self.lost and not self.replica._checked
+            self.run(self.core.on_answer(call, answer, self.now_ns))
+            if isinstance(call, (ReadRecord, CreateRecord)):
+                self.lost = self.lost and not self.replica._checked
 
 
 class World:
@@ -1006,11 +1000,8 @@ class World:
 
     def leader_is_gone(self, node: Node) -> bool:
         """Whether the real shell of ``node`` would find the lease of its leader lapsed."""
-        replica = node.replica
-        leader = replica.leader
-        if leader is None or leader == node.name or leader in node.links or node.name not in replica.in_sync:
-            return False
-        return leader not in self.nodes or not self.nodes[leader].alive
+        leader = node.replica.lost_leader
+        return leader is not None and (leader not in self.nodes or not self.nodes[leader].alive)
 
     # -- faults -------------------------------------------------------------------------------------------------
 
