@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
+import queue
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from openoutcry.actors import ExchangeNode, InvalidRequest, MarketRules, Unavailable
+from openoutcry.actors.book.commands import ACCEPTED, ACCEPTED_QUANTITY
 from openoutcry.actors.book.feed import Watch
+from openoutcry.actors.market import views
 from openoutcry.actors.market.subscription import Subscription
-from openoutcry.actors.market.views import MarketUpdate
+from openoutcry.actors.market.views import MarketUpdate, as_json
 from openoutcry.actors.testing import eventually
 
 MARKET = "BTC-USD"
@@ -144,3 +149,27 @@ def test_one_that_is_closed_is_forgotten_though_nothing_happens_in_the_market(no
     eventually(lambda: watchers(node) == 1, "the market tells it nothing any more")
     second.close()
     eventually(lambda: watchers(node) == 0, "nor the other")
+
+
+def test_all_subscribers_are_given_one_value_whose_decimals_are_made_once_and_only_if_looked_at(
+    node: ExchangeNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    converted: list[Any] = []
+    convert = views.to_event
+    monkeypatch.setattr(views, "to_event", lambda event, rules: converted.append(event) or convert(event, rules))
+    into: queue.Queue[MarketUpdate] = queue.Queue()
+    subscriptions = [node.subscribe(MARKET) for _ in range(3)]
+    node.subscribe(MARKET, into)
+    node.submit_order(MARKET, "buy", "100", "1")
+    first, *others = [*[subscription.get(timeout=10) for subscription in subscriptions], into.get(timeout=10)]
+    assert isinstance(first, MarketUpdate)
+    assert all(other is first for other in others)
+    assert [event[0] for event in first.raw_events] == [ACCEPTED]
+    assert first.rules.lots_to_quantity(first.raw_events[0][ACCEPTED_QUANTITY]) == 1
+    assert converted == [], "who looks at raw events only pays for no decimals"
+    assert all(other.events is first.events for other in others)
+    assert converted == list(first.raw_events)
+    with pytest.raises(AttributeError):
+        first.sequence = 1  # type: ignore[misc]
+    for twin in (copy.copy(first), pickle.loads(pickle.dumps(first))):
+        assert (twin, hash(twin), twin.events, as_json(twin)) == (first, hash(first), first.events, as_json(first))

@@ -13,9 +13,12 @@ from .orderbook import OrderBook
 from .rules import MarketRules
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(slots=True)
 class Applied:
-    """What a watcher receives: the events of sequences ``first_sequence`` to ``sequence``, and the state after them."""
+    """What a watcher receives: the events of sequences ``first_sequence`` to ``sequence``, and the state after them.
+
+    All watchers receive the same one; only ``shared`` is ever set.
+    """
 
     market: str
     first_sequence: int
@@ -24,6 +27,8 @@ class Applied:
     state_hash: str
     events: tuple[Event, ...]
     rules: MarketRules
+    shared: Any = None
+    """What one of the watchers has made of it for all of them."""
 
 
 Watcher = Callable[[Applied | OpenOutcryError | None], bool]

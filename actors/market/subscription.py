@@ -13,7 +13,7 @@ from ...transport.forks import guard
 from ...transport.log import get_logger
 from ..book.feed import Applied, Watcher
 from ..book.meters import MarketMeters
-from .views import MarketUpdate, to_event
+from .views import MarketUpdate
 
 logger = get_logger(__name__)
 
@@ -129,16 +129,8 @@ class Subscription:
         if isinstance(update, _End):
             self._queue.put(_END)
             return None
-        made = MarketUpdate(
-            update.market,
-            update.first_sequence,
-            update.sequence,
-            update.timestamp_ns,
-            update.state_hash,
-            tuple([to_event(event, update.rules) for event in update.events]),
-        )
         self.last_sequence = update.sequence
-        return made
+        return MarketUpdate.of(update)
 
     def __iter__(self) -> Iterator[MarketUpdate]:
         while (update := self.get()) is not None:

@@ -7,6 +7,7 @@ costs nothing until somebody reads one.
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, overload
@@ -41,6 +42,7 @@ from ..book.orderbook import DepthLevel, OrderView, events_between
 from ..book.rules import MarketRules
 
 if TYPE_CHECKING:
+    from ..book.feed import Applied
     from ..book.submission import Outcome
 
 
@@ -474,16 +476,91 @@ class ForcePlan:
     """The nodes that held every acknowledged command, by the market record: all count as lost."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
 class MarketUpdate:
-    """What a subscriber receives: all events of sequences ``first_sequence`` to ``sequence``, in order."""
+    """What a subscriber receives: all events of sequences ``first_sequence`` to ``sequence``, in order.
 
-    market: str
-    first_sequence: int
-    sequence: int
-    timestamp_ns: int
-    state_hash: str
-    events: tuple[MarketEvent, ...]
+    All subscribers of a node are given the same value. It cannot be changed, and its decimals are made once, when
+    somebody first looks at :attr:`events`; who is content with :attr:`raw_events` pays nothing for them.
+    """
+
+    __slots__ = ("_applied", "_events")
+    _converting: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, applied: Applied) -> None:
+        self._applied = applied
+        self._events: tuple[MarketEvent, ...] | None = None
+
+    @classmethod
+    def of(cls, applied: Applied) -> MarketUpdate:
+        """Return the value that stands for ``applied``: one for all who ask."""
+        made = applied.shared
+        if made is None:
+            with cls._converting:
+                made = applied.shared = applied.shared or cls(applied)
+        found: MarketUpdate = made
+        return found
+
+    @property
+    def market(self) -> str:
+        """The market's name."""
+        return self._applied.market
+
+    @property
+    def first_sequence(self) -> int:
+        """The first sequence number whose events are here."""
+        return self._applied.first_sequence
+
+    @property
+    def sequence(self) -> int:
+        """The last one."""
+        return self._applied.sequence
+
+    @property
+    def timestamp_ns(self) -> int:
+        """The time of the last record, in nanoseconds since the Unix epoch."""
+        return self._applied.timestamp_ns
+
+    @property
+    def state_hash(self) -> str:
+        """The state of the book after ``sequence``."""
+        return self._applied.state_hash
+
+    @property
+    def raw_events(self) -> tuple[Event, ...]:
+        """The events as the core's tuples; see :mod:`openoutcry.actors.book.commands`."""
+        return self._applied.events
+
+    @property
+    def rules(self) -> MarketRules:
+        """The market's rules, for the ticks and lots of :attr:`raw_events`."""
+        return self._applied.rules
+
+    @property
+    def events(self) -> tuple[MarketEvent, ...]:
+        """The events in decimals."""
+        if self._events is None:
+            with self._converting:
+                if self._events is None:
+                    rules = self._applied.rules
+                    self._events = tuple([to_event(event, rules) for event in self._applied.events])
+        return self._events
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MarketUpdate) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def _key(self) -> tuple[Any, ...]:
+        of = self._applied
+        return of.market, of.first_sequence, of.sequence, of.timestamp_ns, of.state_hash, of.events
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MarketUpdate, (dataclasses.replace(self._applied, shared=None),)
+
+    def __repr__(self) -> str:
+        of = self._applied
+        return f"<MarketUpdate {of.market} {of.first_sequence}..{of.sequence} events={len(of.events)}>"
 
 
 def to_level(level: DepthLevel, rules: MarketRules) -> PriceLevel:
@@ -522,6 +599,9 @@ def as_json(value: Any) -> Any:
         return as_json(
             {**plain, "state_sequence": value.state_sequence, "state_hash": value.state_hash, "events": value.events}
         )
+    if isinstance(value, MarketUpdate):
+        shown = ("market", "first_sequence", "sequence", "timestamp_ns", "state_hash", "events")
+        return as_json({name: getattr(value, name) for name in shown})
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         named = as_json({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
         kind = getattr(type(value), "kind", None)
