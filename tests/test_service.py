@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from openoutcry.actors import ExchangeNode, MarketRules
-from openoutcry.actors.book import actor as book_actor
+from openoutcry.actors.book import marketlog as book_marketlog
 from openoutcry.actors.book import storage as book_storage
 from openoutcry.actors.book.journal import Journal
 from openoutcry.actors.cli import live
@@ -113,9 +113,9 @@ def test_unit_file_is_understood_by_systemd(tmp_path: Path) -> None:
 def test_node_that_recovers_and_catches_up_says_how_far_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for module in (book_actor, book_storage):
+    for module in (book_marketlog, book_storage):
         monkeypatch.setattr(module, "PROGRESS_S", 0.0)
-    monkeypatch.setattr(book_actor, "BATCH_MAX", 1)
+    monkeypatch.setattr(book_marketlog, "BATCH_MAX", 1)
     let, append = threading.Event(), Journal.append
 
     def slow_append(journal: Journal, *args: Any, **options: Any) -> None:
