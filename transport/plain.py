@@ -16,6 +16,14 @@ _INVISIBLE: Final = re.compile(
 """What is invisible though Unicode's category says otherwise: fillers, joiners of graphemes, variation selectors."""
 _USUAL: Final = re.compile(r"[!-~]+(?: [!-~]+)*")
 """Nearly all names match this."""
+_DOUBLES: Final = re.compile(
+    "[\u01c0-\u01c3\u0251\u0261\u0269\u026a\u02b0-\u02ff\u0307\u0334-\u0338\u1d00-\u1d2b\ua788-\ua78a]"
+    "|(?<![\u3041-\u30fe])\u30fc|([\u0300-\u036f])\\1"
+)
+"""Letters and marks drawn like an ASCII sign, or like another letter's part.
+
+Clicks, phonetic letters and small capitals, modifier letters, a dot above that no composed letter has (``i`` and U+0307
+look like ``i``), strokes through a letter, the long vowel of kana elsewhere (a dash), the same mark twice."""
 _SHORT: Final = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _ALIKE: Final = frozenset({"ARMENIAN", "CHEROKEE", "COPTIC", "CYRILLIC", "GREEK", "LATIN", "LISU"})
 """Scripts of which many letters look like those of another: the first word of a letter's name in Unicode."""
@@ -48,10 +56,31 @@ def fault_of(name: str) -> str | None:
         return "it has control characters, or invisible ones"
     if not unicodedata.is_normalized("NFKC", name):
         return "it is not in Unicode's normal form NFKC: other characters would look the same"
+    if sign := next((sign for sign in name if not sign.isascii() and _is_sign(sign)), None) or _doubled(name):
+        return f"U+{ord(sign):04X} in it looks like another sign: beside letters and digits, take those of ASCII"
+    if len({ord(sign) - unicodedata.decimal(sign) for sign in name if sign.isdecimal()}) > 1:
+        return "it mixes digits of several scripts"
     if len(scripts := _scripts(name)) > 1:
         return f"it mixes letters that look alike, {' and '.join(sorted(scripts))}"
     if name != name.strip() or "  " in name:
         return "it has blanks at an end, or several in a row"
+    return None
+
+
+def _is_sign(sign: str) -> bool:
+    """Return whether ``sign`` is a dash, a quote, another punctuation mark or an operator."""
+    return unicodedata.category(sign)[0] == "P" or unicodedata.category(sign) in ("Sm", "Sk")
+
+
+def _doubled(name: str) -> str | None:
+    """Return what of ``name`` is drawn like something else, or a mark that no letter carries."""
+    if found := _DOUBLES.search(name):
+        return found[0][-1]
+    before = " "
+    for sign in name:
+        if unicodedata.combining(sign) and not (before.isalpha() or unicodedata.category(before)[0] == "M"):
+            return sign
+        before = sign
     return None
 
 
