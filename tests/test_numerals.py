@@ -12,6 +12,7 @@ import pickle
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -209,6 +210,40 @@ def test_a_replay_refuses_what_is_no_number(column: str, text: str, tmp_path: Pa
     file.write_bytes(gzip.compress((FLOW + ",".join(row.values()) + "\n").encode()))
     with pytest.raises(InvalidRequest, match="line 2"):
         read_flow(file)
+
+
+@pytest.mark.parametrize("name", ["flow.csv", "flow.csv.gz"])
+def test_a_replay_of_a_file_that_never_ends_a_line_is_refused(name: str, tmp_path: Path) -> None:
+    file, packed = tmp_path / name, gzip.compress if name.endswith(".gz") else bytes
+    for content in (b"\0" * 5_000_000, b"x" * 5_000_000, FLOW.encode() + b"1" * 5_000_000, b'"' + b"a\n" * 500_000):
+        file.write_bytes(packed(content))
+        with pytest.raises(InvalidRequest, match=r"more than 1,048,576 characters|field larger|first line") as refused:
+            read_flow(file)
+        assert refused.value.code == "invalid_flow"
+    os.mkfifo(tmp_path / "pipe")
+    for path in (Path("/dev/full"), Path("/dev/zero"), tmp_path / "pipe", tmp_path):
+        with pytest.raises(InvalidRequest, match="no ordinary file"):
+            read_flow(path)
+    (tmp_path / "text.gz").write_text(FLOW)
+    with pytest.raises(InvalidRequest, match=r"text\.gz"):
+        read_flow(tmp_path / "text.gz")
+    assert CliRunner().invoke(main, ["replay", "/dev/full"]).exit_code == 1
+
+
+def test_no_sample_of_the_metrics_has_an_exponent(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics = pytest.importorskip("openoutcry.actors.telemetry.metrics")
+    values = (1e6, 1234567.0, 2.0**53, -1e15, 0.00001234, 1e21, 5.0, math.inf)
+    monkeypatch.setattr(
+        metrics._Samples,
+        "_add_process",
+        lambda self: [self._add("openoutcry_peer_up", value, f"p {at} 1e+06") for at, value in enumerate(values)],
+    )
+    node = types.SimpleNamespace(name="a", phase="starting", meters=types.SimpleNamespace(markets={}))
+    text = metrics.NodeCollector(node).text().decode()
+    lines = [line for line in text.splitlines() if line[:1] != "#"]
+    found = [line.rpartition(" ")[2] for line in lines if line.startswith("openoutcry_peer_up")]
+    assert [float(value) for value in found] == list(values)
+    assert not [line for line in lines if SCIENTIFIC.search(line.rpartition(" ")[2])]
 
 
 @pytest.mark.parametrize("value", [True, "5", math.nan, math.inf, -1, None, Decimal(1)])

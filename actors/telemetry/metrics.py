@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import logging
 import platform
+import re
 import time
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -43,6 +44,8 @@ class Metric:
     labels: tuple[str, ...] = ()
 
 
+_EXPONENT: Final = re.compile(rb"(?<= )-?[0-9.]+e[+-][0-9]+$", re.MULTILINE)
+"""A sample's value as prometheus_client writes it above 999,999 and below 0.0001."""
 _M: Final = ("market",)
 METRICS: Final[Mapping[str, Metric]] = {
     "openoutcry_build_info": Metric("gauge", "1; the labels say what runs.", ("version", "python")),
@@ -133,7 +136,7 @@ class NodeCollector(Collector):
 
     def text(self) -> bytes:
         """Return the metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+        return _EXPONENT.sub(lambda found: written(float(found[0]), None).encode(), generate_latest(self.registry))
 
     def describe(self) -> list[Any]:
         """Return nothing: a node's metrics are known only when it is scraped."""

@@ -33,10 +33,11 @@ from __future__ import annotations
 import csv
 import gzip
 import hashlib
+import itertools
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TextIO, cast
 
 from ...transport.errors import InvalidRequest
 from ...transport.numerals import whole_of
@@ -60,6 +61,8 @@ from ..book.commands import (
 from ..book.orderbook import OrderView
 
 COLUMNS: Final = ("seq", "ts_ns", "cmd", "order_id", "side", "price_ticks", "qty", "expect")
+LINE_LENGTH_MAX: Final = 1024 * 1024
+"""Most characters of one line of a recording; a longer one is refused."""
 _ENTERS: Final = ("SNAP", "NEW", "TAKE")
 _COMMANDS: Final = (*_ENTERS, "AMEND", "TAKEA", "CANCEL")
 _SIDES: Final = {"B": Side.BUY, "A": Side.SELL}
@@ -115,14 +118,18 @@ def read_flow(path: Path) -> list[FlowRow]:
     """
     try:
         return _rows(path)
-    except (UnicodeDecodeError, csv.Error, EOFError, zlib.error) as error:
+    except InvalidRequest:
+        raise
+    except (ValueError, csv.Error, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InvalidRequest(f"{path} is no CSV in UTF-8, or not whole: {error}", code="invalid_flow") from error
 
 
 def _rows(path: Path) -> list[FlowRow]:
     rows: list[FlowRow] = []
+    if path.exists() and not path.is_file():
+        raise InvalidRequest(f"{path} is no ordinary file: a recording is read twice", code="invalid_flow")
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", newline="", encoding="utf-8") as file:
-        lines = csv.reader(file)
+        lines = csv.reader(_lines(cast("TextIO", file)))
         if tuple(next(lines, ())) != COLUMNS:
             raise InvalidRequest(f"{path}: the first line is not {','.join(COLUMNS)}", code="invalid_flow")
         for fields in lines:
@@ -136,6 +143,17 @@ def _rows(path: Path) -> list[FlowRow]:
                 raise InvalidRequest(f"{path}, line {lines.line_num}: {error}", code="invalid_flow") from error
             rows.append(row)
     return rows
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    """Yield the lines of ``file``; without a bound, a file that has no line end would fill the memory."""
+    for number in itertools.count(1):
+        line = file.readline(LINE_LENGTH_MAX + 1)
+        if len(line) > LINE_LENGTH_MAX:
+            raise ValueError(f"line {number} has more than {LINE_LENGTH_MAX:,} characters")
+        if not line:
+            return
+        yield line
 
 
 def _row(fields: Sequence[str]) -> FlowRow:
