@@ -69,6 +69,28 @@ def test_no_public_call_raises_anything_else_whatever_it_is_given(
     assert others == []
 
 
+def test_a_wrong_option_of_a_command_is_told_in_the_words_of_the_caller() -> None:
+    with ExchangeNode("a", markets={"M": MarketRules()}) as node:
+        node.wait_ready()
+        market = node.market("M")
+        wrong: Any = {"acount": "x"}
+        for call in (
+            lambda: node.submit_order("M", "buy", "1", "1", **wrong),
+            lambda: node.cancel_order("M", 1, **wrong),
+            lambda: node.cancel_all("M", **wrong),
+            lambda: node.amend_order("M", 1, price="1", **wrong),
+            lambda: node.order("M", "buy", "1", "1", **wrong),
+            lambda: node.cancel(1, **wrong),
+            lambda: market.submit("buy", "1", "1", **wrong),
+            lambda: market.make_cancel(1, **wrong),
+        ):
+            with pytest.raises(TypeError, match="unexpected keyword argument 'acount'; did you mean 'account'") as told:
+                call()
+            assert not any(name in str(told.value) for name in ("_named", "_command"))
+        with pytest.raises(TypeError, match="'zzz'; there are account, client_order_id"):
+            node.cancel_order("M", 1, zzz=1)  # type: ignore[call-arg]
+
+
 def commands(group: click.Group, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     for name, command in group.commands.items():
         if isinstance(command, click.Group):

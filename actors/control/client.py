@@ -36,7 +36,7 @@ from ...transport.forks import guard
 from ...transport.numerals import written
 from ..book.commands import OrderType, SelfTradePrevention, Side
 from ..book.rules import MarketRules
-from ..market.border import OrderOptions, RequestOptions, as_word, checked_expiry
+from ..market.border import OrderOptions, RequestOptions, as_word, checked_expiry, known
 from ..market.views import OrderRejected, OrderResult
 from .wire import (
     ANSWERS,
@@ -268,7 +268,7 @@ class ControlClient:
 
 def _named(options: RequestOptions) -> tuple[str | None, str]:
     """Return the account and the client order id of a request: a new one, if it has none."""
-    named = options.get("client_order_id")
+    named = known(options, OrderOptions, "a request").get("client_order_id")
     return options.get("account"), fresh_id() if named is None else named
 
 

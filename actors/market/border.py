@@ -7,6 +7,7 @@ use :func:`checked` for commands from elsewhere.
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import time
 import uuid
@@ -49,6 +50,7 @@ _EXPIRY_RECIPE: Final = (
 )
 
 _Choice = TypeVar("_Choice", Side, OrderType, TimeInForce, SelfTradePrevention)
+_Options = TypeVar("_Options", bound=Mapping[str, Any])
 
 _NAMED: Final[dict[type[Any], dict[str, Any]]] = {
     kind: {member.name.lower(): member for member in kind}
@@ -186,12 +188,12 @@ def _no_expiry(what: str) -> InvalidRequest:
 
 def cancel_command(requester: Requester, order_id: int, **options: Unpack[RequestOptions]) -> Command:
     """Return the command that cancels an order."""
-    return (CANCEL, *_named(requester, **options), checked_order_id(order_id))
+    return (CANCEL, *_named(requester, options), checked_order_id(order_id))
 
 
 def cancel_all_command(requester: Requester, **options: Unpack[RequestOptions]) -> Command:
     """Return the command that cancels every open order of an account."""
-    return (CANCEL_ALL, *_named(requester, **options))
+    return (CANCEL_ALL, *_named(requester, options))
 
 
 def amend_command(
@@ -203,7 +205,7 @@ def amend_command(
     **options: Unpack[RequestOptions],
 ) -> Command:
     """Return the command that gives an order a new price, a new open quantity, or both."""
-    named = _named(requester, **options)
+    named = _named(requester, options)
     if price is None and quantity is None:
         raise InvalidRequest("an amend names a new price, a new quantity, or both", code="invalid_amend")
     return (
@@ -215,8 +217,22 @@ def amend_command(
     )
 
 
-def _named(requester: Requester, *, account: str | None = None, client_order_id: str | None = None) -> tuple[str, str]:
-    return requester.account(account), requester.request_name(client_order_id)
+def known(options: _Options, kind: type[Any], what: str) -> _Options:
+    """Return ``options``, all of which ``kind`` declares; ``what`` names the command.
+
+    Raises:
+        TypeError: there is no such option.
+    """
+    for name in options.keys() - kind.__annotations__.keys():
+        close = difflib.get_close_matches(name, kind.__annotations__, 1)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(kind.__annotations__)}"
+        raise TypeError(f"{what} got an unexpected keyword argument {name!r}{hint}")
+    return options
+
+
+def _named(requester: Requester, options: RequestOptions) -> tuple[str, str]:
+    known(options, RequestOptions, "a request")
+    return requester.account(options.get("account")), requester.request_name(options.get("client_order_id"))
 
 
 def checked(commands: Iterable[Command]) -> tuple[Command, ...]:

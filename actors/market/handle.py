@@ -48,6 +48,7 @@ from .border import (
     checked_count,
     checked_order_id,
     checked_timeout,
+    known,
     submit_command,
 )
 from .condition import condition
@@ -276,7 +277,8 @@ class Market:
         self, side: str | Side, price: DecimalLike | None, quantity: DecimalLike, **options: Unpack[OrderOptions]
     ) -> Command:
         """Return the command that :meth:`submit` would send, for :meth:`submit_many`."""
-        return submit_command(self.rules, self._host.requester, side, price, quantity, **options)
+        given = known(options, OrderOptions, "an order")
+        return submit_command(self.rules, self._host.requester, side, price, quantity, **given)
 
     def make_cancel(self, order_id: int, **options: Unpack[RequestOptions]) -> Command:
         """Return the command that :meth:`cancel` would send, for :meth:`submit_many`."""
