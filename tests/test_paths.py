@@ -177,6 +177,17 @@ def test_every_wrong_path_of_a_process_that_stays_exits_with_78(tmp_path: Path) 
             assert_wrong(run("node", "--market", "M", *DIRECTORY, "--coordinator", path, OPENOUTCRY_HOME=home))
 
 
+def test_a_damaged_file_of_a_node_ends_it_with_78(tmp_path: Path) -> None:
+    with ExchangeNode("a", markets=RULES, data_dir=tmp_path / "good") as node:
+        node.wait_ready()
+    for name, content in (("node.json", b"\xff{"), ("node.json", b'{"name": 5}'), ("markets.json", b"[" * 100_000)):
+        at = tmp_path / f"{name} {len(content)}"
+        shutil.copytree(tmp_path / "good", at)
+        (at / name).write_bytes(content)
+        done = run("node", "--name", "a", "--market", "M", *DIRECTORY, "--data-dir", str(at))
+        assert (done.returncode, done.stderr.split()[-1]) == (78, "(corrupt)"), done.stderr
+
+
 def test_without_a_home_every_command_says_what_to_set() -> None:
     code = (
         "import os, sys; os.setresuid(54321, 0, 0); os.execve(sys.argv[1], sys.argv[1:], {'PATH': os.environ['PATH']})"

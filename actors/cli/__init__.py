@@ -1,8 +1,8 @@
 """The ``openoutcry`` command: words and options in, calls of the library out, lines or JSON to read. Decides nothing.
 
 Exit codes: 0 done; 1 refused, unavailable or failed, with one line on stderr that ends in the error's code; 2 usage;
-74 standard output cannot be written, though the command may have been carried out; 78 the settings are wrong; 75, of
-node and directory: this machine's clock is behind, try again.
+74 standard output cannot be written, though the command may have been carried out; 78 the settings, or a file of the
+node, are wrong; 75, of node and directory: this machine's clock is behind, try again.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import click
 
-from ...transport.errors import ConfigurationError, RequestTimeout
+from ...transport.errors import ConfigurationError, RequestTimeout, StorageError
 from ...transport.identity import CLOCK_BEHIND
 from ...transport.identity_file import open_identity
 from ...transport.log import get_logger
@@ -90,6 +90,7 @@ class TryAgain(Failure):
 def judged_settings() -> Iterator[None]:
     """Turn a ConfigurationError of the block into the exit code 78, except those in :data:`PASSING`.
 
+    A damaged file of the data directory (``corrupt``) exits with 78 too: no restart mends it.
     75 if a certificate is not valid yet by this machine's clock: that passes when the clock is set.
     """
     try:
@@ -100,6 +101,10 @@ def judged_settings() -> Iterator[None]:
         if error.code == CLOCK_BEHIND:
             raise TryAgain(error.message, error.code) from error
         raise BadSettings(error.message, error.code) from error
+    except StorageError as error:
+        if error.code == "corrupt":
+            raise BadSettings(error.message, error.code) from error
+        raise
 
 
 @click.command()

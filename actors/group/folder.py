@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from ...transport.errors import ConfigurationError, StorageError
-from ...transport.files import read_file
+from ...transport.files import read_file, refusal
 from ..book.rules import MarketRules
 from ..book.snapshots import write_durably
 from ..book.storage import LOGGED
@@ -87,7 +87,7 @@ def _read_json(path: Path) -> Any:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise StorageError(f"{path} cannot be read: {error.strerror}") from error
+        raise refusal(error, f"{path} cannot be read") from error
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{path} cannot be read: {error}", code="corrupt") from error
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ...transport.coordinator import Coordinator, MarketRecord, first_record
 from ...transport.errors import ConfigurationError, StorageError
+from ...transport.files import read_file, refusal
 from .inspection import MarketReport, market_folders, verify_market
 
 
@@ -114,12 +115,14 @@ def _is_done(record: MarketRecord, plans: Iterable[Rebuilt]) -> bool:
 def _node_of(folder: Path) -> str:
     path = folder / "node.json"
     try:
-        return str(json.loads(path.read_text())["node_id"])
+        return str(json.loads(read_file(path))["node_id"])
     except FileNotFoundError:
         raise ConfigurationError(
             f"{folder} is no node's data directory: it has no node.json", code="not_a_data_dir"
         ) from None
-    except (ValueError, LookupError, TypeError) as error:
+    except OSError as error:
+        raise refusal(error, f"{path} cannot be read") from error
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise StorageError(f"{path} cannot be read: {error}", code="corrupt") from error
 
 
