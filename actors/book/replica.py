@@ -18,16 +18,44 @@ MSR-TR-2008-25), the scheme of Kafka's in-sync replicas. The rules it rests on:
 - Every message carries its epoch. A replica refuses older epochs, and believes a newer one, or another leader, only
   from the coordinator's record, which it reads at once when a message claims so.
 
-The shell (``actor.py``) calls one method per input, in any order, and carries out the returned effects in order.
+The shell (``shell.py``) calls one method per input, in any order, and carries out the returned effects in order.
 
 =================  =================================================================================
-state              meaning
+role               meaning
 =================  =================================================================================
-FOLLOWING          receives the leader's log, or waits for one: see ``joined``
+FOLLOWING          receives the leader's log, or waits for one: see the next table
 CLAIMING           the coordinator names this node as leader; a swap to the next epoch is running
 LEADING            orders commands
 STOPPED            an invariant broke or the disk failed; it only asks others to lead in its place
 =================  =================================================================================
+
+What a replica receives (:class:`Following`). A replica that claims keeps its state until it leads, or gives the claim
+up: its requests still go to the leader that it follows.
+
+=========  ========================================================  =================================================
+state      meaning                                                   what leads out of it
+=========  ========================================================  =================================================
+UNCHECKED  its disk has not been compared with what the coordinator  to APART: the disk fits, and this life is
+           knows of it: it takes no part                             reported; or its repair begins; or a leadership
+                                                                     by force
+APART      no join is under way: the leader is not known, or not     to JOINING: the leader is linked, now or at a
+           linked, or this replica has to join again, or leads       tick, and a Join is sent
+JOINING    a Join is sent; no Append has answered it yet             to ALIGNED: an Append answers it, and fits;
+                                                                     again JOINING: nothing answers in time
+ALIGNED    the leader's log is received from our tail on             to MISFIT: an Append does not fit
+MISFIT     aligned, but the last Append did not fit: the records     to ALIGNED: an Append fits;
+           between may be on their way                               to JOINING: none does in time
+REPLACING  the disk puts the log aside, or begins it at a fetched    to APART: it is done, or the disk refused; if it
+           state: nothing is received, and nothing is claimed        is done, at once to JOINING
+=========  ========================================================  =================================================
+
+JOINING, ALIGNED and MISFIT also lead to JOINING when a Rewind cuts the log, when the leader repeats that it leads and
+is not matched, or when the state that it offers is declined; to APART when the link or the leader is lost; and to
+REPLACING when a state was fetched or the log must be put aside. In each of the three a state may be fetched:
+``_fetching`` says up to where, and a log that ends before does not count as ``matched``.
+
+A replica believes only the coordinator's record (:class:`Doubt`): whether the record is being read because somebody
+claims something else, and whether somebody has claimed so again since, so that the answer may be too old.
 """
 
 from __future__ import annotations
@@ -84,6 +112,30 @@ class Role(enum.Enum):
     CLAIMING = "claiming"
     LEADING = "leading"
     STOPPED = "stopped"
+
+
+class Following(enum.Enum):
+    """What this replica receives; see the second table in the module's docstring."""
+
+    UNCHECKED = "unchecked"
+    APART = "apart"
+    JOINING = "joining"
+    ALIGNED = "aligned"
+    MISFIT = "misfit"
+    REPLACING = "replacing"
+
+
+_FITTED: Final = (Following.ALIGNED, Following.MISFIT)
+_JOINED: Final = (Following.JOINING, *_FITTED)
+
+
+class Doubt(enum.Enum):
+    """Whether the coordinator's record is being read because another node claims something else."""
+
+    NONE = "none"
+    READING = "reading"
+    CLAIMED_AGAIN = "claimed again"
+    """The answer may be older than the last claim: then the record is read once more, on a tick."""
 
 
 # -- effects --------------------------------------------------------------------------------------------------------
@@ -340,8 +392,7 @@ class Replica:
         self.damage = damage
         self.disk = disk or DiskState()
         self._keeps_disk = disk is not None
-        self._checked = disk is None or observer
-        """Whether this replica may take part: its disk fits the coordinator's marks, or is being repaired."""
+        self.following = Following.APART if disk is None or observer else Following.UNCHECKED
         self._marks: dict[str, DiskMark] | None = None
         self._must_report = False
         self._reports_repair = False
@@ -357,8 +408,6 @@ class Replica:
         """Leader: number of members of the in-sync set, itself included, that are neither dead nor too slow."""
         self.resigned = False
         """Leader: accepts no commands, and waits for another to take over."""
-        self.joined = False
-        """Follower: the leader's log is being received, from our tail on."""
         self.retired = False
         """Its node is closing, and its links end first: the in-sync set stays as it is for the next leader."""
         self.clock_off = False
@@ -409,13 +458,13 @@ class Replica:
         self._inherited = 0
         self._lapsed: str | None = None
         self._must_read = True
-        self._doubting = self._doubting_again = False
-        self._loading = False
+        """Read the record on the next tick."""
+        self._doubting = Doubt.NONE
         self._tokens = 0
         self._join_number = incarnation
         self._known_committed = applied.sequence
-        self._fitted = False
-        self._mismatched = False
+        self._fitted_join = -1
+        """The number of the last join that an Append has answered, and fitted."""
         self._fitted_at_ns = 0
         self._fetching = 0
         """Follower: the sequence number of the leader's state that is being fetched."""
@@ -425,12 +474,12 @@ class Replica:
 
     def start(self) -> list[Effect]:
         """Begin: find out whether this disk fits the coordinator's marks, and who leads."""
-        return [ReadRecord()] if self._checked else [ReadMarks()]
+        return [ReadMarks()] if self.following is Following.UNCHECKED else [ReadRecord()]
 
     def on_record(self, record: MarketRecord | None, now_ns: int, claim: Claim | None = None) -> list[Effect]:
         """The coordinator answered a read, with the ``claim`` that it was to judge, or a create."""
-        again = self._doubting_again
-        self._doubting = self._doubting_again = False
+        again = self._doubting is Doubt.CLAIMED_AGAIN
+        self._doubting = Doubt.NONE
         if self.role is Role.STOPPED or (self._swap is not None and not self._swap_lost):
             return []  # the answer to the swap has a later record than this
         version, epoch = (record.version, record.epoch) if record is not None else (0, 0)
@@ -444,7 +493,7 @@ class Replica:
             return [CreateRecord()]
         effects = self._take(record)
         self._must_read = again  # this answer may be older than the second claim
-        if not self._checked:
+        if self.following is Following.UNCHECKED:
             return effects + self._check_disk(record)
         if self.role is Role.LEADING and epoch > self.epoch and record.leader == self.node:
             return effects + self._stop(
@@ -479,7 +528,7 @@ class Replica:
         lapsed, self._lapsed = self._lapsed, None
         member = self.node in record.in_sync and self._swap is None
         wanted = member and (lapsed == record.leader or self._may_succeed(record))
-        if wanted and (self._loading or self._awaits_clocks(record, now_ns)):
+        if wanted and (self.following is Following.REPLACING or self._awaits_clocks(record, now_ns)):
             self._lapsed, self._must_read = lapsed, True  # later
         elif wanted:
             left = tuple([name for name in record.in_sync if name != record.leader])
@@ -586,7 +635,7 @@ class Replica:
 
     def on_objection(self, sender: str, message: Objection) -> list[Effect]:
         """A peer has seen a newer record than we have, or follows us and holds committed entries that our log lacks."""
-        if self.role is Role.STOPPED or not self._checked:
+        if self.role is Role.STOPPED or self.following is Following.UNCHECKED:
             return []
         if message.seen_version > self.disk.version or message.seen_epoch > self.disk.epoch:
             return [ReadRecord(Claim(sender, message.seen_version, message.seen_epoch))] if self._keeps_disk else []
@@ -611,7 +660,7 @@ class Replica:
 
         Read them before the record: a member then holds what they say.
         """
-        if self._checked:
+        if self.following is not Following.UNCHECKED:
             return []
         self._marks = marks
         return [ReadRecord()]
@@ -627,7 +676,7 @@ class Replica:
         why = self._why_old(record, self._marks) if not self.repairing else None
         effects = self._begin_repair(why) if why is not None else []
         if self.repairing:
-            self._checked = True  # it takes part, but reports its life, and counts, only when it is whole
+            self.following = Following.APART  # it takes part, but reports its life, and counts, only when it is whole
             return [*effects, ReadRecord()]
         return [*effects, ReportMark(self._mark_of_this_life())]
 
@@ -663,8 +712,8 @@ class Replica:
         effects = self._keep_disk(self.disk.reported(mark.number))
         if self.repairing:
             effects += self._repaired()
-        if not self._checked:
-            self._checked = True
+        if self.following is Following.UNCHECKED:
+            self.following = Following.APART
             effects.append(ReadRecord())
         return effects
 
@@ -695,7 +744,9 @@ class Replica:
         This is always safe: any member of the in-sync set may lead, the swap decides which one does, and the new epoch
         fences off the former leader, dead or alive.
         """
-        if self.role is not Role.FOLLOWING or self._loading or self.repairing or self.observer or not self._checked:
+        if self.role is not Role.FOLLOWING or self.repairing or self.observer:
+            return []
+        if self.following in (Following.UNCHECKED, Following.REPLACING):
             return []
         if self._leaves_it_to_others(leader):
             return []
@@ -784,8 +835,9 @@ class Replica:
         if record is None:
             return Unavailable(f"{name} is not known to the coordinator: it was never opened", code="never_opened")
         behind = record.epoch < self.epoch or record.version < self.disk.version
-        known = self._checked or self.repairing
-        if self.role is not Role.FOLLOWING or self._swap is not None or self._loading or behind or not known:
+        known = self.following is not Following.UNCHECKED or self.repairing
+        busy = self.role is not Role.FOLLOWING or self._swap is not None or self.following is Following.REPLACING
+        if busy or behind or not known:
             return Unavailable(f"{name} is about to change its leader, or its log: look again", code="changing")
         if self.node in record.in_sync and not self.repairing:
             return Unavailable(f"{name}: this node is in sync, and takes over by itself", code="not_needed")
@@ -805,7 +857,8 @@ class Replica:
         """
         ensure(self.force_refusal(record, ()) is None, "a leader is forced where that is refused")
         self.record = record
-        self._checked = True
+        if self.following is Following.UNCHECKED:
+            self.following = Following.APART
         self.role = Role.CLAIMING
         effects = self._start_swap(record.epoch + 1, (self.node,), force=True)
         self._force = self._swap
@@ -866,7 +919,7 @@ class Replica:
 
     def _claim(self, in_sync: tuple[str, ...]) -> list[Effect]:
         record = present(self.record, "a claim without the record that it replaces")
-        if self._loading:  # the log is being replaced: ask again when that is done
+        if self.following is Following.REPLACING:  # the log is being replaced: ask again when that is done
             self._must_read = True
             return []
         self.role = Role.CLAIMING
@@ -875,7 +928,7 @@ class Replica:
     def _give_up_claim(self) -> None:
         self.role = Role.FOLLOWING
         self._swap = None
-        self.joined = False  # while it was claiming, this replica followed nobody
+        self._receive_no_more()  # while it was claiming, this replica followed nobody
 
     def on_swapped(self, swap: SwapRecord, record: MarketRecord | None, now_ns: int) -> list[Effect]:
         """The coordinator carried out our ``swap``, or (None) holds another record than expected."""
@@ -897,7 +950,7 @@ class Replica:
             self.resigned = self._clock_resigned = False
             self.epoch = record.epoch
             self.leader = self.node
-            self.joined = False
+            self._receive_no_more()
             effects += self._set_trouble(None)
             self._inherited = self.tail.sequence
             self._lapsed = None  # of an earlier leader, which may lead again
@@ -929,7 +982,7 @@ class Replica:
         Until then, members that the swap would add or remove all stay required.
         """
         self._must_read = True
-        self._doubting = self._doubting_again = False
+        self._doubting = Doubt.NONE
         if isinstance(call, ReportMark):
             self._must_report = True
             self._reports_repair = False
@@ -969,7 +1022,7 @@ class Replica:
         self._followers.pop(node, None)
         self._offered_to.pop(node, None)
         if node == self.leader:
-            self.joined = False
+            self._receive_no_more()
         if self.role is Role.LEADING and self._may_be_member(node):
             self._missing_since_ns[node] = now_ns - self._absent_ns_max
             return self._reconsider(now_ns)
@@ -987,7 +1040,8 @@ class Replica:
 
     def on_tick(self, now_ns: int) -> list[Effect]:
         """Time has passed; ``now_ns`` is monotonic."""
-        if self._must_report and self._checked and self.disk.begun and not self.repairing:
+        checked = self.following is not Following.UNCHECKED
+        if self._must_report and checked and self.disk.begun and not self.repairing:
             self._must_report = False
             return [ReportMark(self._mark_of_this_life()), *self._on_tick(now_ns)]
         return self._on_tick(now_ns)
@@ -1005,7 +1059,7 @@ class Replica:
         if self.role is not Role.FOLLOWING:
             return []
         if self.joined and not self._must_read:
-            if self.matched and not self._mismatched:
+            if self.matched and self.following is Following.ALIGNED:
                 self._fitted_at_ns = now_ns
             elif now_ns - self._fitted_at_ns > _REJOIN_NS:
                 self._fitted_at_ns = now_ns
@@ -1114,12 +1168,17 @@ class Replica:
     @property
     def reachable_leader(self) -> str | None:
         """Follower: the leader, once it has answered our join: then it also has a link to us for its answers."""
-        return self.leader if self.joined and self._fitted and self.leader in self._links else None
+        return self.leader if self.following in _FITTED and self.leader in self._links else None
+
+    @property
+    def joined(self) -> bool:
+        """Whether the leader's log is being received from our tail on, or asked for."""
+        return self.following in _JOINED
 
     @property
     def matched(self) -> bool:
         """Follower: whether we receive the leader's log from our tail on, since we joined."""
-        return self.joined and self._fitted and self._fetching <= self.tail.sequence
+        return self.following in _FITTED and self._fetching <= self.tail.sequence
 
     def followers(self, now_ns: int) -> dict[str, dict[str, object]]:
         """Leader: how far each replica that follows is, as JSON would carry it.
@@ -1339,7 +1398,7 @@ class Replica:
             return []  # the coordinator's answer decides on a claim
         if message.epoch < self.epoch:
             return self._object((sender,)) if self.record is not None else []  # it does not know that it was deposed
-        if self.record is None or not self._checked:
+        if self.record is None or self.following is Following.UNCHECKED:
             # The coordinator was not asked since the start. Before that, this replica may have promised not to follow
             # anybody of this epoch any more, by following or claiming a later one of which it holds no entry.
             return []
@@ -1357,18 +1416,23 @@ class Replica:
 
     def _doubt(self) -> list[Effect]:
         """Another node claims something unknown here: believe only the coordinator. One request at a time."""
-        if self._doubting:
-            self._must_read = self._doubting_again = True
+        if self._doubting is not Doubt.NONE:
+            self._doubting, self._must_read = Doubt.CLAIMED_AGAIN, True
             return []
-        self._doubting = True
+        self._doubting = Doubt.READING
         return [ReadRecord()]
 
     def _follow(self, leader: str, epoch: int) -> None:
         self.leader = leader
         self.ended.discard(leader)  # it has led since, so it is back
         self.epoch = max(self.epoch, epoch)
-        self.joined = False
+        self._receive_no_more()
         self.expected_hash = None
+
+    def _receive_no_more(self) -> None:
+        """The join is over; another follows when it can. A log that is being replaced goes on being replaced."""
+        if self.joined:
+            self.following = Following.APART
 
     def _step_down(self) -> list[Effect]:
         was_leading = self.role is Role.LEADING
@@ -1380,11 +1444,10 @@ class Replica:
 
     def _join(self) -> list[Effect]:
         leader = present(self.leader, "a join without a leader to send it to")
-        if self._loading:
+        if self.following is Following.REPLACING:
             return []
-        self.joined = True
+        self.following = Following.JOINING
         tail = self.tail
-        self._fitted = self._mismatched = False
         self._fetching = 0
         self._join_number += 1
         number = self._join_number
@@ -1397,7 +1460,9 @@ class Replica:
 
         Ignore an answer to an earlier join: the entries it would cut may have been matched and acknowledged since.
         """
-        if self.role is not Role.FOLLOWING or sender != self.leader or message.epoch != self.epoch or self._loading:
+        if self.role is not Role.FOLLOWING or sender != self.leader or message.epoch != self.epoch:
+            return []
+        if self.following is Following.REPLACING:
             return []
         if message.join != self._join_number:
             return []
@@ -1410,7 +1475,7 @@ class Replica:
         if keep < self.committed and self.repairing:
             return self._put_aside(f"the leader's log is another after {keep}")
         if keep < self.committed:
-            self.joined = False
+            self._receive_no_more()
             return [*self._set_trouble(self._diverged(sender, keep)), *self._object((sender,), self._base)]
         while self.pending and self.pending[-1].last_sequence > keep:
             self.pending.pop()
@@ -1435,37 +1500,40 @@ class Replica:
         return self.tail.sequence > 0 and self.record is not None and self.tail.epoch < self.record.forced
 
     def _put_aside(self, why: str) -> list[Effect]:
-        self._loading = True
-        self.joined = False
+        self.following = Following.REPLACING
         tail = self.tail
         forced = "is an older copy" if self.repairing else "ends before leadership was forced"
         return [PutAside(f"it {forced}: at {tail.sequence} in epoch {tail.epoch}, and {why}")]
 
     def on_put_aside(self) -> list[Effect]:
         """The log was put aside: join the market as new."""
-        self._loading = False
+        self.following = Following.APART
         self._begin_at(EMPTY)
         self._known_committed = 0
         return self._join() if self.leader is not None and self.role is Role.FOLLOWING else []
 
     def on_append(self, sender: str, message: Append) -> list[Effect]:
         """Follower: the leader sent the next records."""
-        if self.role is not Role.FOLLOWING or message.epoch < self.epoch or self._loading:
+        if self.role is not Role.FOLLOWING or message.epoch < self.epoch or self.following is Following.REPLACING:
             return []
         if message.epoch > self.epoch or sender != self.leader:
             return []  # its Lead must come first, and the coordinator must confirm it
         bodies = self._news_in(message)
         if bodies is None:
             # Sent before the leader knew about our Join: the records after our own tail are on their way.
-            self._mismatched = True
+            if self.following is Following.ALIGNED:
+                self.following = Following.MISFIT
             return []
-        self._mismatched = False
         trouble: list[Effect] = []
-        newly_fitted = message.join == self._join_number and not self._fitted
-        if message.join == self._join_number:
+        # Any other may be of an earlier join's stream, and the leader may not know of this one.
+        answers = message.join == self._join_number
+        newly_fitted = answers and self._fitted_join != self._join_number
+        if answers:
             if self.trouble is not None and self.trouble.code == "diverged":
                 trouble = self._set_trouble(None)
-            self._fitted = True  # any other may be of an earlier join's stream, and the leader may not know of this one
+            self._fitted_join = self._join_number
+        if self.joined and self._fitted_join == self._join_number:
+            self.following = Following.ALIGNED
         tail = self.tail
         records = []
         for body in bodies:
@@ -1518,7 +1586,8 @@ class Replica:
         Only if it is ahead of everything held here: an acknowledged entry must not leave the disk.
         """
         ours = self.role is Role.FOLLOWING and sender == self.leader and epoch == self.epoch
-        return ours and not self._loading and tail.sequence > self.tail.sequence and tail.epoch <= epoch
+        replacing = self.following is Following.REPLACING
+        return ours and not replacing and tail.sequence > self.tail.sequence and tail.epoch <= epoch
 
     def on_fetching(self, sequence: int, now_ns: int) -> None:
         """Follower: the leader's state at ``sequence`` is being fetched, or a piece of it was received.
@@ -1541,14 +1610,13 @@ class Replica:
         """
         if self._from_before_force():
             return self._put_aside("the leader's log does not reach back to compare")
-        self._loading = True
-        self.joined = False
+        self.following = Following.REPLACING
         return [KeepFetched(tail)]
 
     def on_snapshot_kept(self, tail: Tail) -> list[Effect]:
         """Follower: the book is now the state at ``tail``, durably, and the log continues from there."""
         ensure(tail.sequence > self.tail.sequence, "a snapshot is to replace a log that is newer")
-        self._loading = False
+        self.following = Following.APART
         self._begin_at(tail)
         self._known_committed = max(self._known_committed, tail.sequence)
         return self._join() if self.leader is not None and self.role is Role.FOLLOWING else []
@@ -1558,7 +1626,7 @@ class Replica:
 
         The shell decides whether to fetch it again at once.
         """
-        self._loading = False
+        self.following = Following.APART
         self._fetching = 0
         return []
 
@@ -1623,7 +1691,7 @@ class Replica:
         idle = (
             self.role is Role.FOLLOWING and self.leader is not None and self.durable == self.tail.sequence == sequence
         )
-        return [self._ack()] if idle and self._fitted else []
+        return [self._ack()] if idle and self._fitted_join == self._join_number else []
 
     def stop(self, error: OpenOutcryError) -> list[Effect]:
         """The shell cannot go on (the disk failed, the book broke an invariant)."""
@@ -1639,6 +1707,6 @@ class Replica:
             effects.append(Send((self.leader,), Resign(self.market, self.epoch)))
         self.role = Role.STOPPED
         self.leader = None
-        self.joined = False
+        self._receive_no_more()
         self._followers.clear()
         return [*effects, Stop(error)]

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from openoutcry.actors.book.record import EMPTY, Record
-from openoutcry.actors.book.replica import Replica, Send
+from openoutcry.actors.book.replica import Following, Replica, Send
 from openoutcry.actors.book.requests import NOT_LEADER, FailRequests, Requests, Settled
 from openoutcry.actors.book.wire import Forward, Refused
 
@@ -32,7 +32,7 @@ def follower(leader: str, epoch: int) -> Replica:
 
 
 def led_by(replica: Replica, leader: str, epoch: int) -> None:
-    replica.leader, replica.epoch, replica.joined, replica._fitted = leader, epoch, True, True
+    replica.leader, replica.epoch, replica.following = leader, epoch, Following.ALIGNED
 
 
 def forwarded(effects: list[Any]) -> list[tuple[str, tuple[int, ...]]]:
@@ -62,10 +62,10 @@ def test_a_request_is_forwarded_again_when_the_same_node_leads_in_a_later_epoch(
 
 def test_a_request_waits_until_the_leader_has_answered_the_join() -> None:
     replica = follower("a", 1)
-    replica._fitted = False
+    replica.following = Following.JOINING
     requests: Requests[Asked] = Requests(replica, first_number=0)
     assert not requests.take([Asked()])
-    replica._fitted = True
+    replica.following = Following.ALIGNED
     assert forwarded(requests.route_again()) == [("a", (1,))]
 
 

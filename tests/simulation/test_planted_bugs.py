@@ -16,7 +16,15 @@ import pytest
 from openoutcry.actors.book.core import Core
 from openoutcry.actors.book.logtime import LogTime
 from openoutcry.actors.book.orderbook import OrderBook
-from openoutcry.actors.book.replica import PersistRecords, RepairBegun, RepairEnded, Replica, ReportMark, Role
+from openoutcry.actors.book.replica import (
+    Following,
+    PersistRecords,
+    RepairBegun,
+    RepairEnded,
+    Replica,
+    ReportMark,
+    Role,
+)
 from openoutcry.actors.book.requests import Requests
 from openoutcry.actors.book.transfer import StateTransfer
 from openoutcry.actors.peers.clocks import ALONE, Clocks
@@ -391,8 +399,10 @@ class TakesPartBeforeItsLifeIsReported(Replica):
 
     def _check_disk(self, record: MarketRecord) -> list[Any]:
         effects = super()._check_disk(record)
-        self._checked = self._checked or self._marks is not None
-        return [effect for effect in effects if not isinstance(effect, ReportMark)] if self._checked else effects
+        if self.following is Following.UNCHECKED and self._marks is not None:
+            self.following = Following.APART
+        checked = self.following is not Following.UNCHECKED
+        return [effect for effect in effects if not isinstance(effect, ReportMark)] if checked else effects
 
 
 class ReportsWhatIsNotCommitted(Replica):
@@ -409,7 +419,7 @@ class ReportsItsLifeWhileItIsRepaired(Replica):
 
     def _check_disk(self, record: MarketRecord) -> list[Any]:
         effects = super()._check_disk(record)
-        if self._checked and self.repairing:
+        if self.following is not Following.UNCHECKED and self.repairing:
             self.repairing = False
             return [*effects, RepairEnded(), ReportMark(self._mark_of_this_life())]
         return effects

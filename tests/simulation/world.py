@@ -49,6 +49,7 @@ from openoutcry.actors.book.replica import (
     ApplyRecords,
     CreateRecord,
     CutJournal,
+    Following,
     KeepDisk,
     KeepFetched,
     LeadershipBegun,
@@ -549,7 +550,7 @@ class Node:
         else:
             self.run(self.core.on_answer(call, answer, self.now_ns))
             if isinstance(call, (ReadRecord, CreateRecord)):
-                self.lost = self.lost and not self.replica._checked
+                self.lost = self.lost and self.replica.following is Following.UNCHECKED
 
 
 class World:
