@@ -50,9 +50,10 @@ REPLACING  the disk puts the log aside, or begins it at a fetched    to APART: i
 =========  ========================================================  =================================================
 
 JOINING, ALIGNED and MISFIT also lead to JOINING when a Rewind cuts the log, when the leader repeats that it leads and
-is not matched, or when the state that it offers is declined; to APART when the link or the leader is lost; and to
-REPLACING when a state was fetched or the log must be put aside. In each of the three a state may be fetched:
-``_fetching`` says up to where, and a log that ends before does not count as ``matched``.
+our log is not matched, or when the state that it offers is declined; to APART when the link or the leader is lost; and
+to REPLACING when a state was fetched or the log must be put aside. A late answer to the last join does the same in
+APART. While a state is fetched, ``_fetching`` says up to where: a log that ends before that does not count as
+``matched``, and if no more of the state comes in time, the replica joins again.
 
 A replica believes only the coordinator's record (:class:`Doubt`): whether the record is being read because somebody
 claims something else, and whether somebody has claimed so again since, so that the answer may be too old.

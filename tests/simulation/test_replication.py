@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from openoutcry.actors.book.disk import DiskState
@@ -19,6 +19,7 @@ from openoutcry.actors.book.replica import (
     ApplyRecords,
     CreateRecord,
     CutJournal,
+    Following,
     LeadershipLost,
     OfferSnapshot,
     PersistRecords,
@@ -289,6 +290,63 @@ def test_a_follower_joins_again_if_the_state_that_it_was_offered_does_not_come()
     assert not replica.matched
     replica.on_append("a", Append("M", 2, start.sequence, start.chain, (), 0, 0, "", replica._join_number))
     assert replica.matched, "the log has come instead"
+
+
+def test_an_aligned_follower_joins_again_if_what_lies_between_does_not_come() -> None:
+    replica = follower(epoch=2, records=1)
+    second_ns = 1_000_000_000
+    end = replica.pending[-1].tail
+    first = Record.make(end, epoch=2, timestamp_ns=2, commands=((3, "ann", "c"),), origins=())
+    second = Record.make(first.tail, epoch=2, timestamp_ns=3, commands=((3, "ann", "d"),), origins=())
+
+    def hear(before: Tail, *bodies: bytes) -> None:
+        replica.on_append("a", Append("M", 2, before.sequence, before.chain, bodies, 0, 0, "", replica._join_number))
+
+    hear(first.tail, second.body)
+    assert replica.following is Following.JOINING, "the leader may not know of the join yet"
+    hear(end)
+    replica.on_tick(second_ns)
+    hear(first.tail, second.body)
+    assert replica.following is Following.MISFIT
+    assert replica.matched, "requests go to the leader meanwhile"
+    assert not sent(replica.on_tick(2 * second_ns), Join)
+    hear(end, first.body)
+    assert replica.following is Following.ALIGNED, "it has come"
+    replica.on_tick(3 * second_ns)
+    hear(second.tail)
+    assert sent(replica.on_tick(4 * second_ns + 1), Join)
+    assert replica.following is Following.JOINING
+
+
+LEADS_TO = {
+    Following.UNCHECKED: {Following.APART},
+    Following.APART: {Following.JOINING, Following.REPLACING},
+    Following.JOINING: {Following.ALIGNED, Following.APART, Following.REPLACING},
+    Following.ALIGNED: {Following.MISFIT, Following.JOINING, Following.APART, Following.REPLACING},
+    Following.MISFIT: {Following.ALIGNED, Following.JOINING, Following.APART, Following.REPLACING},
+    Following.REPLACING: {Following.APART},
+}
+"""The table in the docstring of ``replica.py``."""
+
+
+class Watched(Replica):
+    """Writes down how its state changes."""
+
+    changes: ClassVar[set[tuple[Following, Following]]] = set()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "following" and "following" in self.__dict__ and value is not self.following:
+            self.changes.add((self.following, value))
+        super().__setattr__(name, value)
+
+
+def test_a_follower_changes_its_state_only_as_the_table_says() -> None:
+    Watched.changes.clear()
+    for seed in range(20):
+        World(seed, replica_class=Watched).run(600)
+    assert [(before, after) for before, after in Watched.changes if after not in LEADS_TO[before]] == []
+    left = {before for before, _ in Watched.changes}
+    assert left == set(Following) - {Following.MISFIT}, "the links of the simulation lose nothing while they are up"
 
 
 def test_a_follower_that_parted_from_the_leader_long_ago_is_told_once_where() -> None:
