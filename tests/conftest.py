@@ -17,6 +17,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker("slow")
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name a test in ASCII whatever it is given: what is not UTF-8 could not be told to another process."""
+    return ascii(val) if isinstance(val, str) and not val.isascii() else None
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
     return (yield from GUARD.watch(item))

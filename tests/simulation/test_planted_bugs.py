@@ -629,6 +629,41 @@ LOG_TIMES: list[tuple[type[LogTime], int, str | None]] = [
     (AsksNoOtherClock, 100, "jump"),
     (StandsStill, 100, "jump"),
 ]
+FOUND_AT: dict[str, int] = {
+    "AddsAnObserver": 12,
+    "AddsBeforeWhatItInheritedIsHeld": 101,
+    "AsksNoOtherClock": 2,
+    "CommitsBelowTheMinimum": 4,
+    "CountsAFollowerThatIsNotMatched": 4,
+    "CutsTooMuch": 98,
+    "EndsItsRepairTooEarly": 4,
+    "FollowsAnOlderEpoch": 16,
+    "FollowsTheWallClock": 3,
+    "ForgetsABrokenLink": 38,
+    "ForgetsThatAnAddedMemberIsRequired": 10,
+    "ForgetsThatItLostItsLog": 37,
+    "GivesUpASwapWithoutAnAnswer": 219,
+    "KeepsItsTail": 4,
+    "LeavesWhoJoinsWithoutAnAnswer": 7,
+    "MixesTwoStates": 18,
+    "NeverYields": 4,
+    "NodeThatLosesACut": 4,
+    "RemovesBeforeTheSwap": 2,
+    "ReportsItsLifeWhileItIsRepaired": 4,
+    "ReportsWhatIsNotCommitted": 78,
+    "ReusesAcksOfAnEarlierJoin": 4,
+    "SaysOnceThatItHasStopped": 2,
+    "ShrinksBelowTheMinimum": 4,
+    "StandsStill": 1,
+    "TakesALateRewind": 221,
+    "TakesAnyEnd": 55,
+    "TakesAnyLife": 19,
+    "TakesOverWithAWrongClock": 92,
+    "TakesOverWithoutTheMeans": 4,
+    "TakesPartBeforeItsLifeIsReported": 14,
+    "WaitsForASnapshotThatWasNotKept": 9,
+}
+"""The first seed that has shown each; where a change of the protocol makes it another, the search finds that."""
 NODES: list[tuple[type[Node], int, str | None]] = [
     (ForgetfulNode, 60, None),
     (NodeOfBookWithoutWindow, 100, None),
@@ -637,20 +672,25 @@ NODES: list[tuple[type[Node], int, str | None]] = [
 ]
 
 
-def seeds_to_catch(limit: int, **planted: Any) -> tuple[int, str] | None:
-    """Return how many seeds it took to see what was planted, and how it showed; None after ``limit``."""
-    for seed in range(limit):
-        try:
-            World(seed, **planted).run(600)
-        except Exception as error:
-            return seed + 1, str(error)
+def shown(seed: int, planted: dict[str, Any]) -> str | None:
+    """Return how what was planted shows in the schedule of ``seed``, or None."""
+    try:
+        World(seed, **planted).run(600)
+    except Exception as error:
+        return str(error)
     return None
+
+
+def is_caught(mutation: type, limit: int, **planted: Any) -> bool:
+    """Whether what was planted shows within the first ``limit`` seeds; the one that showed it last is tried first."""
+    likely = [FOUND_AT[mutation.__name__]] if mutation.__name__ in FOUND_AT else []
+    return any(shown(seed, planted) is not None for seed in [*likely, *range(limit)] if seed < limit)
 
 
 @pytest.mark.parametrize(("mutation", "limit", "more"), REPLICAS, ids=lambda value: getattr(value, "__name__", "-"))
 def test_simulation_sees_a_broken_rule_of_the_protocol(mutation: type[Replica], limit: int, more: str | None) -> None:
     direct = None if mutation is TakesOverWithAWrongClock else True  # the clocks' schedules need the clients' pauses
-    found = seeds_to_catch(limit, replica_class=mutation, more=more, direct=direct)
+    found = is_caught(mutation, limit, replica_class=mutation, more=more, direct=direct)
     assert found, f"in {limit} seeds nothing showed that {mutation.__doc__}"
 
 
@@ -658,17 +698,17 @@ def test_simulation_sees_a_broken_rule_of_the_protocol(mutation: type[Replica], 
 def test_simulation_sees_a_broken_route_or_transfer(
     mutation: type[Core[Any, Any]], limit: int, more: str | None
 ) -> None:
-    found = seeds_to_catch(limit, core_class=mutation, more=more)
+    found = is_caught(mutation, limit, core_class=mutation, more=more)
     assert found, f"in {limit} seeds nothing showed that {mutation.__doc__}"
 
 
 @pytest.mark.parametrize(("mutation", "limit", "more"), NODES, ids=lambda value: getattr(value, "__name__", "-"))
 def test_simulation_sees_a_broken_node(mutation: type[Node], limit: int, more: str | None) -> None:
-    found = seeds_to_catch(limit, node_class=mutation, more=more, direct=True)
+    found = is_caught(mutation, limit, node_class=mutation, more=more, direct=True)
     assert found, f"in {limit} seeds nothing showed that {mutation.__doc__}"
 
 
 @pytest.mark.parametrize(("mutation", "limit", "more"), LOG_TIMES, ids=lambda value: getattr(value, "__name__", "-"))
 def test_simulation_sees_a_log_whose_time_is_wrong(mutation: type[LogTime], limit: int, more: str | None) -> None:
-    found = seeds_to_catch(limit, log_time_class=mutation, more=more, direct=True)
+    found = is_caught(mutation, limit, log_time_class=mutation, more=more, direct=True)
     assert found, f"in {limit} seeds nothing showed that {mutation.__doc__}"
