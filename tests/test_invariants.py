@@ -26,7 +26,7 @@ OF_TESTS = ("testing.py", "testkit")
 """Sources whose assertions are those of a test."""
 BUY = (1, "ann", "", 0, 0, 100, 5, 0, 0, 0)
 ESSENTIAL = ("test_invariants.py", "book", "simulation/test_replication.py", "test_coordinator.py")
-OTHERWISE = "not etcd and not under_any_schedule and not model and not challenge and not cme"
+OTHERWISE = "not etcd and not under_any_schedule and not as_the_table_says and not model and not challenge and not cme"
 """What takes long, or checks by assertions in helpers, which pytest does not rewrite."""
 
 
@@ -113,7 +113,7 @@ def test_a_replica_refuses_what_its_own_log_excludes() -> None:
         lambda: replica.propose((BUY,), (), timestamp_ns=1, now_ns=1),
         lambda: replica.on_durable(replica._generation, 1, 0),
         lambda: replica.on_applied(1, ""),
-        lambda: replica.on_snapshot_kept(EMPTY),
+        lambda: replica.on_snapshot_kept(EMPTY, ()),
         lambda: Record.make(record.tail, epoch=1, timestamp_ns=1, commands=(), origins=()),
     ):
         with pytest.raises(InvariantBroken):

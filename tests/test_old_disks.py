@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 from openoutcry.actors import ExchangeNode, MarketRules
+from openoutcry.actors.book.journal import Journal
 from openoutcry.actors.testing import eventually
 from openoutcry.actors.testkit.processes import NodeProcess
+from openoutcry.actors.tools.rebuild import carry_out, plan
 from openoutcry.transport.errors import ConfigurationError, StorageError, Unavailable
 from openoutcry.transport.rendezvous import Rendezvous
+from openoutcry.transport.sqlite import SqliteCoordinator
 
 MARKET = "X"
 RULES = MarketRules(tick_size="1", lot_size="1")
@@ -38,6 +41,12 @@ def test_a_copy_of_a_data_directory_beside_the_original_is_refused(tmp_path: Pat
         assert original.submit_order(MARKET, "buy", "11", "1").sequence == first + 1
 
 
+def small_segments() -> None:
+    """In a node's process: segments of the log that are soon full, so that an old one is removed."""
+    defaults: dict[str, Any] = Journal.__init__.__kwdefaults__  # type: ignore[misc]
+    defaults["segment_size"] = 4096
+
+
 class Exchange:
     """Nodes in processes of their own, with one rendezvous and one store; each is killed, never closed."""
 
@@ -57,7 +66,7 @@ class Exchange:
                 "balance": False,
                 **options,
             }
-            self.nodes[name] = NodeProcess(name, given)
+            self.nodes[name] = NodeProcess(name, given, prepare=small_segments)
         return [self.nodes[name] for name in names]
 
     def kill(self, *names: str) -> None:
@@ -109,6 +118,39 @@ def only_the_market(folder: Path, copy: Path) -> None:
 def only_the_log(folder: Path, copy: Path) -> None:
     for log in (copy / "markets" / MARKET).glob("*.log"):
         shutil.copy(log, folder / "markets" / MARKET / log.name)
+
+
+def test_a_log_that_forks_from_before_all_that_its_leader_still_has_is_not_replaced_in_silence(
+    exchange: Exchange,
+) -> None:
+    """Store and one disk are put back; what the other disk holds is older than the log that is kept by then."""
+    few: dict[str, Any] = {"snapshot_every": 5}
+    for node in exchange.start("a", "b", **few):
+        node.wait_ready()
+    exchange.nodes["a"].wait_in_sync(MARKET, 2)
+    orders(exchange.nodes["a"], "old", 5)
+    exchange.nodes["b"].wait_sequence(MARKET, exchange.nodes["a"].sequence(MARKET))
+    exchange.kill("a", "b")
+    shutil.copytree(exchange.folder / "a", exchange.folder / "copy")
+    for node in exchange.start("a", "b", **few):
+        node.wait_ready()
+    exchange.nodes["a"].wait_in_sync(MARKET, 2)
+    new = orders(exchange.nodes["a"], "new", 5)
+    exchange.nodes["b"].wait_sequence(MARKET, new)
+    exchange.kill("a", "b")
+    everything(exchange.folder / "a", exchange.folder / "copy")
+    (exchange.folder / "c.sqlite").unlink()
+    carry_out(SqliteCoordinator(exchange.folder / "c.sqlite"), plan([exchange.folder / "a"]))
+    (a,) = exchange.start("a", **few)
+    a.wait_ready()
+    orders(a, "other", 40)
+    kept = exchange.folder / "a" / "markets" / MARKET
+    eventually(lambda: min([int(log.stem) for log in kept.glob("*.log")]) > new, "what b could be compared with went")
+    exchange.start("b", **few)
+    market = eventually(lambda: (m := exchange.market("b"))["trouble"] and m, "b says that its log is another")
+    assert "delete nothing" in market["trouble"].lower()
+    assert market["appended"] == new, "it keeps what it has"
+    assert exchange.market("a")["role"] != "leading", "who lacks what was answered leads no more by itself"
 
 
 @pytest.mark.parametrize("restore", [everything, only_the_market, only_the_log])

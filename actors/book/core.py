@@ -11,7 +11,6 @@ from typing import Any, Generic, assert_never
 
 from ...transport.errors import OpenOutcryError
 from .commands import Command
-from .record import Tail
 from .replica import (
     CreateRecord,
     Effect,
@@ -25,7 +24,7 @@ from .replica import (
     SwapRecord,
 )
 from .requests import FailRequests, R, Requests
-from .transfer import B, StateTransfer, TakeImage
+from .transfer import B, Fetched, StateTransfer, TakeImage
 from .wire import (
     CHUNK_SIZE,
     Ack,
@@ -161,10 +160,11 @@ class Core(Generic[R, B]):
         """The replica has stopped: fail all requests."""
         return [*self.requests.refuse_waiting(), *self.requests.fail_all(error)]
 
-    def on_installed(self, sender: str, tail: Tail) -> Sequence[CoreEffect[R]]:
-        """The book is the state at ``tail`` fetched from ``sender``: it may contain requests sent there."""
+    def on_installed(self, fetched: Fetched[B]) -> Sequence[CoreEffect[R]]:
+        """The book is the state that was fetched: it may contain requests that were sent to where it comes from."""
         self.transfer.on_another_book()
-        return [*self.replica.on_snapshot_kept(tail), *self.requests.route_again(away_from=sender)]
+        kept = self.replica.on_snapshot_kept(fetched.tail, fetched.epochs)
+        return [*kept, *self.requests.route_again(away_from=fetched.sender)]
 
     def on_put_aside(self) -> Sequence[CoreEffect[R]]:
         """The log was put aside, and the book is empty."""

@@ -11,8 +11,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from ...transport.errors import StorageError
 from .snapshots import write_durably
@@ -22,8 +23,25 @@ LIVES_MAX: Final = 16
 
 If the last report of a disk was dropped, the disk counts as an old copy, and is repaired from a peer.
 """
+EPOCHS_MAX: Final = 256
+"""Most epochs that are remembered; a log that ends before the oldest of them cannot be compared once it is pruned."""
 FILE: Final = "disk.json"
 """Name of the file, in the folder of the market's log."""
+
+
+class Begun(NamedTuple):
+    """The first record of an epoch in a log: with it, all records of that epoch are those of one leader."""
+
+    epoch: int
+    sequence: int
+    """Of its first command."""
+    chain: bytes
+    """At its end."""
+
+
+def begun_at(epochs: Sequence[Begun], sequence: int) -> Begun | None:
+    """Return the epoch to which ``sequence`` belongs in a log with these ``epochs``; None: it is older than they."""
+    return max([each for each in epochs if each.sequence <= sequence], default=None)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,6 +64,8 @@ class DiskState:
     """The last epoch of which this log has held a committed entry."""
     committed: int = 0
     """Sequence number of the first such entry: a log that ends before it is not the one that was here."""
+    epochs: tuple[Begun, ...] = ()
+    """The epochs of which this log holds committed entries, oldest first: what can be compared after it is pruned."""
 
     def begin(self) -> DiskState:
         """Return the state in which a new life has begun."""
@@ -66,12 +86,14 @@ def read_disk(folder: Path, store: str) -> DiskState:
     try:
         values = json.loads(path.read_text())
         values["begun"] = tuple(values["begun"])
+        epochs = [(epoch, sequence, bytes.fromhex(chain)) for epoch, sequence, chain in values["epochs"]]
+        values["epochs"] = tuple([Begun(*each) for each in epochs])
         state = DiskState(**values)
     except FileNotFoundError:
         state = DiskState()
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise StorageError(f"{path} cannot be read: {error}", code="corrupt") from error
-    return state if state.store == store else DiskState(store=store)
+    return state if state.store == store else DiskState(store=store, epochs=state.epochs)
 
 
 def keep_disk(folder: Path, state: DiskState) -> None:
@@ -81,6 +103,8 @@ def keep_disk(folder: Path, state: DiskState) -> None:
         StorageError: the disk refused.
     """
     try:
-        write_durably(folder / FILE, json.dumps(dataclasses.asdict(state)).encode())
+        epochs = [(each.epoch, each.sequence, each.chain.hex()) for each in state.epochs]
+        values = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+        write_durably(folder / FILE, json.dumps({**values, "epochs": epochs}).encode())
     except OSError as error:
         raise StorageError(f"cannot write {folder / FILE}: {error}; the replica stops") from error

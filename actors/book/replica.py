@@ -65,13 +65,13 @@ import dataclasses
 import enum
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from ...transport.coordinator import NODE_ID_IN_USE, DiskMark, MarketRecord
 from ...transport.errors import OpenOutcryError, ProtocolError, StorageError, Unavailable, ensure, present
 from .commands import Command
-from .disk import DiskState
+from .disk import EPOCHS_MAX, Begun, DiskState, begun_at
 from .messages import LogRead
 from .record import EMPTY, Origin, Record, Tail
 from .wire import IN_SYNC_MAX, Ack, Append, Join, Lead, MarketMessage, Objection, Resign, Rewind
@@ -392,6 +392,8 @@ class Replica:
         self.repairing = repairing
         self.damage = damage
         self.disk = disk or DiskState()
+        if (self.disk.epochs[-1].epoch if self.disk.epochs else 0) != applied.epoch:
+            self.disk = dataclasses.replace(self.disk, epochs=())  # some were not kept: what is before is not known
         self._keeps_disk = disk is not None
         self.following = Following.APART if disk is None or observer else Following.UNCHECKED
         self._marks: dict[str, DiskMark] | None = None
@@ -1377,15 +1379,24 @@ class Replica:
 
     def _commit(self, sequence: int) -> list[Effect]:
         ready: list[Record] = []
+        begun: list[Begun] = []
+        epoch = self._base.epoch
         while self.pending and self.pending[0].last_sequence <= sequence:
-            ready.append(self.pending.popleft())
+            record = self.pending.popleft()
+            ready.append(record)
+            if record.epoch > epoch:
+                epoch = record.epoch
+                begun.append(Begun(epoch, record.first_sequence, record.chain))
         if not ready:
             return []
         self._base = base = ready[-1].tail
         self.committed = base.sequence
         effects: list[Effect] = []
-        if base.epoch > self.disk.committed_epoch:
-            state = dataclasses.replace(self.disk, committed_epoch=base.epoch, committed=base.sequence)
+        if begun or base.epoch > self.disk.committed_epoch:
+            epochs = (*self.disk.epochs, *begun)[-EPOCHS_MAX:]
+            state = dataclasses.replace(self.disk, epochs=epochs)
+            if base.epoch > self.disk.committed_epoch:
+                state = dataclasses.replace(state, committed_epoch=base.epoch, committed=base.sequence)
             effects = self._keep_disk(state)
         return [*effects, ApplyRecords(tuple(ready))]
 
@@ -1510,8 +1521,9 @@ class Replica:
         """The log was put aside: join the market as new."""
         self.following = Following.APART
         self._begin_at(EMPTY)
+        effects = self._keep_disk(dataclasses.replace(self.disk, epochs=()))
         self._known_committed = 0
-        return self._join() if self.leader is not None and self.role is Role.FOLLOWING else []
+        return [*effects, *(self._join() if self.leader is not None and self.role is Role.FOLLOWING else [])]
 
     def on_append(self, sender: str, message: Append) -> list[Effect]:
         """Follower: the leader sent the next records."""
@@ -1590,6 +1602,28 @@ class Replica:
         replacing = self.following is Following.REPLACING
         return ours and not replacing and tail.sequence > self.tail.sequence and tail.epoch <= epoch
 
+    def on_state_offered(self, sender: str, epochs: Sequence[Begun]) -> list[Effect]:
+        """Follower: ``sender``, the leader, offers a state that this replica wants, of a log with these ``epochs``.
+
+        Return what to do instead of fetching it, if what is committed here is not, or may not be, part of that log. In
+        the same epoch, begun by the same record, two logs are one: they had one leader. Compare Kafka's leader epochs
+        (KIP-101, KIP-279).
+        """
+        base = self._base
+        if base.sequence == 0:
+            return []
+        here, there = begun_at(self.disk.epochs, base.sequence), begun_at(epochs, base.sequence)
+        if here is not None and here == there:
+            return []
+        if here is None or there is None:
+            return self._put_aside("the leader's log does not reach back to compare")
+        common = [each.sequence for each in self.disk.epochs if each not in epochs]
+        keep = min([*common, base.sequence]) - 1
+        if self.repairing or self._from_before_force():
+            return self._put_aside(f"the leader's log is another after {keep}")
+        self._receive_no_more()
+        return [*self._set_trouble(self._diverged(sender, keep)), *self._object((sender,), base)]
+
     def on_fetching(self, sequence: int, now_ns: int) -> None:
         """Follower: the leader's state at ``sequence`` is being fetched, or a piece of it was received.
 
@@ -1614,13 +1648,17 @@ class Replica:
         self.following = Following.REPLACING
         return [KeepFetched(tail)]
 
-    def on_snapshot_kept(self, tail: Tail) -> list[Effect]:
-        """Follower: the book is now the state at ``tail``, durably, and the log continues from there."""
+    def on_snapshot_kept(self, tail: Tail, epochs: tuple[Begun, ...]) -> list[Effect]:
+        """Follower: the book is now the state at ``tail``, durably, and the log continues from there.
+
+        ``epochs`` are those of the log that led to it.
+        """
         ensure(tail.sequence > self.tail.sequence, "a snapshot is to replace a log that is newer")
         self.following = Following.APART
         self._begin_at(tail)
+        effects = self._keep_disk(dataclasses.replace(self.disk, epochs=epochs))
         self._known_committed = max(self._known_committed, tail.sequence)
-        return self._join() if self.leader is not None and self.role is Role.FOLLOWING else []
+        return [*effects, *(self._join() if self.leader is not None and self.role is Role.FOLLOWING else [])]
 
     def on_snapshot_not_kept(self) -> list[Effect]:
         """Follower: the disk refused the fetched state: continue with the old one, and join again on a tick.

@@ -472,7 +472,7 @@ class Shell:
         self.imaging.error = None
         self._log.info("state_taken_over", sequence=fetched.tail.sequence, peer=fetched.sender)
         self._put_in(book)
-        self.run(self.core.on_installed(fetched.sender, fetched.tail))
+        self.run(self.core.on_installed(fetched))
 
     def begin_again(self, aside: str) -> None:
         """The log was put aside: start empty, and receive all of the leader's log."""

@@ -21,6 +21,7 @@ from typing import Final, Generic, TypeVar
 
 from ...transport.errors import ProtocolError, ensure, present
 from ..kit.backoff import Backoff
+from .disk import Begun
 from .record import Tail
 from .replica import SNAPSHOT_BEHIND, Effect, Replica, Role, Send
 from .wire import CHUNK_SIZE, Chunk, Fetch, StateOffer
@@ -49,6 +50,8 @@ class Fetched(Generic[B]):
     epoch: int
     tail: Tail
     size: int
+    epochs: tuple[Begun, ...] = ()
+    """Those of the log that led to the state."""
     data: bytearray = dataclasses.field(default_factory=bytearray)
     book: B | None = None
     """The restored book, once all of it is there."""
@@ -104,7 +107,8 @@ class StateTransfer(Generic[B]):
             return []
         tail, data = self._image
         self._image_until_ns = now_ns + OFFER_NS
-        offer = StateOffer(replica.market, replica.epoch, tail.sequence, len(data), tail.epoch, tail.chain)
+        epochs = tuple([each for each in replica.disk.epochs if each.sequence <= tail.sequence])
+        offer = StateOffer(replica.market, replica.epoch, tail.sequence, len(data), tail.epoch, tail.chain, epochs)
         return [Send(tuple(nodes), offer)]
 
     def on_fetch(self, sender: str, message: Fetch, now_ns: int) -> list[TransferEffect]:
@@ -132,9 +136,12 @@ class StateTransfer(Generic[B]):
             return []  # this replica joins again meanwhile, and is offered it again
         if not replica.wants_snapshot(sender, message.epoch, tail):
             return [*replica.on_snapshot_declined(sender, message.epoch)]
+        epochs = tuple([Begun(*each) for each in message.epochs])
+        if instead := replica.on_state_offered(sender, epochs):
+            return [*instead]
         fetched = self.fetched
         if fetched is None or (fetched.sender, fetched.epoch, fetched.tail) != (sender, message.epoch, tail):
-            fetched = self.fetched = Fetched(sender, message.epoch, tail, message.size)
+            fetched = self.fetched = Fetched(sender, message.epoch, tail, message.size, epochs)
         return self._fetch(fetched, now_ns)
 
     def _fetch(self, fetched: Fetched[B], now_ns: int) -> list[TransferEffect]:

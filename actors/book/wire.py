@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final
 from ...transport import codec
 from ...transport.errors import ProtocolError
 from .commands import Command, checked_commands
+from .disk import EPOCHS_MAX
 from .record import CHAIN_START, COMMANDS_MAX, RECORD_SIZE_MAX
 
 CHUNK_SIZE: Final = 1024 * 1024
@@ -150,6 +151,16 @@ class StateOffer:
     size: Annotated[int, codec.Int(1, SNAPSHOT_SIZE_MAX)]
     tail_epoch: Epoch
     chain: Chain
+    epochs: Annotated[
+        tuple[tuple[int, int, bytes], ...],
+        codec.Array(
+            codec.Tuple((codec.Int(1), codec.Int(1), codec.Bytes(len(CHAIN_START), len(CHAIN_START)))), EPOCHS_MAX
+        ),
+    ]
+    """The last epochs in my log, oldest first: their numbers, their first sequences, the chains of their first records.
+
+    A follower compares its own log with them, since mine may not reach back to where its log ends.
+    """
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -97,6 +97,11 @@ def log() -> list[Record]:
     return records
 
 
+def epochs() -> tuple[tuple[int, int, bytes], ...]:
+    """Of a log that goes on as :func:`log` does: one."""
+    return ((1, 1, log()[0].chain),)
+
+
 def hear(actor: BookActor, records: list[Record], first: int, last: int, committed: int) -> None:
     """Let the replica hear records ``first`` to ``last``, and that all up to ``committed`` are committed."""
     before = records[first - 2].tail if first > 1 else EMPTY
@@ -149,7 +154,7 @@ def test_a_follower_that_had_the_log_fetches_the_state_it_is_offered_and_no_tick
     handle(actor, lambda: actor.replica.durable == 3)
     link.messages.clear()
     size = 3 * CHUNK_SIZE
-    actor.on_receive(Received(LEADER, StateOffer(MARKET, 1, 100_000, size, 1, bytes(32))))
+    actor.on_receive(Received(LEADER, StateOffer(MARKET, 1, 100_000, size, 1, bytes(32), epochs())))
     for offset in range(0, size - CHUNK_SIZE, CHUNK_SIZE):
         actor.on_receive(TICK)
         assert [(type(m), m.offset) for m in link.messages if not isinstance(m, Ack)] == [(Fetch, offset)]
@@ -163,7 +168,7 @@ def test_an_invalid_state_is_fetched_again_from_its_beginning(
 ) -> None:
     actor, link, _ = follower
     link.reset = link.messages.append  # type: ignore[attr-defined]
-    offer = StateOffer(MARKET, 1, 100_000, 10, 1, bytes(32))
+    offer = StateOffer(MARKET, 1, 100_000, 10, 1, bytes(32), epochs())
     for _ in range(2):
         link.messages.clear()
         actor.on_receive(Received(LEADER, offer))

@@ -336,9 +336,9 @@ class SaysDurableBeforeTheSnapshotIs(Replica):
 
     def on_snapshot_fetched(self, tail: Any) -> list[Any]:
         effects = super().on_snapshot_fetched(tail)
-        return effects + super().on_snapshot_kept(tail)
+        return effects + super().on_snapshot_kept(tail, self.disk.epochs)
 
-    def on_snapshot_kept(self, _tail: Any) -> list[Any]:
+    def on_snapshot_kept(self, _tail: Any, _epochs: Any) -> list[Any]:
         return []
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from pathlib import Path
@@ -20,9 +21,11 @@ from openoutcry.actors.book.replica import (
     CreateRecord,
     CutJournal,
     Following,
+    KeepFetched,
     LeadershipLost,
     OfferSnapshot,
     PersistRecords,
+    PutAside,
     ReadJournal,
     ReadMarks,
     ReadRecord,
@@ -465,3 +468,56 @@ def test_a_record_older_than_one_that_was_seen_is_found_out_though_the_log_does_
         (objection,) = sent(effects, Objection)
         assert (objection.seen_version, objection.seen_epoch) == (7, 3)
         assert not [effect for effect in effects if isinstance(effect, CreateRecord | SwapRecord)]
+
+
+def committed(*epochs: int, node: str = "a", since: int = 0) -> tuple[Replica, Tail]:
+    """Return a replica that has committed a record in each of ``epochs``, and where its log ends."""
+    replica = Replica(market="M", node="b", applied=EMPTY, incarnation=1)
+    tail = EMPTY
+    for number, epoch in enumerate(epochs):
+        name = f"{node if number >= since else ''}{number}"
+        record = Record.make(tail, epoch=epoch, timestamp_ns=number, commands=((3, "ann", name),), origins=())
+        replica.pending.append(record)
+        tail = replica.tail = record.tail
+        replica.durable = tail.sequence
+        replica._commit(tail.sequence)
+    return replica, tail
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "found"),
+    [
+        ((1, 1, 2), (1, 1, 2, 2, 5), "one"),
+        ((1, 1, 2), (1, 1, 5, 5, 5), "forked"),
+        ((1, 1, 2, 2), (1, 1, 2, 5, 5), "forked"),
+        ((1, 1, 3), (1, 1, 1, 1, 5), "forked"),
+        ((1, 1, 2, 2), (1, 1, 2, 2, 2), "another with the same epochs"),
+        ((1, 1, 2), (1, 1, 2, 2, 5), "not known here"),
+        ((1, 1, 2), (1, 1, 2, 2, 5), "not known there"),
+        ((), (1, 1), "nothing held"),
+    ],
+)
+def test_a_state_is_taken_only_of_a_log_that_holds_what_is_committed_here(
+    here: tuple[int, ...], there: tuple[int, ...], found: str
+) -> None:
+    replica, base = committed(*here, since=2)
+    other, end = committed(*there, node="a" if "same epochs" not in found else "c", since=2)
+    replica.on_peer_up("a")
+    replica.on_record(MarketRecord("M", 9, 9, "a", ("a",)), 0)
+    if found == "not known here":
+        replica.disk = dataclasses.replace(replica.disk, epochs=())
+    epochs = other.disk.epochs if found != "not known there" else other.disk.epochs[-1:]
+    replica.following = Following.ALIGNED
+    assert replica.wants_snapshot("a", 9, end)
+    effects = replica.on_state_offered("a", epochs)
+    if found in ("one", "nothing held"):
+        assert effects == []
+    elif "known" in found:
+        assert [type(effect) for effect in effects] == [PutAside], "nothing says that it is the same log"
+    else:
+        assert replica.trouble is not None
+        assert replica.trouble.code == "diverged"
+        (objection,) = sent(effects, Objection)
+        assert (objection.tail_epoch, objection.tail_sequence) == (base.epoch, base.sequence)
+        assert replica.following is Following.APART
+        assert not [effect for effect in effects if isinstance(effect, PutAside | KeepFetched)]

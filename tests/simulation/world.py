@@ -506,7 +506,7 @@ class Node:
             fetched, self.book = self.core.transfer.installed()
             self.world.note_state(self, fetched.tail)
             self.world.transfers += 1
-            self.run(self.core.on_installed(fetched.sender, fetched.tail))
+            self.run(self.core.on_installed(fetched))
         elif isinstance(task, PutAside):
             self.begin_anew()
             self.book = self.book_class.restore(self.snapshot[1])
