@@ -1,4 +1,4 @@
-"""What tests of several modules share: one etcd, and the guard of the quick ones."""
+"""What tests of several modules share: one etcd, the guard of the quick ones, and turns where tests run in parallel."""
 
 from __future__ import annotations
 
@@ -6,15 +6,42 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
+from alone import Turns, is_alone
 from etcd_cluster import FAST, EtcdCluster, etcd_cluster, missing
 from quick import Guard, is_slow
 
 GUARD = Guard()
+TURNS = pytest.StashKey[Turns]()
+
+
+@pytest.hookimpl(trylast=True)  # after pytest's own, which makes the folder
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # a worker of pytest-xdist: its folder lies in one that all workers share
+        config.stash[TURNS] = Turns(config._tmp_path_factory.getbasetemp().parent)  # type: ignore[attr-defined]
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
     if is_slow(item):
         item.add_marker("slow")
+    if is_alone(item):
+        item.add_marker("alone")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    turns = item.config.stash.get(TURNS, None)
+    if turns is None:
+        return (yield)
+    with turns.take(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    # A worker of pytest-xdist that has to send a lone surrogate, as some tests log, ends the whole run.
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
