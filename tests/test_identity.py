@@ -583,8 +583,8 @@ def test_a_leader_that_has_forgotten_a_node_asks_it_to_try_again(
     """It is no AccessDenied, which is for good."""
     net = exchange(nodes=2, markets={MARKET: RULES}, identities=True)
     net.wait_same_sequence(MARKET)
-    book = net[0].market(MARKET).ref._actor_weakref()
-    monkeypatch.setattr(book, "_member_of", lambda _node: None)
+    frames = net[0].market(MARKET).read(lambda shell: shell.frames)
+    monkeypatch.setattr(frames, "_member_of", lambda _node: None)
     with pytest.raises(Unavailable, match="is not known now"):
         net[1].submit_order(MARKET, "buy", "9", "1")
 

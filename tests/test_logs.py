@@ -89,7 +89,7 @@ def test_embedded_node_logs_to_the_applications_loggers_and_configures_none(
         assert vars(leading)["market"] == MARKET
         assert vars(leading)["epoch"] == (epoch := node.status().markets[MARKET].epoch)
         assert leading.getMessage().startswith(f"leading market={MARKET} node={node.node_id} epoch={epoch} ")
-        assert Path(leading.pathname).name == "actor.py"
+        assert Path(leading.pathname).name == "shell.py"
     assert capfd.readouterr() == ("", "")
 
 
