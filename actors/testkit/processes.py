@@ -154,6 +154,7 @@ class NodeProcess:
                 self._send(what)
                 return self._receive(CALL_S)
             except (EOFError, BrokenPipeError, ConnectionResetError):
+                self._process.join(STOP_S)  # its pipe is closed a moment before it has ended
                 raise AssertionError(f"{self!r} ended before it answered") from None
 
     def _send(self, what: tuple[Any, ...]) -> None:
