@@ -1514,8 +1514,13 @@ class Replica:
     def _put_aside(self, why: str) -> list[Effect]:
         self.following = Following.REPLACING
         tail = self.tail
-        forced = "is an older copy" if self.repairing else "ends before leadership was forced"
-        return [PutAside(f"it {forced}: at {tail.sequence} in epoch {tail.epoch}, and {why}")]
+        if self.repairing:
+            found = "it is an older copy"
+        elif self._from_before_force():
+            found = "it ends before leadership was forced"
+        else:
+            found = "it may be another"
+        return [PutAside(f"{found}: at {tail.sequence} in epoch {tail.epoch}, and {why}")]
 
     def on_put_aside(self) -> list[Effect]:
         """The log was put aside: join the market as new."""
@@ -1617,8 +1622,8 @@ class Replica:
             return []
         if here is None or there is None:
             return self._put_aside("the leader's log does not reach back to compare")
-        common = [each.sequence for each in self.disk.epochs if each not in epochs]
-        keep = min([*common, base.sequence]) - 1
+        others = [each.sequence for each in self.disk.epochs if each not in epochs]
+        keep = min([*others, base.sequence]) - 1
         if self.repairing or self._from_before_force():
             return self._put_aside(f"the leader's log is another after {keep}")
         self._receive_no_more()
