@@ -85,9 +85,10 @@ class BookActor(NodeActor):
 
     def on_stop(self) -> None:
         try:
-            self.shell.end(self._end())
+            error = self._end()
+            self.shell.end(error)
             if self.failed_by is not None:  # its state is suspect: another should lead
-                self.shell.run(self.replica.stop(self._end()))
+                self.shell.run(self.replica.stop(error))
         finally:
             stop_and_join(self.shell.log_work.journal, timeout_s=10)
 

@@ -14,7 +14,7 @@ from .requests import Requests, Settled
 from .submission import Request
 
 
-class Applied(NamedTuple):
+class Executed(NamedTuple):
     """What a few records did, in order."""
 
     events: list[Event]
@@ -29,7 +29,7 @@ class Applied(NamedTuple):
 
 def apply_records(
     book: OrderBook, records: Sequence[Record], *, replica: Replica, requests: Requests[Request]
-) -> Applied:
+) -> Executed:
     """Apply ``records`` to ``book``.
 
     Raises:
@@ -61,4 +61,4 @@ def apply_records(
                 code="diverged",
             )
         requests.settle(record, settled)
-    return Applied(all_events, earlier, rejected, settled, commands, time_set)
+    return Executed(all_events, earlier, rejected, settled, commands, time_set)

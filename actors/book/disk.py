@@ -86,8 +86,7 @@ def read_disk(folder: Path, store: str) -> DiskState:
     try:
         values = json.loads(path.read_text())
         values["begun"] = tuple(values["begun"])
-        epochs = [(epoch, sequence, bytes.fromhex(chain)) for epoch, sequence, chain in values["epochs"]]
-        values["epochs"] = tuple([Begun(*each) for each in epochs])
+        values["epochs"] = tuple([Begun(at, first, bytes.fromhex(chain)) for at, first, chain in values["epochs"]])
         state = DiskState(**values)
     except FileNotFoundError:
         state = DiskState()
@@ -103,8 +102,6 @@ def keep_disk(folder: Path, state: DiskState) -> None:
         StorageError: the disk refused.
     """
     try:
-        epochs = [(each.epoch, each.sequence, each.chain.hex()) for each in state.epochs]
-        values = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-        write_durably(folder / FILE, json.dumps({**values, "epochs": epochs}).encode())
+        write_durably(folder / FILE, json.dumps(dataclasses.asdict(state), default=bytes.hex).encode())
     except OSError as error:
         raise StorageError(f"cannot write {folder / FILE}: {error}; the replica stops") from error

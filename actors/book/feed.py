@@ -27,7 +27,7 @@ class Applied:
     state_hash: str
     events: tuple[Event, ...]
     rules: MarketRules
-    shared: Any = None
+    shared: Any = dataclasses.field(default=None, compare=False, repr=False)
     """What one of the watchers has made of it for all of them."""
 
 

@@ -1,4 +1,4 @@
-"""LogWork: what one replica has to have done with its log, by its JournalActor or, where that is quicker, at once."""
+"""LogWork: what one replica has to have done with its log, by its JournalActor."""
 
 from __future__ import annotations
 
@@ -34,17 +34,9 @@ class LogWork:
         self._not_read: list[ReadLog] = []
         """Reads of the log for followers that failed and will be retried."""
 
-    def persist(self, effect: PersistRecords, committed: int, *, at_once: bool) -> bool:
-        """Append records here, if ``at_once`` and nothing hinders, or let the JournalActor; return whether it was here.
-
-        Raises:
-            StorageError: see :meth:`Journal.append`.
-        """
-        if not (at_once and self.writer.at_hand):
-            self._hand(Persist(effect.generation, effect.records, committed))
-            return False
-        self.writer.append(effect.records, committed)
-        return True
+    def persist(self, effect: PersistRecords, committed: int) -> None:
+        """Let the JournalActor append records: it answers when they are durable."""
+        self._hand(Persist(effect.generation, effect.records, committed))
 
     def carry_out(
         self, effect: ReadJournal | CutJournal | PutAside | KeepFetched, fetched: Fetched[Any] | None

@@ -185,11 +185,11 @@ class Shell:
             sequence_of=lambda book: book.sequence,
             denied=self.frames.denied,
         )
-        self.writing = False
+        self._writing = False
         """Leader: a record is on its way to the disk."""
-        self.answered: list[Request] = []
+        self._answered: list[Request] = []
         """Answered requests whose callers have not been notified yet."""
-        self.commit_unannounced = False
+        self._commit_unannounced = False
         """Leader: the commit index is not announced to followers yet; a record that follows soon carries it."""
         self._unannounced_since_s = 0.0
         self._announce_soon = False
@@ -242,7 +242,7 @@ class Shell:
             return
         self.run(self.core.requests.take(requests))
 
-    def propose_waiting(self) -> None:
+    def _propose_waiting(self) -> None:
         """Put the waiting commands into one record."""
         self.gather()
         if (record := self.core.requests.next_record()) is not None:
@@ -253,8 +253,8 @@ class Shell:
         if timestamp_ns is None:
             timestamp_ns = self.timekeeper.stamp(self.last_ns)
         self.meters.batch.observe(len(commands))
-        self.writing = True
-        self.commit_unannounced = self._announce_soon = False
+        self._writing = True
+        self._commit_unannounced = self._announce_soon = False
         self.run(self.replica.propose(commands, origins, timestamp_ns=timestamp_ns, now_ns=time.monotonic_ns()))
 
     def _give_up(self, requests: Sequence[Request], error: OpenOutcryError) -> None:
@@ -264,32 +264,32 @@ class Shell:
 
     def proceed(self) -> None:
         """After each message: make the next record of what waits, then release answers, then announce the commit."""
-        if (self.core.requests.waiting or self.submissions.any) and not self.writing:
-            self.propose_waiting()
-        if self.answered:
-            self.release()
-        if self.commit_unannounced:
-            self.tell_commit()
+        if (self.core.requests.waiting or self.submissions.any) and not self._writing:
+            self._propose_waiting()
+        if self._answered:
+            self._release()
+        if self._commit_unannounced:
+            self._tell_commit()
 
     def end(self, error: OpenOutcryError) -> None:
         """The actor ends: report the disk, and fail with ``error`` what waits."""
         self.calls.report(self.replica.mark)
-        self.release()
+        self._release()
         self.forcing.fail(error)
         self.run(self.core.requests.fail_all(error))
         self.feed.end(error)
         self.submissions.close(error)
 
-    def release(self) -> None:
+    def _release(self) -> None:
         """Release the answers to callers, once the next record is on its way; earlier, they would delay it."""
-        answered, self.answered = self.answered, []
+        answered, self._answered = self._answered, []
         self.submissions.release(answered)
 
-    def tell_commit(self) -> None:
+    def _tell_commit(self) -> None:
         """Leader: announce the commit index to the followers if no record will soon. Not only when idle."""
         late_s = time.monotonic() - self._unannounced_since_s
         if late_s >= LINGER_S or (self._announce_soon and self._idle()):
-            self.commit_unannounced = self._announce_soon = False
+            self._commit_unannounced = self._announce_soon = False
             self.run(self.replica.announce_commit())
         else:
             self._linger(LINGER_S - late_s)
@@ -336,23 +336,26 @@ class Shell:
 
     def _persist(self, effect: PersistRecords, todo: list[CoreEffect[Request]]) -> None:
         """Append records to the log and add the resulting effects to ``todo``, or let the JournalActor append."""
-        at_once = self.core.writes_itself(effect, idle=self._idle(), last=effect is todo[-1])
-        if at_once and self.answered:
-            self.release()
+        writer, committed = self.log_work.writer, self.replica.committed
+        at_once = self.core.writes_itself(effect, idle=self._idle(), last=effect is todo[-1]) and writer.at_hand
+        if not at_once:
+            self.log_work.persist(effect, committed)
+            return
+        if self._answered:
+            self._release()
         try:
-            done = self.log_work.persist(effect, self.replica.committed, at_once=at_once)
+            writer.append(effect.records, committed)
         except StorageError as error:
             todo += self.replica.stop(error)
             return
-        if done:
-            acks, others = sends_first(self.on_persisted(effect.generation, effect.records[-1].last_sequence))
-            for ack in acks:
-                self.frames.send(ack.nodes, ack.message)
-            todo += others
+        acks, others = sends_first(self.on_persisted(effect.generation, effect.records[-1].last_sequence))
+        for ack in acks:
+            self.frames.send(ack.nodes, ack.message)
+        todo += others
 
     def on_persisted(self, generation: int, sequence: int) -> list[Effect]:
         """The log is durable up to ``sequence``."""
-        self.writing = False
+        self._writing = False
         self.storage.note_logged()
         return self.replica.on_durable(generation, sequence, time.monotonic_ns())
 
@@ -368,8 +371,8 @@ class Shell:
         if done.time_set:
             self.timekeeper.forget()
         self._announce_soon = self._announce_soon or settled.others
-        if not self.commit_unannounced and self.replica.role is Role.LEADING:
-            self.commit_unannounced = True
+        if not self._commit_unannounced and self.replica.role is Role.LEADING:
+            self._commit_unannounced = True
             self._unannounced_since_s = time.monotonic()
         self._counters["commands"] += done.commands
         self._counters["records"] += len(records)
@@ -383,7 +386,7 @@ class Shell:
             outcome = Outcome(done.events, done.earlier, book.sequence, state_hash, book.rules)
             for request in settled.answered.values():
                 request.answer(outcome)
-            self.answered += settled.answered.values()
+            self._answered += settled.answered.values()
         if settled.strangers:
             self._log.critical("answer_of_another", requests=len(settled.strangers), sequence=book.sequence)
         self.run(self.core.requests.answered(settled))
@@ -406,7 +409,7 @@ class Shell:
 
     def _begin_to_lead(self) -> None:
         self._log.info("leading", epoch=self.replica.epoch, in_sync=self.replica.in_sync)
-        self.writing = False
+        self._writing = False
         self.propose(self._opening(), ())
         self.forcing.succeeded(self.replica.tail.sequence)
         self.says.members()
@@ -414,9 +417,10 @@ class Shell:
 
     def _opening(self) -> tuple[Command, ...]:
         """Return the first commands of this leader: the entries it inherited commit with them."""
-        first = self.replica.tail.sequence == 0 and self.rules is not None
-        rules = ((CONFIGURE, "", "", self.rules.to_tuple()),) if first and self.rules is not None else ()
-        return (*rules, *self.forcing.note) or ((CLOCK, "", ""),)
+        opening = self.forcing.note
+        if self.replica.tail.sequence == 0 and self.rules is not None:
+            opening = ((CONFIGURE, "", "", self.rules.to_tuple()), *opening)
+        return opening or ((CLOCK, "", ""),)
 
     def _keep_disk(self, state: DiskState) -> None:
         try:

@@ -50,7 +50,7 @@ class Fetched(Generic[B]):
     epoch: int
     tail: Tail
     size: int
-    epochs: tuple[Begun, ...] = ()
+    epochs: tuple[Begun, ...]
     """Those of the log that led to the state."""
     data: bytearray = dataclasses.field(default_factory=bytearray)
     book: B | None = None

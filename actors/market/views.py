@@ -546,14 +546,10 @@ class MarketUpdate:
         return self._events
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, MarketUpdate) and self._key() == other._key()
+        return isinstance(other, MarketUpdate) and self._applied == other._applied
 
     def __hash__(self) -> int:
-        return hash(self._key())
-
-    def _key(self) -> tuple[Any, ...]:
-        of = self._applied
-        return of.market, of.first_sequence, of.sequence, of.timestamp_ns, of.state_hash, of.events
+        return hash((self.market, self.sequence, self.state_hash))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MarketUpdate, (dataclasses.replace(self._applied, shared=None),)

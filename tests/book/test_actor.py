@@ -291,7 +291,7 @@ def test_what_breaks_while_somebody_asks_ends_the_replica_all_the_same(
         raise AssertionError("an invariant")
 
     with monkeypatch.context() as patch:
-        patch.setattr(actor.shell, "propose_waiting", broken)
+        patch.setattr(actor.shell, "_propose_waiting", broken)
         actor.core.requests.add_own((SUBMIT, "ann", "", 0, 0, 100, 1, 0, 0, 0))
         with pytest.raises(AssertionError, match="an invariant"):
             actor.on_receive(Query(lambda book: book.ready))

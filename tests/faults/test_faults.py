@@ -382,23 +382,29 @@ def test_a_journal_damaged_before_its_tail_is_put_aside_and_repaired_from_a_peer
         finish(net, others)
 
 
+def begin_with_an_old_copy(net: Exchange) -> tuple[str, list[str], Path]:
+    """Begin, with an old copy of one disk: return whose it is, the other nodes, and where the copy is."""
+    victim = random.choice(net.begin())
+    others = [name for name in NAMES if name != victim]
+    copy = net.folder / "copy"
+    net.nodes[victim].kill()
+    shutil.copytree(net.nodes[victim].folder, copy)
+    net.wait_answers(20, *others)
+    net.start(victim)
+    net.wait_in_sync()
+    net.wait_answers(20)
+    net.mark()
+    return victim, others, copy
+
+
 @pytest.mark.failover
 @pytest.mark.parametrize("comes", ["first", "last", "while_others_live"])
 def test_an_old_copy_of_a_disk_is_repaired_before_it_leads_or_counts(
     store: Store, round_: int, finish: Finish, comes: str
 ) -> None:
     with exchange(store) as net:
-        victim = random.choice(net.begin())
-        others = [name for name in NAMES if name != victim]
+        victim, others, copy = begin_with_an_old_copy(net)
         folder = net.nodes[victim].folder
-        copy = store.folder / "copy"
-        net.nodes[victim].kill()
-        shutil.copytree(folder, copy)
-        net.wait_answers(20, *others)
-        net.start(victim)
-        net.wait_in_sync()
-        net.wait_answers(20)
-        net.mark()
         killed = [victim] if comes == "while_others_live" else random.sample(NAMES, 3)
         for name in killed:
             net.nodes[name].kill()
@@ -416,15 +422,7 @@ def test_an_old_copy_beside_the_original_takes_nothing_from_it(
     store: Store, round_: int, finish: Finish, original: str
 ) -> None:
     with exchange(store) as net:
-        victim = random.choice(net.begin())
-        others = [name for name in NAMES if name != victim]
-        copy = store.folder / "copy"
-        net.nodes[victim].kill()
-        shutil.copytree(net.nodes[victim].folder, copy)
-        net.start(victim)
-        net.wait_in_sync()
-        net.wait_answers(20)
-        net.mark()
+        victim, others, copy = begin_with_an_old_copy(net)
         if original == "frozen":
             net.nodes[victim].freeze()
             net.wait_answers(20, *others)

@@ -1310,7 +1310,7 @@ class World:
     def stop_the_leader(self) -> None:
         """The disk fails of who leads, or is about to; its node lives, and so does its lease: another has to lead.
 
-        Whoever may lead then is cut off from the one that has stopped, or has just started and waits for other clocks.
+        The replica that may lead then has no link to the stopped one, or has just started and waits for other clocks.
         """
         record, chance = self.store[MARKET], self.chance
         others = [name for name in record.in_sync if name != record.leader]
@@ -1350,7 +1350,7 @@ class World:
                 break
         else:
             left = set(self.store[MARKET].in_sync) - {stopped.name}
-            enough = len(left) >= self.min_in_sync  # else whoever was restarted was not back in sync in time
+            enough = len(left) >= self.min_in_sync  # else the restarted replica came back in sync too late
             assert not enough, f"stuck: {stopped.name} has stopped, its node lives, and none of {left} leads"
         stopped.crash()
         stopped.start()
