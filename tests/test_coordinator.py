@@ -21,7 +21,14 @@ from etcd_cluster import EtcdCluster
 from openoutcry.transport import etcd as etcd_module
 from openoutcry.transport import sqlite as sqlite_module
 from openoutcry.transport.coordinator import MARKS_MAX, NODE_ID_IN_USE, Coordinator, DiskMark, MarketRecord
-from openoutcry.transport.errors import Closed, ConfigurationError, InvariantBroken, StorageError, Unavailable
+from openoutcry.transport.errors import (
+    Closed,
+    ConfigurationError,
+    InvariantBroken,
+    StorageError,
+    Unavailable,
+    present,
+)
 from openoutcry.transport.etcd import open_etcd
 from openoutcry.transport.sqlite import SqliteCoordinator
 
@@ -617,6 +624,27 @@ def test_a_lease_belongs_to_one_data_directory_until_it_expires(
         assert refused.value.code == NODE_ID_IN_USE
         former.release("n1")
     assert not coordinator.lapsed("n1")
+
+
+def test_a_swap_takes_effect_only_while_the_disks_are_of_the_lives_that_it_names(
+    coordinator: Coordinator, record: MarketRecord
+) -> None:
+    def adds(expected: MarketRecord, node: str, life: str) -> MarketRecord | None:
+        in_sync = [*expected.in_sync, node]
+        return coordinator.swap(expected, epoch=1, leader="n1", in_sync=in_sync, lives={node: life})
+
+    assert adds(record, "a/b", "first") is None, "a node that has reported no disk has no life"
+    added = adds(record, "a/b", "")
+    assert added is not None
+    coordinator.renew("n8", holder="original", ttl_ms=60_000)
+    for number, life in enumerate(("first", "second"), 1):
+        coordinator.mark("n8", {MARKET: DiskMark(number, life, 0, 0), "another": DiskMark(9, "first", 9, 9)})
+    assert adds(added, "n8", "first") is None, "the life whose log had caught up has ended"
+    assert adds(added, "n8", "") is None
+    assert coordinator.read(MARKET) == added
+    coordinator.mark("n8", {MARKET: DiskMark(2, "second", 1, 7)})
+    assert adds(added, "n8", "second") == coordinator.read(MARKET)
+    assert "n8" in present(coordinator.read(MARKET), "it was created").in_sync
 
 
 def test_marks_of_disks_are_kept_per_market_and_only_the_lease_holder_writes_them(

@@ -129,10 +129,12 @@ class Coordinator(Protocol):
         in_sync: Iterable[str],
         force: bool = False,
         yielding: bool = False,
+        lives: Mapping[str, str] | None = None,
     ) -> MarketRecord | None:
         """Replace ``expected``, if the store holds exactly that, by its :func:`successor`; return the new record.
 
-        None, and nothing is changed, if the store holds anything else: another version, other content, no record.
+        None, and nothing is changed, if the store holds anything else (another version, other content, no record), or
+        if the disk of a node in ``lives`` has reported another life for this market than that (empty: any at all).
         """
 
     def renew(self, node: str, *, holder: str, ttl_ms: int) -> None:

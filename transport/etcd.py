@@ -268,6 +268,7 @@ class EtcdCoordinator:
         in_sync: Iterable[str],
         force: bool = False,
         yielding: bool = False,
+        lives: Mapping[str, str] | None = None,
     ) -> MarketRecord | None:
         record = successor(expected, epoch=epoch, leader=leader, in_sync=in_sync, force=force, yielding=yielding)
         with self._operation() as until_s:
@@ -275,9 +276,23 @@ class EtcdCoordinator:
                 entry = self._find(expected.market, until_s)
                 if entry is None or self._record(entry) != expected:
                     return None
+                still = self._still_of(expected.market, lives or {}, until_s)
+                if still is None:
+                    return None
                 unsettled = _Unsettled(entry.revision, entry.value)
-                if self._write(expected.market, _encoded(record), unsettled, until_s, repeatable=False):
+                if self._write(expected.market, _encoded(record), unsettled, until_s, repeatable=False, also=still):
                     return record
+
+    def _still_of(self, market: str, lives: Mapping[str, str], until_s: float) -> list[dict[str, Any]] | None:
+        """Return comparisons that hold while the marks of these nodes are as now; None: one is of another life."""
+        compare = []
+        for node, life in lives.items():
+            key = self._disk_key(market, node)
+            entries = self._read(until_s, _range(key))
+            if (self._mark_of(entries[0]).life if entries else "") != life:
+                return None
+            compare.append(_at_revision(key, entries[0].revision if entries else 0))
+        return compare
 
     def renew(self, node: str, *, holder: str, ttl_ms: int) -> None:
         """As the protocol says; the time is rounded up to whole seconds, and to the least that etcd grants."""
@@ -332,13 +347,13 @@ class EtcdCoordinator:
         with self._operation() as until_s:
             key = self._disk_key(market, "")
             entries = self._read(until_s, _range(key, end=key[:-1] + bytes([key[-1] + 1])))
+        return {urllib.parse.unquote(entry.key[len(key) :].decode()): self._mark_of(entry) for entry in entries}
+
+    def _mark_of(self, entry: _Entry) -> DiskMark:
         try:
-            return {
-                urllib.parse.unquote(entry.key[len(key) :].decode()): DiskMark(*json.loads(entry.value))
-                for entry in entries
-            }
+            return DiskMark(*json.loads(entry.value))
         except (ValueError, TypeError, InvariantBroken) as error:
-            raise StorageError(f"{self._where} holds a wrong mark below {key!r}: {error}") from error
+            raise StorageError(f"{self._where} holds a wrong mark at {entry.key!r}: {error}") from error
 
     def _disk_key(self, market: str, node: str) -> bytes:
         """Return the key of a mark; names are escaped, as they may hold any sign."""
@@ -407,12 +422,21 @@ class EtcdCoordinator:
                 return entry
             self._transact([_at_revision(key, unsettled.revision)], [_put(key, unsettled.value)], until_s)
 
-    def _write(self, market: str, value: bytes, unsettled: _Unsettled, until_s: float, *, repeatable: bool) -> bool:
-        """Write the record's key if it still is at that revision, and return whether it was."""
+    def _write(
+        self,
+        market: str,
+        value: bytes,
+        unsettled: _Unsettled,
+        until_s: float,
+        *,
+        repeatable: bool,
+        also: Iterable[dict[str, Any]] = (),
+    ) -> bool:
+        """Write the record's key if it is still at that revision, and ``also`` holds; return whether that was so."""
         key = self._key("markets/", market)
         self._unsettled[market] = unsettled
         done, _ = self._transact(
-            [_at_revision(key, unsettled.revision)], [_put(key, value)], until_s, repeatable=repeatable
+            [_at_revision(key, unsettled.revision), *also], [_put(key, value)], until_s, repeatable=repeatable
         )
         del self._unsettled[market]
         return done

@@ -87,6 +87,7 @@ _INSERT: Final = (
 _LEASE: Final = "INSERT OR REPLACE INTO lease (node, holder, token, process, expires_ns) VALUES (?, ?, ?, ?, ?)"
 _HOLDER: Final = "SELECT holder, token, process, expires_ns FROM lease WHERE node = ?"
 _MARK: Final = "INSERT OR REPLACE INTO disk (market, node, number, life, epoch, sequence) VALUES (?, ?, ?, ?, ?, ?)"
+_LIFE: Final = "SELECT life FROM disk WHERE market = ? AND node = ?"
 _UPDATE: Final = (
     "UPDATE market SET version = ?, epoch = ?, leader = ?, in_sync = ?, forced = ?, yielding = ? WHERE market = ?"
 )
@@ -180,11 +181,16 @@ class SqliteCoordinator:
         in_sync: Iterable[str],
         force: bool = False,
         yielding: bool = False,
+        lives: Mapping[str, str] | None = None,
     ) -> MarketRecord | None:
         record = successor(expected, epoch=epoch, leader=leader, in_sync=in_sync, force=force, yielding=yielding)
         with self._transaction("BEGIN IMMEDIATE") as connection:
             if self._select(connection, expected.market) != expected:
                 return None
+            for node, life in (lives or {}).items():
+                row = connection.execute(_LIFE, (expected.market, node)).fetchone()
+                if (row[0] if row is not None else "") != life:
+                    return None
             connection.execute(_UPDATE, _values(record))
         return record
 

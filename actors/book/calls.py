@@ -57,6 +57,7 @@ class CoordinatorCalls:
                         in_sync=call.in_sync,
                         force=call.force,
                         yielding=call.yielding,
+                        lives=dict(call.lives),
                     ),
                 )
             case _:

@@ -13,6 +13,7 @@ MSR-TR-2008-25), the scheme of Kafka's in-sync replicas. The rules it rests on:
 - A disk may come back as an older copy of itself. Each start is a *life* with a random name, on the disk and at the
   coordinator before the replica leads, follows or acknowledges; members report there how far they are committed. A
   member whose disk is not of the last life, or ends before what was reported, is repaired like a damaged one.
+- A swap that adds a member takes effect only if the disk is still of the life whose log had caught up.
 - If a follower holds committed entries that its leader's log lacks, the leader's disk or the coordinator's store is an
   older copy. The follower objects, and the leader steps back.
 - Every message carries its epoch. A replica refuses older epochs, and believes a newer one, or another leader, only
@@ -265,6 +266,8 @@ class SwapRecord:
     in_sync: tuple[str, ...]
     force: bool = False
     yielding: bool = False
+    lives: tuple[tuple[str, str], ...] = ()
+    """The added members, and the lives of their disks that have caught up: refuse the swap if one has begun another."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -331,6 +334,10 @@ class _Follower:
     observer: bool
     probe: Tail
     """The tail that the follower asked to join at."""
+    life: str
+    """Of its disk, as the coordinator should know it."""
+    former: bool = False
+    """The coordinator knows another life: add the follower only when it has joined again."""
     matched: bool = False
     """Its log is known to be a prefix of ours up to ``sent``."""
     streaming: bool = False
@@ -457,6 +464,7 @@ class Replica:
         """Nodes that were in sync since the start: linked, they may be again."""
         self._swap: SwapRecord | None = None
         self._swap_lost = False
+        self._swap_refused = False
         self._force: SwapRecord | None = None
         self._inherited = 0
         self._lapsed: str | None = None
@@ -497,7 +505,9 @@ class Replica:
         effects = self._take(record)
         self._must_read = again  # this answer may be older than the second claim
         if self.following is Following.UNCHECKED:
-            return effects + self._check_disk(record)
+            effects += self._check_disk(record)
+            if self.following is Following.UNCHECKED:
+                return effects
         if self.role is Role.LEADING and epoch > self.epoch and record.leader == self.node:
             return effects + self._stop(
                 StorageError(
@@ -516,7 +526,11 @@ class Replica:
         if self._swap is not None and self._swap_lost:
             self._swap_lost = False
             if record.version == self._swap.expected.version:
-                return [self._swap]  # again: the second of the two attempts fails, and says so
+                if not self._swap_refused:
+                    return [self._swap]  # again: the second of the two attempts fails, and says so
+                for name, life in self._swap.lives:  # a life that has ended does not return: it never takes effect
+                    if (follower := self._followers.get(name)) is not None and follower.life == life:
+                        follower.former = True
             self._swap = None
             self._learn(record.in_sync)
             return [*self._advance(), *self._reconsider(now_ns)]
@@ -663,9 +677,10 @@ class Replica:
 
         Read them before the record: a member then holds what they say.
         """
-        if self.following is not Following.UNCHECKED:
-            return []
         self._marks = marks
+        if self.following is not Following.UNCHECKED:
+            own = marks.get(self.node)
+            return self.on_marked(own) if own is not None else []
         return [ReadRecord()]
 
     def _check_disk(self, record: MarketRecord) -> list[Effect]:
@@ -678,9 +693,9 @@ class Replica:
         # A non-member too: a swap that makes it a member, because of what it held, may be running.
         why = self._why_old(record, self._marks) if not self.repairing else None
         effects = self._begin_repair(why) if why is not None else []
-        if self.repairing:
-            self.following = Following.APART  # it takes part, but reports its life, and counts, only when it is whole
-            return [*effects, ReadRecord()]
+        if self.repairing or not self.disk.begun:
+            self.following = Following.APART  # one under repair reports its life, and counts, only when it is whole
+            return effects
         return [*effects, ReportMark(self._mark_of_this_life())]
 
     def _why_old(self, record: MarketRecord, marks: dict[str, DiskMark]) -> str | None:
@@ -713,12 +728,21 @@ class Replica:
         if not self.disk.begun or mark.life != self.disk.begun[-1]:
             return []
         effects = self._keep_disk(self.disk.reported(mark.number))
+        self._marks = {**(self._marks or {}), self.node: mark}
         if self.repairing:
             effects += self._repaired()
         if self.following is Following.UNCHECKED:
-            self.following = Following.APART
+            # Nobody is added on the word of an earlier life from now on. If that has just been done, check as a member.
             effects.append(ReadRecord())
+        elif self.joined and self.leader in self._links:
+            effects += self._join()  # in this life
         return effects
+
+    @property
+    def _reported_life(self) -> str:
+        """The life of this disk that the coordinator has, as far as this replica knows; empty: none."""
+        own = (self._marks or {}).get(self.node)
+        return self.disk.life if not self.disk.begun else "" if own is None else own.life
 
     @property
     def mark(self) -> DiskMark | None:
@@ -941,7 +965,7 @@ class Replica:
         if record is None:
             if self.role is Role.CLAIMING:
                 self._give_up_claim()
-            self._swap_lost = self._swap is not None
+            self._swap_lost = self._swap_refused = self._swap is not None
             return [ReadRecord()]
         self._swap = None
         effects = self._take(record)
@@ -986,7 +1010,7 @@ class Replica:
         """
         self._must_read = True
         self._doubting = Doubt.NONE
-        if isinstance(call, ReportMark):
+        if isinstance(call, (ReportMark, ReadMarks)):
             self._must_report = True
             self._reports_repair = False
         if call is self._swap:
@@ -1000,9 +1024,14 @@ class Replica:
     ) -> list[Effect]:
         ensure(self._swap is None, "a swap begins while another is under way")
         record = present(self.record, "a swap without the record that it replaces")
-        self._swap_lost = False
-        self._swap = SwapRecord(record, epoch, self.node, tuple(sorted(in_sync)), force, yielding)
+        self._swap_lost = self._swap_refused = False
+        lives = self._lives([name for name in sorted(in_sync) if name not in record.in_sync and name != self.node])
+        self._swap = SwapRecord(record, epoch, self.node, tuple(sorted(in_sync)), force, yielding, lives)
         return [self._swap]
+
+    def _lives(self, added: Iterable[str]) -> tuple[tuple[str, str], ...]:
+        """Leader: the lives in which the disks of new members have caught up."""
+        return tuple([(name, self._followers[name].life) for name in added])
 
     # -- links and time -----------------------------------------------------------------------------------------
 
@@ -1044,9 +1073,11 @@ class Replica:
     def on_tick(self, now_ns: int) -> list[Effect]:
         """Time has passed; ``now_ns`` is monotonic."""
         checked = self.following is not Following.UNCHECKED
-        if self._must_report and checked and self.disk.begun and not self.repairing:
+        if self._must_report and checked and self.disk.begun:
             self._must_report = False
-            return [ReportMark(self._mark_of_this_life()), *self._on_tick(now_ns)]
+            # One under repair may be no member any more, and not report again: find out which life the coordinator has.
+            again = ReadMarks() if self.repairing else ReportMark(self._mark_of_this_life())
+            return [again, *self._on_tick(now_ns)]
         return self._on_tick(now_ns)
 
     def _on_tick(self, now_ns: int) -> list[Effect]:
@@ -1119,7 +1150,8 @@ class Replica:
         for name, follower in self._followers.items():
             caught_up = follower.streaming and follower.acked >= needed
             room = len(members) < IN_SYNC_MAX
-            if caught_up and room and name not in self.in_sync and not follower.observer:
+            able = caught_up and room and not follower.observer and not follower.former
+            if able and name not in self.in_sync:
                 members.add(name)
         if len(members) < self.min_in_sync:
             # Nothing commits below the minimum, so removing a member gains nothing; but as long as it is a member, it
@@ -1280,6 +1312,7 @@ class Replica:
             message.join,
             message.observer,
             probe,
+            message.life,
             acked=min(message.durable, probe.sequence),
             behind_since_ns=now_ns,
         )
@@ -1463,7 +1496,8 @@ class Replica:
         self._fetching = 0
         self._join_number += 1
         number = self._join_number
-        join = Join(self.market, self.epoch, number, tail.epoch, tail.sequence, tail.chain, self.durable, self.observer)
+        ends = tail.epoch, tail.sequence, tail.chain, self.durable
+        join = Join(self.market, self.epoch, number, *ends, self.observer, self._reported_life)
         return [Send((leader,), join)]
 
     def on_rewind(self, sender: str, message: Rewind) -> list[Effect]:

@@ -89,6 +89,8 @@ class Join:
     durable: Sequence
     observer: Annotated[bool, codec.Bool()]
     """An observer: it never joins the in-sync set, and nobody waits for it."""
+    life: Annotated[str, codec.Str(64)]
+    """The life of my disk that the coordinator has; empty: none. I am added only as long as it has that one."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

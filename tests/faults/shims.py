@@ -142,11 +142,11 @@ class Shims:
                 raise Unavailable("the store is away", code=UNAVAILABLE_CODE)
             return operation(store)
 
-        def dying(store: etcd.EtcdCoordinator, *args: Any, repeatable: bool) -> bool:
+        def dying(store: etcd.EtcdCoordinator, *args: Any, repeatable: bool, **more: Any) -> bool:
             if repeatable or not self._die_in_swap:
-                return write(store, *args, repeatable=repeatable)
+                return write(store, *args, repeatable=repeatable, **more)
             if self._die_in_swap == "after_the_write":
-                write(store, *args, repeatable=repeatable)
+                write(store, *args, repeatable=repeatable, **more)
             os.kill(os.getpid(), signal.SIGKILL)
             raise AssertionError("the process is dead")
 

@@ -425,6 +425,14 @@ class ReportsItsLifeWhileItIsRepaired(Replica):
         return effects
 
 
+class AddsOnTheWordOfAFormerLife(Replica):
+    """A swap adds a member whatever has become of its disk since that had caught up."""
+
+    def _lives(self, added: Any) -> tuple[tuple[str, str], ...]:
+        del added
+        return ()
+
+
 class ForgetfulNode(Node):
     """The dedupe state is lost by a restart."""
 
@@ -598,7 +606,7 @@ REPLICAS: list[tuple[type[Replica], int, str | None]] = [
     (ShrinksBelowTheMinimum, 100, None),
     (NeverYields, 60, None),
     (LeadsOnWithAWrongClock, 60, None),
-    (TakesOverWithAWrongClock, 300, None),
+    (TakesOverWithAWrongClock, 600, None),
     (ClaimsBeforeClocksAreCompared, 60, None),
     (TakesOverWithoutTheMeans, 60, None),
     (EndsItsRepairTooEarly, 200, None),
@@ -610,6 +618,7 @@ REPLICAS: list[tuple[type[Replica], int, str | None]] = [
     (TakesPartBeforeItsLifeIsReported, 200, "copy+restore"),
     (ReportsItsLifeWhileItIsRepaired, 100, "copy+restore"),
     (ReportsWhatIsNotCommitted, 400, "copy+restore"),
+    (AddsOnTheWordOfAFormerLife, 60, None),
     (WaitsForASnapshotThatWasNotKept, 100, None),
     (SaysOnceThatItHasStopped, 200, None),
     (LeavesWhoJoinsWithoutAnAnswer, 300, None),
@@ -658,7 +667,7 @@ FOUND_AT: dict[str, int] = {
     "TakesALateRewind": 221,
     "TakesAnyEnd": 55,
     "TakesAnyLife": 19,
-    "TakesOverWithAWrongClock": 92,
+    "TakesOverWithAWrongClock": 349,
     "TakesOverWithoutTheMeans": 4,
     "TakesPartBeforeItsLifeIsReported": 14,
     "WaitsForASnapshotThatWasNotKept": 9,

@@ -92,7 +92,7 @@ def leader() -> Replica:
 
 def join(number: int) -> Join:
     """Return join ``number`` of an empty follower in epoch 2."""
-    return Join("M", 2, number, 0, 0, EMPTY.chain, 0, observer=False)
+    return Join("M", 2, number, 0, 0, EMPTY.chain, 0, observer=False, life="")
 
 
 def sent(effects: list[Any], kind: type) -> list[Any]:

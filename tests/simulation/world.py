@@ -462,12 +462,13 @@ class Node:
 
     def copy(self) -> None:
         """Make a copy of the disk as it is now; a few of all that were made are kept."""
-        made = Copy(
-            tuple(self.disk), self.snapshot, self.base, self.committed_on_disk, self.state, self.marked or self.lost
-        )
-        self.copies.append(made)
+        self.copies.append(self.take_copy())
         if len(self.copies) > 4:
             del self.copies[self.world.chance.randrange(4)]
+
+    def take_copy(self) -> Copy:
+        marked = self.marked or self.lost
+        return Copy(tuple(self.disk), self.snapshot, self.base, self.committed_on_disk, self.state, marked)
 
     def restore(self, made: Copy) -> None:
         """Put a copy in the place of the disk."""
@@ -611,8 +612,8 @@ class World:
         self.store: dict[str, MarketRecord] = {}
         self.marks: dict[str, DiskMark] = {}
         """What nodes have reported of their disks."""
-        self.troubles = self.restored = 0
-        """How often a replica called for a person, and how many old disks came back."""
+        self.troubles = self.restored = self.taken_back = 0
+        """How often a replica called for a person; how many old disks came back, and how many of nodes being added."""
         self.late: list[SwapRecord] = []
         """Swaps that their nodes have given up, and that the coordinator may still carry out."""
         self.log: dict[int, bytes] = {}
@@ -666,9 +667,11 @@ class World:
         if self.is_lost(tail):
             return
         sequence, chain = tail.sequence, tail.chain
-        assert self.log.setdefault(sequence, chain) == chain, f"{node.name}: another log at {sequence}"
+        known = self.log.setdefault(sequence, chain)
+        assert known == chain, f"{node.name}: another log at {sequence}"
         found = node.book.state_hash()
-        assert self.hashes.setdefault(sequence, found) == found, f"{node.name}: another state at {sequence}"
+        expected = self.hashes.setdefault(sequence, found)
+        assert expected == found, f"{node.name}: another state at {sequence}"
 
     def note_cut(self, node: Node, chains: Iterable[bytes]) -> None:
         """What was acknowledged, and lost to a leadership by force, is put aside; nothing else takes it off a disk."""
@@ -755,6 +758,8 @@ class World:
         if isinstance(call, CreateRecord):
             return self.store.setdefault(MARKET, MarketRecord(MARKET, 1, 1, name, (name,)))
         if self.store[MARKET] != call.expected:
+            return None
+        if any([(self.marks[node].life if node in self.marks else "") != life for node, life in call.lives]):
             return None
         record = successor(
             call.expected,
@@ -921,6 +926,8 @@ class World:
         rates, nodes = self.rates, self.nodes
         alive = [name for name, node in nodes.items() if node.alive]
         losable = self.losable()
+        swaps = [call for node in nodes.values() for call in node.calls if isinstance(call, SwapRecord)]
+        added = {name for swap in [*swaps, *self.late] for name in {*swap.in_sync} - {*swap.expected.in_sync}}
         for at, name in enumerate(alive):
             node = nodes[name]
             for pair in [(name, other) for other in alive[at + 1 :] if frozenset((name, other)) in self.connected]:
@@ -939,7 +946,7 @@ class World:
                 may(rates["lapse"] * node.pace, self.lapse, node)
             may(rates["copy"], node.copy)
             if node.copies:
-                may(rates["restore"], self.restore, name)
+                may(rates["restore"] * (20 if name in added else 1), self.restore, name)
             if name in losable:
                 may(rates["wipe"], self.wipe, name)
                 may(rates["damage"], self.damage, name)
@@ -1117,9 +1124,8 @@ class World:
         swaps = [call for other in self.nodes.values() for call in other.calls if isinstance(call, SwapRecord)]
         sets = [record.in_sync, *[swap.in_sync for swap in [*swaps, *self.late]]]
         safe = [any(m != name and m in self.nodes and self.is_whole(self.nodes[m]) for m in each) for each in sets]
-        being_added = name not in record.in_sync and any(name in each for each in sets)
-        if self.lost_disks() - {name} or not told or not all(safe) or being_added:
-            return  # being added: a limit that the guarantees name
+        if self.lost_disks() - {name} or not told or not all(safe):
+            return
         if self.min_in_sync > 1 and name in record.in_sync and name not in self.losable():
             return
         node.crash()
@@ -1168,6 +1174,7 @@ class World:
             self.restart_the_leader_misled()
             self.isolate_the_leader()
             self.stop_the_leader()
+            self.restore_who_is_added()
             self.answer_everybody()
         finally:
             protocol.IN_FLIGHT_MAX, requests.MANY = in_flight_max, many  # type: ignore[misc]
@@ -1354,6 +1361,44 @@ class World:
             assert not enough, f"stuck: {stopped.name} has stopped, its node lives, and none of {left} leads"
         stopped.crash()
         stopped.start()
+        self.converge()
+
+    def restore_who_is_added(self) -> None:
+        """The disk of a node goes back to a copy while the coordinator has not yet carried out the node's addition."""
+        leader, record = self.leader(), self.store[MARKET]
+        others = [name for name in record.in_sync if name != leader.name]
+        if not others or len(others) < self.min_in_sync:
+            return
+        added = self.nodes[self.chance.choice(others)]
+
+        def until(is_so: Callable[[], bool]) -> bool:
+            for _ in range(20_000):
+                if is_so() or not leader.replica.leads:
+                    break
+                self.step()
+            return is_so()
+
+        def adding() -> list[SwapRecord]:
+            calls = [call for call in leader.calls if isinstance(call, SwapRecord)]
+            return [call for call in calls if added.name in {*call.in_sync} - {*call.expected.in_sync}]
+
+        self.change_isolation(added.name)
+        removed = until(lambda: added.name not in self.store[MARKET].in_sync)
+        made, acknowledged = added.take_copy(), self.acknowledged
+        self.trade(leader)
+        removed = removed and until(lambda: self.acknowledged > acknowledged)
+        self.change_isolation(added.name)
+        if removed and until(lambda: bool(adding())):
+            (swap,) = adding()
+            leader.calls.remove(swap)
+            added.crash()
+            added.restore(made)
+            added.start()
+            until(lambda: added.replica.following is not Following.UNCHECKED)
+            leader.calls.append(swap)
+            self.taken_back += 1
+        for request in self.requests:
+            request.deadline_ns += FOREVER_NS
         self.converge()
 
     def heal(self) -> None:
