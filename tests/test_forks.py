@@ -30,6 +30,7 @@ from openoutcry.actors import (
     message,
     open_nodes,
 )
+from openoutcry.actors.book.journal import FolderLock
 from openoutcry.actors.control import ControlClient
 from openoutcry.actors.control.server import ControlServer
 from openoutcry.transport.rendezvous import Rendezvous
@@ -248,6 +249,30 @@ def test_an_orphan_keeps_no_port_no_connection_and_no_data_directory(tmp_path: P
         os.kill(int(orphan), signal.SIGKILL)
 
 
+def test_a_child_forked_while_folders_are_locked_and_released_ends_and_keeps_none(tmp_path: Path) -> None:
+    done, ended, failed = threading.Event(), 0, list[BaseException]()
+
+    def churn(folder: Path) -> None:
+        try:
+            while not done.is_set():
+                FolderLock(folder).release()
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=churn, args=(tmp_path / str(number),)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(40):
+            assert in_child(lambda: 1) == 1
+            ended += 1
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert (ended, failed) == (40, [])
+
+
 def test_a_node_in_a_child_is_refused_before_nng_ends_the_process_and_actors_work_there(tmp_path: Path) -> None:
     ExchangeNode("parent", data_dir=tmp_path / "parent").close()
 
@@ -335,7 +360,7 @@ def test_an_error_names_the_process_that_holds_a_data_directory(tmp_path: Path) 
     ExchangeNode("a", data_dir=tmp_path).close()
 
 
-def test_every_call_of_an_async_node_is_refused_in_another_event_loop_before_it_sends() -> None:
+def test_every_call_of_an_async_node_is_refused_in_another_event_loop_or_none_before_it_sends() -> None:
     with ExchangeNode("a", markets={MARKET: RULES}) as node:
         node.wait_ready()
 
@@ -370,6 +395,13 @@ def test_every_call_of_an_async_node_is_refused_in_another_event_loop_before_it_
             with pytest.raises(InvalidRequest, match="nothing was sent") as caught:
                 asyncio.run(call(method, *args))
             assert caught.value.code == "other_event_loop"
+            waiting = method(*args)
+            with pytest.raises(InvalidRequest, match="nothing was sent") as caught:
+                waiting.send(None)  # as another library's event loop would
+            assert caught.value.code == "no_event_loop"
+        with pytest.raises(InvalidRequest) as caught:
+            made.market(MARKET)
+        assert caught.value.code == "no_event_loop"
         assert node.sequence(MARKET) == sequence
         asyncio.run(call(made.close))
         assert node.phase == "closed"

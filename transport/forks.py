@@ -47,20 +47,25 @@ _addresses: set[Any] = set()
 _refusing: dict[type, type] = {}
 _forking = threading.local()
 """Whether the garbage collector was on when the thread began to fork."""
+unforked: Final = threading.RLock()
+"""While a thread holds it no other forks: hold it, briefly, from opening what a child must let go to guarding it."""
 
 
 def guard(holder: _T, let_go: Callable[[_T], object] | None = None, *, refuse: bool = True) -> None:
     """Have ``holder`` refuse every call in a child of this process, unless told otherwise.
 
-    The child first calls ``let_go(holder)`` to close its resources. It must not wait for anything.
+    The child first calls ``let_go(holder)`` to close its resources. It must not wait for anything: a lock, such as
+    that of a buffered file, may be held by a thread that the child does not have.
     """
-    _guarded[holder] = let_go, refuse
+    with unforked:
+        _guarded[holder] = let_go, refuse
 
 
 def guard_nng(opened: Any) -> None:
     """Note a socket of nng, whose descriptors a child closes."""
-    _nng["pid"] = os.getpid()
-    _nng_sockets.add(opened)
+    with unforked:
+        _nng["pid"] = os.getpid()
+        _nng_sockets.add(opened)
 
 
 def check_nng() -> None:
@@ -80,6 +85,7 @@ def check_nng() -> None:
 
 def _before() -> None:
     """Note where nng's sockets are: the child cannot ask it any more."""
+    unforked.acquire()
     _forking.collects = gc.isenabled()
     gc.disable()  # in the child it might come upon a socket before nng is out of reach
     _addresses.clear()
@@ -92,6 +98,7 @@ def _before() -> None:
 def _in_parent() -> None:
     if _forking.collects:
         gc.enable()
+    unforked.release()
 
 
 def _in_child() -> None:

@@ -28,7 +28,7 @@ from typing import ClassVar, Final
 from zlib import crc32
 
 from ...transport.errors import ConfigurationError, InvariantBroken, ProtocolError, StorageError, present
-from ...transport.forks import guard
+from ...transport.forks import guard, unforked
 from .record import EMPTY, Record, Tail, chain_of
 from .snapshots import NotKept, open_patiently, sync_folder
 
@@ -85,12 +85,15 @@ class FolderLock:
             folder.mkdir(parents=True, exist_ok=True)
         self._read_only = read_only
         path = folder / "lock"
-        self._file = path.open("r" if read_only else "a+")
+        with unforked:
+            self._file = path.open("rb" if read_only else "ab+", buffering=0)
+            # A child of fork() has the same lock through its own descriptor, and would keep it after this process.
+            guard(self, FolderLock._let_go, refuse=False)
         try:
             fcntl.flock(self._file, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             self._file.seek(0)
-            held = self._file.read(LOCK_SIZE_MAX).split()
+            held = self._file.read(LOCK_SIZE_MAX).decode(errors="replace").split()
             here = [lock for lock in self._held if os.path.sameopenfile(self._file.fileno(), lock._file.fileno())]
             self._file.close()
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
@@ -100,11 +103,8 @@ class FolderLock:
         if not read_only:
             with contextlib.suppress(OSError):  # a full disk: the lock holds anyway
                 self._file.truncate(0)
-                self._file.write(f"{os.getpid()} {socket.gethostname()}\n")
-                self._file.flush()
+                self._file.write(f"{os.getpid()} {socket.gethostname()}\n".encode())
         self._held.add(self)
-        # A child of fork() has the same lock through its own descriptor, and would keep it after this process.
-        guard(self, FolderLock._let_go, refuse=False)
 
     def _let_go(self) -> None:
         self._held.discard(self)
@@ -116,6 +116,9 @@ class FolderLock:
         if not self._file.closed and not self._read_only:
             with contextlib.suppress(OSError):
                 self._file.truncate(0)
+        if not self._file.closed:
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_UN)  # for a child, too, that was forked while the file is closed
         self._file.close()
 
 

@@ -83,7 +83,7 @@ class MarketLoop:
         self._looking: asyncio.TimerHandle | None = None
 
     def check(self) -> None:
-        """Raise InvalidRequest, code ``other_event_loop``, unless this loop is running."""
+        """Raise InvalidRequest, codes ``other_event_loop`` and ``no_event_loop``, unless this loop is running."""
         _check_loop(self.loop, "AsyncNode", "make another of the same node")
 
     async def send(self, submissions: Submissions, commands: tuple[Command, ...], deadline_s: float) -> _Awaited:
@@ -337,7 +337,15 @@ class _Answer(pykka.Future[Any]):
 
 def _check_loop(loop: asyncio.AbstractEventLoop, what: str, instead: str) -> None:
     """Raise InvalidRequest unless ``loop`` is the running event loop."""
-    if asyncio.get_running_loop() is not loop:
+    try:
+        running = asyncio.get_running_loop()
+    except RuntimeError:
+        raise InvalidRequest(
+            f"this {what} belongs to an event loop of asyncio, and none runs here; nothing was sent. Call it in a "
+            "coroutine of that loop, or use the node itself, whose calls block",
+            code="no_event_loop",
+        ) from None
+    if running is not loop:
         raise InvalidRequest(
             f"this {what} belongs to another event loop{' that is closed' if loop.is_closed() else ''}; nothing was "
             f"sent. In this one, {instead}",
