@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -29,6 +31,35 @@ def assert_acknowledged_once(net: Traders, *acked: list[tuple[str, int]]) -> Non
         for node, answers in zip(net, acked, strict=True):
             for client_order_id, sequence in answers:
                 assert where.get((node.name, client_order_id)) == sequence, f"{name} lost {node.name}/{client_order_id}"
+
+
+BOOK_OF_MANY_ACCOUNTS = """
+from openoutcry.actors.book.orderbook import OrderBook
+from openoutcry.actors.book.rules import MarketRules
+book = OrderBook(MarketRules(dedupe_window=64))
+orders = [
+    (1, f"a{at % 37}", f"c{at}", at * 7 % 2, 0, 90 + at * 13 % 21, 1 + at % 5, 3, 900 + at, 0) for at in range(600)
+]
+events = [*book.apply(1, 100, orders[:500]), *book.apply(501, 950, orders[500:])]
+events += book.apply(601, 951, [(3, "a1", "")])
+print(hash("a1"), book.state_hash(), book.snapshot().hex(), events)
+"""
+
+
+def test_processes_that_hash_strings_otherwise_make_the_same_book_to_the_byte() -> None:
+    """Nodes that the other tests start are forks of one process, and hash alike; those of an exchange do not."""
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", BOOK_OF_MANY_ACCOUNTS],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.split(maxsplit=1)
+        for seed in ("1", "2")
+    ]
+    assert said[0][0] != said[1][0]
+    assert said[0][1] == said[1][1]
 
 
 @pytest.mark.parametrize("seed", range(SEEDS))

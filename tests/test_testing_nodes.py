@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -177,10 +178,17 @@ def fetch_lock(_node: ExchangeNode) -> Any:
     return threading.Lock()
 
 
+def parent_of(_node: ExchangeNode) -> int:
+    return os.getppid()
+
+
+@pytest.mark.parametrize("start_method", ["spawn", "forkserver"])
 def test_nodes_in_processes_take_calls_and_functions_die_and_come_back(
-    exchange_processes: Callable[..., Any], actor_probe: ActorProbe
+    exchange_processes: Callable[..., Any], actor_probe: ActorProbe, monkeypatch: pytest.MonkeyPatch, start_method: str
 ) -> None:
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda **_: start_method)
     net = exchange_processes(nodes=2)
+    assert (net[0].run(parent_of) == os.getpid()) is (start_method == "spawn")
     assert net[0].pid != net[1].pid != os.getpid()
     order = net[0].submit_order(MARKET, "buy", "99", "1")
     with pytest.raises(InvalidRequest) as caught:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Any, Final
 
 from ...transport.errors import present, quoted
@@ -29,7 +30,12 @@ START_S: Final = 60.0
 CALL_S: Final = 120.0
 """Seconds for a call before the process counts as stuck and is killed."""
 
-_spawn = multiprocessing.get_context("spawn")  # nng must not be used after a fork
+
+def _context() -> SpawnContext | ForkServerContext:
+    """Return how processes are started: never by a fork of this one, in which nng could not be used."""
+    if multiprocessing.get_start_method(allow_none=True) == "forkserver":
+        return multiprocessing.get_context("forkserver")
+    return multiprocessing.get_context("spawn")
 
 
 class NodeProcess:
@@ -66,8 +72,9 @@ class NodeProcess:
         self._calls = threading.Lock()
         guard(self)
         self._answers: queue.SimpleQueue[tuple[bool, Any] | None] = queue.SimpleQueue()
-        self._pipe, theirs = _spawn.Pipe()
-        self._process = _spawn.Process(target=_serve, args=(name, dict(options), prepare, theirs), daemon=True)
+        context = _context()
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(name, dict(options), prepare, theirs), daemon=True)
         self._process.start()
         theirs.close()
         self._reader = threading.Thread(target=self._read, name=f"pipe of {name}", daemon=True)

@@ -45,7 +45,7 @@ PAUSE_S: Final = 0.004
 """Between two calls of a client: a load that leaves most of a small machine free."""
 CALL_TIMEOUT_S: Final = 15
 LEASE_MS: Final = 1000
-_spawn = multiprocessing.get_context("spawn")
+_processes = multiprocessing.get_context()
 
 
 # -- in the child ------------------------------------------------------------------------------------------------------
@@ -225,9 +225,9 @@ class Node:
         self.name = name
         self.folder = folder / name
         self._history = history
-        self._pipe, theirs = _spawn.Pipe()
+        self._pipe, theirs = _processes.Pipe()
         arguments = (name, folder, directory, options, shims, theirs)
-        self._process = _spawn.Process(target=_serve, args=arguments, daemon=True)
+        self._process = _processes.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
         self._said: queue.Queue[tuple[Any, ...]] = queue.Queue()
