@@ -180,7 +180,8 @@ def test_every_wrong_path_of_a_process_that_stays_exits_with_78(tmp_path: Path) 
 def test_a_damaged_file_of_a_node_ends_it_with_78(tmp_path: Path) -> None:
     with ExchangeNode("a", markets=RULES, data_dir=tmp_path / "good") as node:
         node.wait_ready()
-    for name, content in (("node.json", b"\xff{"), ("node.json", b'{"name": 5}'), ("markets.json", b"[" * 100_000)):
+    node, markets = "node.json", "markets.json"
+    for name, content in ((node, b"\xff{"), (node, b'{"name": 5}'), (node, b"null"), (markets, b"[" * 100_000)):
         at = tmp_path / f"{name} {len(content)}"
         shutil.copytree(tmp_path / "good", at)
         (at / name).write_bytes(content)

@@ -7,7 +7,7 @@ import json
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote, unquote
 
 from ...transport.errors import ConfigurationError, StorageError
@@ -15,6 +15,9 @@ from ...transport.files import read_file, refusal
 from ..book.rules import MarketRules
 from ..book.snapshots import write_durably
 from ..book.storage import LOGGED
+
+_OWNER: Final = "node.json"
+"""The file in a data directory that says whose it is."""
 
 
 class NodeFolder:
@@ -28,7 +31,7 @@ class NodeFolder:
             StorageError: a file cannot be read, or is damaged (code ``corrupt``).
         """
         self.path = path
-        self.node_id = _node_id(path, name)
+        self.node_id = _claim(path, name)
         """The id of this disk: a wiped directory is a new replica, even if its node keeps its name."""
         self.created = _read_created(path)
         """The markets that were created at this node, and the rules given for each."""
@@ -56,40 +59,58 @@ class NodeFolder:
         self.created = dict(created)
 
 
-def _node_id(folder: Path, name: str) -> str:
-    path = folder / "node.json"
+def owner_of(folder: Path) -> tuple[str, str] | None:
+    """Return the id and the name of the node that owns a data directory, None if it has no owner yet.
+
+    Raises:
+        StorageError: its ``node.json`` cannot be read, or is damaged (code ``corrupt``).
+    """
+    path = folder / _OWNER
     stored = _read_json(path)
     if stored is None:
-        stored = {"node_id": f"{name}.{uuid.uuid4().hex[:8]}", "name": name}
-        _write_json(path, stored)
-    if not isinstance(stored, dict) or not all([isinstance(stored.get(key), str) for key in ("node_id", "name")]):
+        return None
+    node_id, name = stored.get("node_id"), stored.get("name")
+    if not isinstance(node_id, str) or not isinstance(name, str):
         raise StorageError(f"{path} names no node: restore it from a backup", code="corrupt")
-    if stored["name"] != name:
+    return node_id, name
+
+
+def _claim(folder: Path, name: str) -> str:
+    """Return the node id of a data directory; write a new one if it has no owner yet."""
+    owner = owner_of(folder)
+    if owner is None:
+        node_id = f"{name}.{uuid.uuid4().hex[:8]}"
+        _write_json(folder / _OWNER, {"node_id": node_id, "name": name})
+        return node_id
+    if owner[1] != name:
         raise ConfigurationError(
-            f"{folder} belongs to node {stored['name']!r}, not {name!r}; give each node its own data directory",
+            f"{folder} belongs to node {owner[1]!r}, not {name!r}; give each node its own data directory",
             code="other_data_dir",
         )
-    return str(stored["node_id"])
+    return owner[0]
 
 
 def _read_created(folder: Path) -> dict[str, MarketRules]:
     path = folder / "markets.json"
     try:
-        return {str(market): MarketRules(**rules) for market, rules in (_read_json(path) or {}).items()}
-    except (TypeError, AttributeError, ConfigurationError) as error:
+        return {market: MarketRules(**rules) for market, rules in (_read_json(path) or {}).items()}
+    except (TypeError, ConfigurationError) as error:
         raise StorageError(f"{path} cannot be read: {error}", code="corrupt") from error
 
 
-def _read_json(path: Path) -> Any:
-    """Return the contents of a file in a data directory, None if there is none."""
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Return the contents of a file in a data directory, None if there is no such file."""
     try:
-        return json.loads(read_file(path))
+        found = json.loads(read_file(path))
     except FileNotFoundError:
         return None
     except OSError as error:
         raise refusal(error, f"{path} cannot be read") from error
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{path} cannot be read: {error}", code="corrupt") from error
+    if not isinstance(found, dict):
+        raise StorageError(f"{path} cannot be read: it holds no JSON object", code="corrupt")
+    return found
 
 
 def _write_json(path: Path, value: object) -> None:

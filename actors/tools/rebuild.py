@@ -9,13 +9,12 @@ more, its log is put aside when it joins, never cut.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ...transport.coordinator import Coordinator, MarketRecord, first_record
 from ...transport.errors import ConfigurationError, StorageError
-from ...transport.files import read_file, refusal
+from ..group.folder import owner_of
 from .inspection import MarketReport, market_folders, verify_market
 
 
@@ -113,17 +112,9 @@ def _is_done(record: MarketRecord, plans: Iterable[Rebuilt]) -> bool:
 
 
 def _node_of(folder: Path) -> str:
-    path = folder / "node.json"
-    try:
-        return str(json.loads(read_file(path))["node_id"])
-    except FileNotFoundError:
-        raise ConfigurationError(
-            f"{folder} is no node's data directory: it has no node.json", code="not_a_data_dir"
-        ) from None
-    except OSError as error:
-        raise refusal(error, f"{path} cannot be read") from error
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise StorageError(f"{path} cannot be read: {error}", code="corrupt") from error
+    if (owner := owner_of(folder)) is None:
+        raise ConfigurationError(f"{folder} is not a node's data directory: it has no node.json", code="not_a_data_dir")
+    return owner[0]
 
 
 def _holder(node: str, report: MarketReport) -> Holder:
