@@ -265,10 +265,8 @@ class BookActor(NodeActor):
     def _tick(self) -> None:
         now_ns = time.monotonic_ns()
         shell, core, replica = self.shell, self.core, self.replica
-        try:
+        with shell.stop_if_refused():
             shell.log_work.writer.seal()
-        except StorageError as error:
-            shell.run(replica.stop(error))
         shell.take_submissions()
         if replica.resigned and time.monotonic() > self._resigned_until_s:
             replica.resigned = False  # nobody asks for the hand-over any more: a leader accepts orders

@@ -7,11 +7,12 @@ calls it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, assert_never
 
@@ -27,7 +28,6 @@ from .applying import apply_records
 from .calls import CoordinatorCalls
 from .commands import CLOCK, CONFIGURE, REJECTED_CODE, Command
 from .core import Core, CoreEffect, sends_first
-from .disk import DiskState
 from .feed import Feed
 from .forcing import Forcing
 from .frames import Frames
@@ -312,7 +312,8 @@ class Shell:
                     may_create = self.rules is not None and not self.replica.observer
                     self.calls.carry_out(effect, may_create=may_create)
                 case KeepDisk():
-                    self._keep_disk(effect.state)
+                    with self.stop_if_refused():
+                        self.storage.keep(effect.state)
                 case Troubled():
                     self._tell_trouble(effect.error)
                 case LeadershipBegun():
@@ -422,9 +423,11 @@ class Shell:
             opening = ((CONFIGURE, "", "", self.rules.to_tuple()), *opening)
         return opening or ((CLOCK, "", ""),)
 
-    def _keep_disk(self, state: DiskState) -> None:
+    @contextlib.contextmanager
+    def stop_if_refused(self) -> Iterator[None]:
+        """Stop the replica if the disk refuses what the block writes."""
         try:
-            self.storage.keep(state)
+            yield
         except StorageError as error:
             self.run(self.replica.stop(error))
 
@@ -483,10 +486,8 @@ class Shell:
         self._log.critical("log_put_aside", sequence=self.book.sequence, aside=aside)
         self.aside = aside
         self._put_in(OrderBook())
-        try:
+        with self.stop_if_refused():
             self.storage.marks_again()
-        except StorageError as error:
-            self.run(self.replica.stop(error))
         self.run(self.core.on_put_aside())
 
     def _put_in(self, book: OrderBook) -> None:
@@ -499,10 +500,8 @@ class Shell:
     def try_again(self) -> None:
         """Retry steps that failed because a resource ran out, if they are due."""
         self._keep_snapshot(only_again=True)
-        try:
+        with self.stop_if_refused():
             self.storage.keep_again(time.monotonic())
-        except StorageError as error:
-            self.run(self.replica.stop(error))
         self.log_work.read_again(time.monotonic())
 
     @property
