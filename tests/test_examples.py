@@ -129,7 +129,7 @@ def test_replay_of_a_small_flow_ends_as_computed_by_hand_everywhere(tmp_path: Pa
     assert len({end["state_hash"] for end in report["nodes"]}) == 1
 
 
-def test_a_replay_that_trades_differently_from_the_venue_fails_and_says_so(tmp_path: Path) -> None:
+def test_a_replay_that_trades_differently_from_the_recording_fails_and_says_so(tmp_path: Path) -> None:
     file = tmp_path / "flow.csv"
     file.write_text(HEADER + FLOW.replace("a:3@100;d:2@100;", "d:2@100;a:3@100;"))
 
@@ -138,7 +138,9 @@ def test_a_replay_that_trades_differently_from_the_venue_fails_and_says_so(tmp_p
     assert code == 1
     assert report["differences"] == 1
     (line,) = report["first_differences"]
-    assert line.startswith("row 6, TAKE of e: the venue traded d:2@100;a:3@100;b:2@101, the book traded a:3@100;")
+    assert line.startswith(
+        "row 6, TAKE of e: the recorded one traded d:2@100;a:3@100;b:2@101, the book traded a:3@100;"
+    )
     assert errors.endswith("(replay_differs)\n")
 
 

@@ -112,18 +112,18 @@ def told(what: str) -> Iterator[None]:
         raise refusal(error, what) from error
 
 
-def read_file(path: Path, *, size_max: int = FILE_SIZE_MAX) -> bytes:
+def read_file(path: Path) -> bytes:
     """Return the contents of an ordinary file; reading a pipe or a device could block for ever.
 
     Raises:
-        OSError: it is not an ordinary file, is longer than ``size_max``, or cannot be read.
+        OSError: it is not an ordinary file, is longer than ``FILE_SIZE_MAX``, or cannot be read.
         ValueError: no file can have that path.
     """
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         if not stat.S_ISREG(mode := os.fstat(file.fileno()).st_mode):
             code = errno.EISDIR if stat.S_ISDIR(mode) else errno.ENXIO
             raise OSError(code, os.strerror(code), str(path))
-        found = file.read(size_max + 1)
-    if len(found) > size_max:
-        raise OSError(errno.EFBIG, f"it has more than {size_max} bytes", str(path))
+        found = file.read(FILE_SIZE_MAX + 1)
+    if len(found) > FILE_SIZE_MAX:
+        raise OSError(errno.EFBIG, f"it has more than {FILE_SIZE_MAX} bytes", str(path))
     return found

@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -225,7 +225,6 @@ class Rendezvous:
        reconnect and announce again.
 
     ``advertise`` is this rendezvous' own address as clients reach it, where that differs from ``address``.
-    ``clock`` returns seconds.
     """
 
     def __init__(
@@ -234,7 +233,6 @@ class Rendezvous:
         *,
         peers: Sequence[str] = (),
         advertise: str | None = None,
-        clock: Callable[[], float] = time.monotonic,
         identity: Identity | None = None,
     ) -> None:
         """Listen at ``address``; with an ``identity``, only to members of its exchange.
@@ -244,7 +242,6 @@ class Rendezvous:
         check_addresses([address, *([advertise] if advertise else [])], identity)
         if len(peers) > RENDEZVOUS_MAX or not all(0 < len(peer) <= 255 for peer in (*peers, advertise or address)):
             raise ConfigurationError(f"a rendezvous takes up to {RENDEZVOUS_MAX} peers, each of up to 255 characters")
-        self._clock = clock
         self._instance = int.from_bytes(os.urandom(8)) >> 1
         self._table = LeaseTable()
         self._lock = threading.Lock()
@@ -357,7 +354,7 @@ class Rendezvous:
         if 0 < request.ttl_ms < TTL_MS_MIN:
             raise ProtocolError(f"ttl_ms: expected 0 or at least {TTL_MS_MIN}, got {request.ttl_ms}")
         refused, reason = 0, ""
-        now_ns = self._now_ns()
+        now_ns = time.monotonic_ns()
         for row in request.rows:
             if request.ttl_ms == 0:
                 self._table.withdraw(row[0], row[1], pipe_id=pipe_id)
@@ -379,10 +376,7 @@ class Rendezvous:
             self._table.drop_pipe(pipe_id)
             if self._silent is not None:
                 self._silent.removed(pipe_id)
-        self._table.lapse(self._now_ns())
-
-    def _now_ns(self) -> int:
-        return int(self._clock() * 1e9)
+        self._table.lapse(time.monotonic_ns())
 
 
 def _check_own(request: Announce, name: str) -> None:

@@ -43,7 +43,7 @@ COMMANDS: Final = {
     "log": ("disk", "Print a market's log from the disk of a stopped node."),
     "replay": (
         "replaying",
-        "Send recorded order flow through real node processes, and compare their trades with the venue's.",
+        "Send recorded order flow through real node processes, and compare their trades with the recorded ones.",
     ),
     "demo": (
         "demo",

@@ -30,7 +30,7 @@ from .output import Failure, say
 )
 @click.option("--json", "as_json_text", is_flag=True, help="Print the report as JSON.")
 def replay(file: Path, nodes: int, batch: int, via: str, as_json_text: bool) -> None:
-    """Send recorded order flow through real node processes, and compare their trades with the venue's.
+    """Send recorded order flow through real node processes, and compare their trades with the recorded ones.
 
     FILE is CSV, plain or .gz, with the columns seq,ts_ns,cmd,order_id,side,price_ticks,qty,expect. The exit code is 0
     if every fill is as expected and all nodes end with the same book.
@@ -63,7 +63,7 @@ def replay(file: Path, nodes: int, batch: int, via: str, as_json_text: bool) -> 
 def _show_replay(report: dict[str, Any]) -> None:
     rate = f"{report['commands_per_s']:,} commands/s, submitted at the {report['via']}"
     say(f"{report['commands']:,} commands in {report['seconds']:.2f} s: {rate}")
-    say(f"{report['fills']:,} fills, {report['differences']:,} differences from the venue")
+    say(f"{report['fills']:,} fills, {report['differences']:,} differences from the recording")
     for line in report["first_differences"]:
         say(f"  {line}")
     for end in report["nodes"]:

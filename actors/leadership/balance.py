@@ -30,16 +30,13 @@ class Move:
     target: str
 
 
-def plan(
-    records: Iterable[MarketRecord], *, alive: Collection[str], held: Collection[str] = (), moves_max: int = PLAN_MAX
-) -> list[Move]:
-    """Return the moves that even out how many markets each node leads, in an order in which they can be made.
+def plan(records: Iterable[MarketRecord], *, alive: Collection[str], held: Collection[str] = ()) -> list[Move]:
+    """Return the moves that even out how many markets each node leads: at most ``PLAN_MAX``, to be made in this order.
 
     Args:
         records: the coordinator's records, all of one moment.
         alive: ids of the live nodes; others neither get markets nor count.
         held: markets that stay where they are; they count.
-        moves_max: return no more moves than this.
 
     Any of the moves may be left out or delayed: no move makes the spread worse permanently, and the next plan is
     shorter. A market may move more than once; then each move starts where the last ended.
@@ -59,9 +56,9 @@ def plan(
             moves.append(Move(market, source, target))
         load[path[0][0]] -= 1
         load[path[-1][1]] += 1
-        if len(moves) >= moves_max:
+        if len(moves) >= PLAN_MAX:
             break
-    return moves[:moves_max]
+    return moves[:PLAN_MAX]
 
 
 def _path(leads: dict[str, dict[str, MarketRecord]], load: dict[str, int]) -> list[tuple[str, str]]:

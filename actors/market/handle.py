@@ -163,11 +163,6 @@ class Market:
         self._ref = self._submissions = None
 
     @property
-    def is_open(self) -> bool:
-        """Whether this node has a replica of the market."""
-        return self._ref is not None
-
-    @property
     def ref(self) -> pykka.ActorRef[BookActor]:
         """The actor of this node's replica, for the node and for tests: its messages are not a public interface."""
         if self._host.is_closed():

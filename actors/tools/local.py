@@ -177,13 +177,13 @@ class LocalExchange:
             [market["ready"] and len(market["in_sync"]) == len(self.processes) for market in found["markets"].values()]
         )
 
-    def wait_same_sequence(self, market: str, *, within_s: float = START_S_MAX) -> dict[str, tuple[int, str]]:
+    def wait_same_sequence(self, market: str) -> dict[str, tuple[int, str]]:
         """Wait until all nodes are at one sequence number; return each one's sequence number and state hash.
 
         Raises:
             RequestTimeout: it took too long.
         """
-        deadline_s = time.monotonic() + within_s
+        deadline_s = time.monotonic() + START_S_MAX
         while True:
             found = {name: self.status(name) for name in self.processes}
             ends = {

@@ -1,4 +1,4 @@
-"""Recorded order flow: rows of a file become commands, the book's answers are compared with what the venue did.
+"""Recorded order flow: rows of a file become commands, the book's answers are compared with the recorded ones.
 
 Pure except :func:`read_flow`: the caller sends the commands, to a bare :class:`~..book.orderbook.OrderBook` or through
 nodes. The file is CSV, ``.gz`` or plain, with one header line and one command a line::
@@ -8,7 +8,7 @@ nodes. The file is CSV, ``.gz`` or plain, with one header line and one command a
 ``seq``
     1, 2, 3, … without a gap.
 ``ts_ns``
-    When the venue saw it, nanoseconds since the Unix epoch; never runs backwards.
+    When the recorded exchange received it, nanoseconds since the Unix epoch; never runs backwards.
 ``cmd``
     ==========  ==================================================================================================
     ``SNAP``    an order that rests when the recording starts, in queue order
@@ -19,13 +19,13 @@ nodes. The file is CSV, ``.gz`` or plain, with one header line and one command a
     ``CANCEL``  a cancel; price and quantity say nothing
     ==========  ==================================================================================================
 ``order_id``
-    The venue's name of the order: any text.
+    The order's id at the recorded exchange: any text.
 ``side``
     ``B`` (bid) or ``A`` (ask).
 ``price_ticks``, ``qty``
     Whole numbers of ticks and lots; the price may be empty in a ``CANCEL``.
 ``expect``
-    The fills that the venue made, in order: ``maker_id:qty@price_ticks``, joined by ``;``; empty where none.
+    The fills that it made there, in order: ``maker_id:qty@price_ticks``, joined by ``;``; empty where none.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ from ..book.orderbook import OrderView
 COLUMNS: Final = ("seq", "ts_ns", "cmd", "order_id", "side", "price_ticks", "qty", "expect")
 LINE_LENGTH_MAX: Final = 1024 * 1024
 """Most characters of one line of a recording; a longer one is refused."""
+_ACCOUNT: Final = "flow"
+"""The account of all commands of a recording."""
 _ENTERS: Final = ("SNAP", "NEW", "TAKE")
 _COMMANDS: Final = (*_ENTERS, "AMEND", "TAKEA", "CANCEL")
 _SIDES: Final = {"B": Side.BUY, "A": Side.SELL}
@@ -90,7 +92,7 @@ class FlowRow(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A row to which the book answered differently from the venue."""
+    """A row to which the book answered differently from the recorded exchange."""
 
     row: FlowRow
     fills: tuple[Fill, ...]
@@ -102,7 +104,7 @@ class Difference(NamedTuple):
         """Return one line for people."""
         wanted = _shown(self.row.expect)
         found = self.answer or _shown(self.fills)
-        return f"row {self.row.seq}, {self.row.cmd} of {self.row.order_id}: the venue {wanted}, the book {found}"
+        return f"row {self.row.seq}, {self.row.cmd} of {self.row.order_id}: the recorded one {wanted}, the book {found}"
 
 
 BookRow = tuple[str, int, str, int]
@@ -201,12 +203,11 @@ class FlowCommands:
     row's command is ``first_sequence``, the next one's the number after. So commands can be sent in batches, or many
     at a time, without waiting for answers. :func:`differences` notices if the assumption did not hold.
 
-    Every command is the request of one ``account`` and is named by its row, so that sending it twice is safe.
+    Every command is the request of one account and is named by its row, so that sending it twice is safe.
     """
 
-    def __init__(self, *, first_sequence: int = 1, account: str = "flow") -> None:
+    def __init__(self, *, first_sequence: int = 1) -> None:
         """``first_sequence`` is the sequence number of the first row's command: 2 after a market's CONFIGURE."""
-        self.account = account
         self.next_sequence = first_sequence
         self.flow_ids: dict[int, str] = {}
         """The flow's name of each order that was entered, by the book's order id."""
@@ -226,21 +227,21 @@ class FlowCommands:
         if row.cmd in _ENTERS or (row.cmd == "TAKEA" and not resting):
             self._order_ids[row.order_id] = sequence
             self.flow_ids[sequence] = row.order_id
-            self._account_for(row)
+            self._track(row)
             limit, gtc, stp = int(OrderType.LIMIT), int(TimeInForce.GTC), int(SelfTradePrevention.NONE)
             side, price = int(row.side), row.price_ticks
-            return (SUBMIT, self.account, name, side, limit, price, row.quantity_lots, gtc, 0, stp)
+            return (SUBMIT, _ACCOUNT, name, side, limit, price, row.quantity_lots, gtc, 0, stp)
         order_id = self._order_ids.get(row.order_id)
         if order_id is None:
             raise InvalidRequest(f"row {row.seq}: no row before it entered {row.order_id}", code="invalid_flow")
         if row.cmd == "CANCEL":
             self._open.pop(row.order_id, None)
-            return (CANCEL, self.account, name, order_id)
-        self._account_for(row)
-        return (AMEND, self.account, name, order_id, row.price_ticks, row.quantity_lots)
+            return (CANCEL, _ACCOUNT, name, order_id)
+        self._track(row)
+        return (AMEND, _ACCOUNT, name, order_id, row.price_ticks, row.quantity_lots)
 
-    def _account_for(self, row: FlowRow) -> None:
-        """Track the resting orders by the venue's own fills, without asking a book."""
+    def _track(self, row: FlowRow) -> None:
+        """Track the resting orders by the recorded fills, without asking a book."""
         self._open[row.order_id] = row.quantity_lots
         for fill in row.expect:
             for order_id in (row.order_id, fill.maker_id):
@@ -254,7 +255,7 @@ class FlowCommands:
 def differences(
     rows: Iterable[FlowRow], events: Iterable[Event], *, first_sequence: int, flow_ids: Mapping[int, str]
 ) -> Iterator[Difference]:
-    """Yield each of ``rows`` to which the book answered differently from the venue; none means equality.
+    """Yield each of ``rows`` to which the book answered differently from the recorded exchange; none means equality.
 
     ``events`` are the answers to these rows and no others, in the order of their sequence numbers;
     ``first_sequence`` is that of the first row's command and ``flow_ids`` :attr:`FlowCommands.flow_ids`. So it works on

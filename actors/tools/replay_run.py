@@ -1,6 +1,6 @@
 """The processes of a replay: sends recorded flow to real nodes and reads their final states. Prints nothing.
 
-:mod:`.replay` defines a flow, and when a book answers as the venue did.
+:mod:`.replay` defines a flow, and when a book's answers equal the recorded ones.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def test_every_kind_of_wrong_answer_is_a_difference(flow_of) -> None:
     assert rows_that_differ(rejected) == [6]
     assert rows_that_differ(anothers) == [1]
     assert [str(found) for found in differences(rows, rejected, first_sequence=1, flow_ids=ids)] == [
-        "row 6, CANCEL of b: the venue did not trade, the book rejected it: unknown_order"
+        "row 6, CANCEL of b: the recorded one did not trade, the book rejected it: unknown_order"
     ]
 
 
