@@ -11,6 +11,14 @@ from click.testing import CliRunner
 from openoutcry.actors.cli import COMMANDS, main
 
 HEAVY = {"pykka", "pynng", "msgpack", "structlog", "sqlite3", "http.server", "openoutcry.actors.node"}
+OF_A_NODE = {"structlog", "openoutcry.actors.node", "openoutcry.actors.book.shell", "openoutcry.actors.group.leading"}
+
+
+def test_commands_that_ask_a_running_node_import_no_part_of_a_node() -> None:
+    modules = ["openoutcry.actors.cli.show", "openoutcry.actors.cli.trade", "openoutcry.actors.cli.admin"]
+    code = f"import sys, {', '.join(modules)}\nprint(sorted({OF_A_NODE!r} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True, text=True)
+    assert found.stdout == "[]\n"
 
 
 def test_help_and_version_import_no_part_of_a_node() -> None:

@@ -7,17 +7,19 @@ It configures nothing: the application decides where lines go, and in which form
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Mapping, MutableMapping
 from decimal import Decimal
-from typing import Any, Final, cast
-
-import structlog
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from .errors import OpenOutcryError
 from .numerals import in_json, times_in_json, written
 from .plain import plain
+
+if TYPE_CHECKING:
+    import structlog
 
 PROGRESS_S: Final = 5.0
 """Seconds between two progress reports of long work, in the log or by a command that has no terminal."""
@@ -141,14 +143,32 @@ def get_logger(name: str) -> structlog.stdlib.BoundLogger:
     Its methods take an event of :data:`EVENTS` and keyword fields. Use these where they apply: ``market``,
     ``sequence``, ``epoch``, ``node``, ``peer``, ``client_order_id``, and ``error``, an exception or its text.
     """
-    logger = structlog.wrap_logger(
+    return cast("structlog.stdlib.BoundLogger", _Lazy(name))
+
+
+class _Lazy:
+    """Makes a module's logger when it is used first: a command that logs nothing does not wait for structlog."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, method: str) -> Any:
+        return getattr(_made(self._name), method)
+
+
+@functools.cache
+def _made(name: str) -> Any:
+    import structlog  # noqa: PLC0415
+
+    return structlog.wrap_logger(
         logging.getLogger(name),
         processors=[structlog.stdlib.filter_by_level, _to_record],
         wrapper_class=structlog.stdlib.BoundLogger,
         context_class=dict,
         cache_logger_on_first_use=True,
     )
-    return cast("structlog.stdlib.BoundLogger", logger)
 
 
 def without_secrets(text: str) -> str:

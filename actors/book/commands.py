@@ -160,6 +160,8 @@ MESSAGES: Final[dict[str, str]] = {
 }
 """What each rejection code means and what to do about it, for people."""
 
+REASON_LENGTH_MAX: Final = 500
+"""Most characters of an operator's reason, which a note has to hold."""
 NOTE_SIZE_MAX: Final = 4096
 """Most bytes of a note: readers of a log accept no longer string."""
 

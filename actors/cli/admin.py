@@ -11,7 +11,7 @@ import click
 
 from ...transport.errors import OpenOutcryError, Unavailable
 from ...transport.identity import date_of
-from ..group.leading import REASON_LENGTH_MAX
+from ..book.commands import REASON_LENGTH_MAX
 from ..tools.config import parse_rules
 from .common import at_node, connect, print_json
 from .output import say

@@ -12,9 +12,8 @@ from typing import Annotated, Any, Final
 from ...transport import errors
 from ...transport.codec import Array, Bool, Bytes, Codec, Int, Optional, Str
 from ...transport.errors import OpenOutcryError, ProtocolError
-from ..book.commands import Event
+from ..book.commands import REASON_LENGTH_MAX, Event
 from ..book.rules import MarketRules
-from ..group.leading import REASON_LENGTH_MAX
 
 CONTROL_FILE: Final = "control.json"
 """Process id, address and token, in the node's data directory. Only users who can read it have the token."""

@@ -19,7 +19,7 @@ import pykka
 from ...transport.coordinator import Coordinator, MarketRecord
 from ...transport.errors import InvalidRequest, OpenOutcryError, RequestTimeout, Unavailable, copied
 from ...transport.log import get_logger
-from ..book.commands import NOTE, NOTE_SIZE_MAX, checked_commands, is_utf8
+from ..book.commands import NOTE, NOTE_SIZE_MAX, REASON_LENGTH_MAX, checked_commands, is_utf8
 from ..book.messages import ForceLeader, HandOver, SetTime, TimeSet
 from ..book.record import COMMANDS_MAX, Tail
 from ..kit.node_actor import tell
@@ -42,8 +42,6 @@ BALANCE_S: Final = 0.5
 """Seconds that a market waits for its next leader in a balancing move; then it stays."""
 BALANCE_LAG_MAX: Final = 2 * COMMANDS_MAX
 """Most commands that a follower's disk may lag to get a market by a balancing move."""
-REASON_LENGTH_MAX: Final = 500
-"""Most characters of an operator's reason in the log."""
 
 
 class Leading:

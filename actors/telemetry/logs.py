@@ -16,8 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-import structlog
-
 from ...transport.errors import OpenOutcryError
 from ...transport.files import checked_path, told
 from ...transport.forks import guard
@@ -193,6 +191,8 @@ def _opened(path: str, flags: int) -> int:
 
 
 def _renderer(form: str, *, colors: bool) -> Callable[[dict[str, Any]], str | bytes]:
+    import structlog  # noqa: PLC0415 (a command that only checks settings needs none)
+
     if form == "json":
         to_json = structlog.processors.JSONRenderer(default=str)
         return lambda values: to_json(None, "", structlog.processors.format_exc_info(None, "", values))
@@ -204,6 +204,8 @@ def _renderer(form: str, *, colors: bool) -> Callable[[dict[str, Any]], str | by
 
 
 def _traceback(stream: TextIO, exc_info: Any) -> None:
+    import structlog  # noqa: PLC0415
+
     text = io.StringIO()
     structlog.dev.plain_traceback(text, exc_info)
     # Indented, so that no line of an exception looks like a log line.

@@ -1,7 +1,7 @@
 """The replication protocol under seeded schedules of faults: see :mod:`world` for what can go wrong, and how.
 
-200 schedules are the default, 500 the gate's, and ``OPENOUTCRY_SEEDS=10000`` runs as many (some fifteen minutes). A failure
-names its seed, and ``OPENOUTCRY_FIRST_SEED=<seed> OPENOUTCRY_SEEDS=1`` replays it.
+200 schedules are the default, 500 the gate's; ``OPENOUTCRY_SEEDS=10000`` runs as many (some fifteen minutes). A
+failure names its seed, and ``OPENOUTCRY_FIRST_SEED=<seed> OPENOUTCRY_SEEDS=1`` replays it.
 """
 
 from __future__ import annotations
