@@ -24,6 +24,7 @@ from openoutcry.actors.kit.supervision import Supervise
 from openoutcry.actors.peers import links as links_module
 from openoutcry.actors.peers import peer as peer_module
 from openoutcry.actors.peers.discovery import Announce
+from openoutcry.actors.peers.life import DIAL_S
 from openoutcry.actors.peers.messages import HelloReceived, PeerFound
 from openoutcry.actors.peers.wire import Hello
 from openoutcry.transport.errors import ProtocolError
@@ -496,6 +497,40 @@ def test_a_stale_peer_at_the_address_of_another_gives_up_and_takes_no_link_down(
     until(lambda: all(stale not in node.status().peers for node in net.nodes), "all gave up")
     net[1].submit_order(MARKET, "buy", "1", "1")
     assert sum(vars(record).get("event") == "link_down" for record in caplog.records) == downs
+
+
+@pytest.mark.parametrize("stale", ["nobody's", "each one's own", "a third node's"])
+def test_nodes_that_were_announced_where_they_are_no_more_are_linked_once_they_are_announced_right(
+    exchange: Any, stale: str
+) -> None:
+    def meet(node: Any, other: Any, address: str) -> None:
+        node.group.supervisor.tell(PeerFound(other.node_id, other.name, address))
+
+    def linked(node: Any, other: Any) -> bool:
+        return other.node_id in node.group.links.linked() and node.node_id in other.group.links.linked()
+
+    net = exchange(nodes=1, markets={MARKET: RULES})
+    with ExchangeNode("b") as b, ExchangeNode("c") as c:
+        wrong = {"nobody's": ("tcp://127.0.0.1:1",) * 2, "each one's own": (b.address, c.address)}
+        at_b, at_c = wrong.get(stale, (net[0].address,) * 2)
+        for node, other, address in ((b, c, at_b), (c, b, at_c)):
+            meet(node, other, address)
+            until(lambda node=node, other=other: other.node_id in node.status().peers, "met")
+        assert not linked(b, c)
+        meet(b, c, c.address)
+        meet(c, b, b.address)
+        until(lambda: linked(b, c), "linked")
+
+
+def test_a_node_announced_at_the_address_of_this_one_is_not_dialled_and_told_once(
+    exchange: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    node = exchange(nodes=1, markets={MARKET: RULES})[0]
+    node.group.supervisor.tell(PeerFound("before.1", "before", node.address))
+    until(lambda: "peer_unreachable" in caplog.text, "told")
+    time.sleep(DIAL_S + 0.5)
+    events = [vars(record)["event"] for record in caplog.records if hasattr(record, "event")]
+    assert (events.count("peer_unreachable"), events.count("frame_refused")) == (1, 0)
 
 
 def test_a_hello_for_another_node_costs_its_sender_the_connection_and_no_link(exchange: Any) -> None:

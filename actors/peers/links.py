@@ -280,6 +280,8 @@ class Links:
                     f"{hello.node} says hello with the certificate of {member.name}", code=CERTIFICATE_REFUSED
                 )
         if hello.node == self._me.node:
+            if hello.address == self._me.address and hello.to != self._me.node:
+                raise ProtocolError(f"this node has dialled itself: {hello.to} is announced at an address of both")
             raise ProtocolError(
                 f"{hello.name} at {hello.address} has the id of this node: was its data directory copied from here?",
                 code="own_node_id",
@@ -325,7 +327,11 @@ class Links:
             return
         self._announced.add(found.node)
         (self._joining_all.add if found.joins_all else self._joining_all.discard)(found.node)
-        self._meet(found, supervisor)
+        if (peer := self._meet(found, supervisor)) is not None:
+            with self._lock:
+                if found.node not in self.up:
+                    self._at[found.node] = found.address
+            tell(peer, found)
 
     def discovery_begins(self) -> None:
         """The directory is read again from its beginning: nodes that are not found again have left."""

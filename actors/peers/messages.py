@@ -62,7 +62,7 @@ class PeerGone:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PeerFound:
-    """DiscoveryActor to the node: another node is announced at ``address``."""
+    """DiscoveryActor to the node, which passes it on to a PeerActor: another node is announced at ``address``."""
 
     node: str
     name: str

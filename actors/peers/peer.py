@@ -3,7 +3,7 @@
 A link is two one-way streams: our outlet into the peer's inbox, and the peer's into ours. :mod:`.life` decides what
 happens to it, and when; this actor owns the outlet and does what was decided.
 
-Messages: HelloReceived, PipeRemoved, OutletConnected, OutletBroken, SendFrame, SendNext, ResetLink.
+Messages: PeerFound, HelloReceived, PipeRemoved, OutletConnected, OutletBroken, SendFrame, SendNext, ResetLink.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..kit.node_actor import TICK, ActorFailed, NodeActor, tell
 from ..kit.uptime import uptime_ns
 from .life import SILENCE_MS_MAX, Effect, Life, State
 from .link import Link, ResetLink, SendFrame, SendNext
-from .messages import HelloReceived, OutletBroken, OutletConnected, PeerDown, PeerGone, PeerUp, PipeRemoved
+from .messages import HelloReceived, OutletBroken, OutletConnected, PeerDown, PeerFound, PeerGone, PeerUp, PipeRemoved
 from .meters import LinkMeters
 from .wire import LINK_CODEC, Credentials, Hello, may_link
 
@@ -104,6 +104,9 @@ class PeerActor(NodeActor):
             self._do(effects)
         elif isinstance(message, OutletBroken):
             self._do(life.broke(message.session, now_s, "the connection broke"))
+        elif isinstance(message, PeerFound):
+            if life.state is not State.UP:  # else its hellos say where it is
+                self._moved_to(message.address)
         elif isinstance(message, PipeRemoved):
             self._do(life.pipe_removed(message.pipe_id, now_s))
         elif isinstance(message, ResetLink) and message.session == life.session:
@@ -118,12 +121,15 @@ class PeerActor(NodeActor):
                 self._complained = True
                 self._log.error("coordinator_differs", address=hello.address)
             return
-        if hello.address != self._address:
-            # The node came back somewhere else.
-            self._address = hello.address
-            self._complained = False
-            self._do(self._life.moved(now_s))
+        self._moved_to(hello.address)
         self._do(self._life.hello(hello.session, hello.echo, message.pipe_id, now_s))
+
+    def _moved_to(self, address: str) -> None:
+        """Dial the node at ``address`` from now on, if that is another one: it came back there."""
+        if address != self._address:
+            self._address = address
+            self._complained = False
+            self._do(self._life.moved(time.monotonic()))
 
     def _tick(self) -> None:
         now_s = time.monotonic()
@@ -222,6 +228,11 @@ class PeerActor(NodeActor):
     def _open(self) -> None:
         session, ref = self._life.session, self.actor_ref
         try:
+            if self._address == self._me.address:
+                raise ConfigurationError(
+                    f"{self._name} is announced at the address of this node, {self._address}: it was there before, or "
+                    "both were given the same address, and one of them needs another"
+                )
             check_addresses([self._address], self._identity)
             self._outlet = Outlet(
                 self._address,
