@@ -403,7 +403,7 @@ def test_status_shows_every_replica_that_a_leader_knows_of_and_every_trouble() -
         "node al (al.1) at tcp://h:1",
         "peer bo (bo.2): up",
         "peer bo (bo.3): down",
-        "peer cy (cy.4): uses another coordinator, and is of another exchange",
+        "peer cy (cy.4): uses another coordinator: it belongs to another exchange",
         "clock: off: others are ahead by bo.2 -60.500 s, dee.9 -61.000 s; set this machine's clock",
         "coordinator: it is away",
         "failure: PeerActor: x",

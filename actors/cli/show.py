@@ -1,4 +1,4 @@
-"""What a node that runs knows: a book, trades, orders, its status."""
+"""Shows what a running node knows: a book, trades, orders, its status."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from .output import say
 
 
 @contextlib.contextmanager
-def _looking(watch: bool) -> Iterator[threading.Event]:
-    """With ``watch`` a signal sets the event, and ends the block; without, it ends the process as any other."""
+def _until_signal(watch: bool) -> Iterator[threading.Event]:
+    """If ``watch``, a signal sets the event; otherwise it ends the process, as in any other command."""
     with watching() if watch else contextlib.nullcontext(threading.Event()) as ended:
         yield ended
 
@@ -47,7 +47,7 @@ def book(
 ) -> None:
     """Show a market's book as the node's own replica has it."""
     known: int | None = None
-    with _looking(watch) as ended, connect(node_name, data_dir, timeout, ended) as client:
+    with _until_signal(watch) as ended, connect(node_name, data_dir, timeout, ended) as client:
 
         def view() -> list[str] | None:
             nonlocal known
@@ -90,7 +90,7 @@ def book_lines(found: dict[str, Any]) -> list[str]:
 @click.command()
 @click.argument("market")
 @click.option("--limit", type=WholeRange(1, ITEMS_MAX), default=20, show_default=True, help="How many.")
-@click.option("--watch", is_flag=True, help="Go on: print each trade from now on, in order, without gaps.")
+@click.option("--watch", is_flag=True, help="Keep running: print each trade from now on, in order, without gaps.")
 @at_node
 def trades(
     *,
@@ -103,7 +103,7 @@ def trades(
     as_json_text: bool,
 ) -> None:
     """List the last trades, newest first; with --watch those to come, as they happen."""
-    with _looking(watch) as ended, connect(node_name, data_dir, timeout, ended) as client:
+    with _until_signal(watch) as ended, connect(node_name, data_dir, timeout, ended) as client:
         if not watch:
             last = client.trades(market, limit=limit)
             if as_json_text:
@@ -121,6 +121,7 @@ def trades(
 
 
 def trade_line(trade: dict[str, Any]) -> str:
+    """Return the line of a trade."""
     verb = "bought" if trade["side"] == "buy" else "sold"
     parties = f"{trade['taker_account']} {verb}, {trade['maker_account']} made"
     when = trade["timestamp"]
@@ -129,7 +130,7 @@ def trade_line(trade: dict[str, Any]) -> str:
 
 @click.command()
 @click.argument("market")
-@click.option("--account", help="Whose.  [default: the node's name]")
+@click.option("--account", help="Whose orders.  [default: the node's name]")
 @click.option("--limit", type=WholeRange(1, ITEMS_MAX), default=100, show_default=True, help="How many at most.")
 @at_node
 def orders(
@@ -161,7 +162,7 @@ def orders(
 @at_node
 def status(*, watch: bool, node_name: str | None, data_dir: Path | None, timeout: float, as_json_text: bool) -> None:
     """Show the state of a node, its links and its markets."""
-    with _looking(watch) as ended, connect(node_name, data_dir, timeout, ended) as client:
+    with _until_signal(watch) as ended, connect(node_name, data_dir, timeout, ended) as client:
 
         def view() -> list[str]:
             found = client.status()
@@ -174,7 +175,7 @@ def status(*, watch: bool, node_name: str | None, data_dir: Path | None, timeout
 
 
 def status_lines(found: dict[str, Any]) -> list[str]:
-    """Return a node's status: what it is and knows, a row for each market, and one for each replica it knows of."""
+    """Return the lines of a node's status: the node and its peers, a row for each market, a row for each replica."""
     own, peers, markets = found["node_id"], found["peers"], found["markets"]
     names = names_of(found)
     lines = [f"node {found['name']} ({own}) at {found['address']}"]
@@ -218,7 +219,7 @@ def status_lines(found: dict[str, Any]) -> list[str]:
 
 
 def names_of(found: dict[str, Any]) -> dict[str, str]:
-    """Return what to call the nodes that a status knows, by id: the name, where it is only one's."""
+    """Return how to show each node of a status, by id: its name, or its id if two nodes have the same name."""
     names = {found["node_id"]: found["name"], **{at: peer["name"] for at, peer in found["peers"].items()}}
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     return {at: at if name in twice else name for at, name in names.items()}
@@ -226,12 +227,12 @@ def names_of(found: dict[str, Any]) -> dict[str, str]:
 
 def _link_words(peer: dict[str, Any]) -> str:
     if peer["other_coordinator"]:
-        return "uses another coordinator, and is of another exchange"
+        return "uses another coordinator: it belongs to another exchange"
     return "up" if peer["up"] else "down"
 
 
 def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return the lines of a table: columns as wide as they have to be, whole numbers to the right."""
+    """Return the lines of a table: columns as wide as their longest cell, numbers aligned to the right."""
     columns = [
         [cell.rjust(width) if numeric else cell.ljust(width) for cell in column]
         for column in zip(*[[plain(cell) for cell in row] for row in rows], strict=True)

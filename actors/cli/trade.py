@@ -17,7 +17,7 @@ from .numbers import Whole, WholeRange
 from .output import Failure, OutputFailed, say
 
 _IDS_MAX: Final = 20
-"""Most orders that a cancel-all prints; then it prints only how many more there are."""
+"""Most order ids that a cancel-all prints; beyond, it prints how many more there are."""
 
 
 def _command(
@@ -82,7 +82,7 @@ def _done(result: OrderResult) -> str:
     return f"order {order_id} {result.status}{why}"
 
 
-# A negative price is no option.
+# Otherwise a negative price would count as an option.
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("market")
 @click.argument("side", type=click.Choice(["buy", "sell"], case_sensitive=False))
@@ -137,13 +137,13 @@ def submit(
 @click.command()
 @click.argument("market")
 @click.argument("order_id", type=WholeRange(1), required=False)
-@click.option("--all", "every", is_flag=True, help="Cancel all open orders of the account instead.")
+@click.option("--all", "all_orders", is_flag=True, help="Cancel all open orders of the account instead.")
 @as_request
 def cancel(
-    *, market: str, order_id: int | None, every: bool, account: str | None, client_order_id: str | None, **at: Any
+    *, market: str, order_id: int | None, all_orders: bool, account: str | None, client_order_id: str | None, **at: Any
 ) -> None:
     """Cancel the open quantity of an order."""
-    if (order_id is None) != every:
+    if (order_id is None) != all_orders:
         raise click.UsageError("give an ORDER_ID, or --all")
 
     def call(client: ControlClient, named: str) -> OrderResult:
@@ -151,7 +151,7 @@ def cancel(
             return client.cancel_all(market, account=account, client_order_id=named)
         return client.cancel_order(market, order_id, account=account, client_order_id=named)
 
-    _command(call, client_order_id=client_order_id, cancels_all=every, **at)
+    _command(call, client_order_id=client_order_id, cancels_all=all_orders, **at)
 
 
 @click.command()
