@@ -44,7 +44,7 @@ def test_a_node_whose_coordinator_is_away_closes_within_seconds(tmp_path: Path, 
     for _ in range(operations):
         assert store.asked.acquire(timeout=20)
     for _ in range(40):  # what is asked meanwhile waits in line
-        node.group.keeper.ask(StoreQuery(lambda store: store.read_all()), block=False)
+        node.group.coordinator.ask(StoreQuery(lambda store: store.read_all()), block=False)
     began_s = time.monotonic()
     node.close()
     assert time.monotonic() - began_s < CLOSE_S_MAX

@@ -206,7 +206,7 @@ def test_bare_name_is_found_at_another_node_when_the_first_has_used_up_its_share
     finding.start()
     eventually(lambda: bench.wire.frames, "alice is asked")
     _, request, name = CODEC.decode(bench.wire.frames[0]).items[0]
-    bench.hear(80, (FOUND, request, 5, name, ()))
+    bench.receive(80, (FOUND, request, 5, name, ()))
     finding.join()
     assert found.get(timeout=1).node == "alice.1"
 
@@ -671,8 +671,8 @@ class Bench:
         self.wire = Wire(session, their_session)
         self.remote.link_up(self.wire.up())
 
-    def hear(self, session: int, *items: Any) -> None:
-        self.remote.hear("alice.1", Parcel(session, items))
+    def receive(self, session: int, *items: Any) -> None:
+        self.remote.receive("alice.1", Parcel(session, items))
 
     def tell(self, what: str) -> Any:
         return (TELL, self.actor_id, "test.say/1", type_of(Say).encode(Say(what)))
@@ -692,18 +692,18 @@ def bench(actor_probe: ActorProbe) -> Iterator[Bench]:
 
 
 def test_parcels_count_only_in_the_life_of_the_link_that_they_were_sent_in(bench: Bench) -> None:
-    bench.hear(70, bench.tell("of an earlier life"))
-    bench.hear(80, bench.tell("early"))
+    bench.receive(70, bench.tell("of an earlier life"))
+    bench.receive(80, bench.tell("early"))
     bench.probe.expect_none(0.05)
     bench.up(7, 80)
     assert bench.probe.expect(Say).what == "early"
-    bench.hear(80, bench.tell("now"))
+    bench.receive(80, bench.tell("now"))
     assert bench.probe.expect(Say).what == "now"
     bench.remote.link_down("alice.1")
-    bench.hear(80, bench.tell("late"))
+    bench.receive(80, bench.tell("late"))
     bench.up(9, 90)
-    bench.hear(80, bench.tell("later"))
-    bench.hear(90, bench.tell("of the new life"))
+    bench.receive(80, bench.tell("later"))
+    bench.receive(90, bench.tell("of the new life"))
     assert bench.probe.expect(Say).what == "of the new life"
 
 
@@ -711,12 +711,12 @@ def test_message_that_gets_past_a_senders_checks_is_refused_here_and_ends_nothin
     bench.up(7, 80)
     other = type_of(Other)
     for key, body in ((other.key, other.encode(Other())), ("test.say/1", b"\xc0"), ("test.say/1", b"\x92\x01\x01")):
-        bench.hear(80, (TELL, bench.actor_id, key, body))
-        bench.hear(80, (2, bench.actor_id, key, body, 5))
+        bench.receive(80, (TELL, bench.actor_id, key, body))
+        bench.receive(80, (2, bench.actor_id, key, body, 5))
         replies = [item[1:3] for item in bench.sent() if item[0] == REPLY]
         assert replies == [(5, "message_refused")]
     assert bench.remote.refused == 6
-    bench.hear(80, bench.tell("good"))
+    bench.receive(80, bench.tell("good"))
     assert bench.probe.expect(Say).what == "good"
 
 
@@ -737,7 +737,7 @@ def test_message_that_cannot_be_made_here_is_refused_and_costs_the_others_nothin
     body = kind.encode(Picky(1))
     picky()
     actor = bench.remote._names["other"].actor_id
-    bench.hear(80, (TELL, actor, kind.key, body), (ASK, actor, kind.key, body, 5), bench.tell("behind them"))
+    bench.receive(80, (TELL, actor, kind.key, body), (ASK, actor, kind.key, body, 5), bench.tell("behind them"))
     assert bench.probe.expect(Say).what == "behind them"
     link = bench.remote._links["alice.1"]
     with link._changed:
@@ -756,7 +756,7 @@ def test_an_asker_gets_an_error_for_an_answer_that_cannot_be_decoded(bench: Benc
     ref = RemoteRef(bench.remote, "alice.1", "alice", "x", 5, {})
     asks = [bench.remote._links["alice.1"].ask(ref, "k", b"", 10) for _ in range(2)]
     picky()
-    bench.hear(80, (REPLY, 1, "", "test.picky/1", body), (REPLY, 2, "", "", b"\x07"))
+    bench.receive(80, (REPLY, 1, "", "test.picky/1", body), (REPLY, 2, "", "", b"\x07"))
     assert code_of(asks[0].get, MessageRefused) == "reply_refused"
     assert asks[1].get() == 7
 
@@ -794,7 +794,7 @@ def test_actor_whose_inbox_takes_nothing_costs_the_others_nothing(bench: Bench, 
     bench.up(7, 80)
     actor = bench.remote._names["broken"].actor_id
     _, _, key, body = bench.tell("x")
-    bench.hear(80, (ASK, actor, key, body, 5), bench.tell("behind it"))
+    bench.receive(80, (ASK, actor, key, body, 5), bench.tell("behind it"))
     assert actor_probe.expect(Say).what == "behind it"
     assert [item[1:3] for item in bench.sent() if item[0] == REPLY] == [(5, "remote_failure")]
     broken.actor_inbox = inbox
@@ -803,7 +803,7 @@ def test_actor_whose_inbox_takes_nothing_costs_the_others_nothing(bench: Bench, 
 
 def test_message_to_an_actor_that_is_not_served_is_answered_by_its_end(bench: Bench) -> None:
     bench.up(7, 80)
-    bench.hear(80, (WATCH, 12345), (TELL, 12345, "test.say/1", b""), (2, 12345, "test.say/1", b"", 9))
+    bench.receive(80, (WATCH, 12345), (TELL, 12345, "test.say/1", b""), (2, 12345, "test.say/1", b"", 9))
     items = bench.sent()
     assert (GONE, 12345, "stopped", "") in items
     assert [item[:3] for item in items if item[0] == REPLY] == [(REPLY, 9, "actor_stopped")]
@@ -811,8 +811,8 @@ def test_message_to_an_actor_that_is_not_served_is_answered_by_its_end(bench: Be
 
 def test_answers_credits_and_ends_that_nobody_waits_for_are_passed_over(bench: Bench) -> None:
     bench.up(7, 80)
-    bench.hear(80, (3, 99, "", "", b"\xc0"), (8, 99, 5), (GONE, 99, "stopped", ""), (5, 99, 1, "probe", ()))
-    bench.hear(80, bench.tell("good"))
+    bench.receive(80, (3, 99, "", "", b"\xc0"), (8, 99, 5), (GONE, 99, "stopped", ""), (5, 99, 1, "probe", ()))
+    bench.receive(80, bench.tell("good"))
     assert bench.probe.expect(Say).what == "good"
 
 
@@ -822,7 +822,7 @@ def test_actor_that_ends_while_it_is_found_is_known_to_have_ended(bench: Bench) 
     found = bench.remote.named("probe", link)
     assert found is not None
     bench.remote.named = lambda *_: bench.remote.unregister("probe") and found  # type: ignore[method-assign]
-    bench.hear(80, (FIND, 1, "probe"))
+    bench.receive(80, (FIND, 1, "probe"))
     kinds = [item[0] for item in bench.sent() if item[0] in (FOUND, GONE)]
     assert kinds.index(FOUND) < len(kinds) - 1
     assert kinds[-1] == GONE
@@ -893,25 +893,25 @@ def test_node_that_sends_an_actor_more_than_its_window_loses_the_link(bench: Ben
     bench.remote.register("slow", slow, [Say, Blob])
     bench.up(7, 80)
     actor = bench.remote._names["slow"].actor_id
-    bench.hear(80, (WATCH, actor))
+    bench.receive(80, (WATCH, actor))
     wait = type_of(Say).encode(Say("wait"))
     body = type_of(Blob).encode(Blob(bytes(10_000)))
     cost = len(body) + MESSAGE_OVERHEAD
-    bench.hear(80, (TELL, actor, "test.say/1", wait))
+    bench.receive(80, (TELL, actor, "test.say/1", wait))
     speaker = slow._actor_weakref()
     assert isinstance(speaker, Speaker)
     eventually(lambda: speaker.heard, "the first message has been taken")
     whole = WINDOW_SIZE // cost
     for _ in range(whole):
-        bench.hear(80, (TELL, actor, "test.blob/1", body))
+        bench.receive(80, (TELL, actor, "test.blob/1", body))
     with pytest.raises(ProtocolError, match="window"):
-        bench.hear(80, (TELL, actor, "test.blob/1", body))
-    bench.hear(80, bench.tell("to another"))
+        bench.receive(80, (TELL, actor, "test.blob/1", body))
+    bench.receive(80, bench.tell("to another"))
     assert actor_probe.expect(Say).what == "to another"
     speaker.go.set()
     eventually(lambda: len(speaker.heard) == whole + 1, "the rest has been taken")
     for _ in range(whole):
-        bench.hear(80, (TELL, actor, "test.blob/1", body))
+        bench.receive(80, (TELL, actor, "test.blob/1", body))
     eventually(lambda: len(speaker.heard) == 2 * whole + 1, "there is room again")
     link = bench.remote._links["alice.1"]
     bench.remote.unregister("slow")
@@ -927,7 +927,7 @@ def test_node_that_asks_on_and_takes_no_answers_loses_the_link(bench: Bench, mon
     asked, body = 0, type_of(Other).encode(Other())  # each is refused, with an answer
     while not bench.wire.resets:
         assert asked < 10_000, "answers wait without end"
-        bench.hear(80, *[(ASK, bench.actor_id, "test.other/1", body, asked + number) for number in range(1, 101)])
+        bench.receive(80, *[(ASK, bench.actor_id, "test.other/1", body, asked + number) for number in range(1, 101)])
         asked += 100
     assert not bench.wire.frames, "what would wait at the link waits here, where it is counted"
     link = bench.remote._links["alice.1"]
@@ -942,8 +942,8 @@ def test_node_that_asks_on_and_takes_no_answers_loses_the_link(bench: Bench, mon
 def test_messages_that_are_refused_take_no_room_in_the_window(bench: Bench) -> None:
     bench.up(7, 80)
     for _ in range(2 * WINDOW_SIZE // 50_000):
-        bench.hear(80, (TELL, bench.actor_id, "no such type", bytes(50_000)))
-    bench.hear(80, bench.tell("good"))
+        bench.receive(80, (TELL, bench.actor_id, "no such type", bytes(50_000)))
+    bench.receive(80, bench.tell("good"))
     assert bench.probe.expect(Say).what == "good"
 
 
@@ -951,11 +951,11 @@ def test_what_nobody_looked_for_is_not_remembered(bench: Bench) -> None:
     bench.up(7, 80)
     link = bench.remote._links["alice.1"]
     for request in range(1, 100):
-        bench.hear(80, (FOUND, request, request, "probe", ()))
+        bench.receive(80, (FOUND, request, request, "probe", ()))
     assert not link._watchers
     assert not link._under_way
     future = link.find("probe", 10)
-    bench.hear(80, (FOUND, 1, 5, "probe", ()))
+    bench.receive(80, (FOUND, 1, 5, "probe", ()))
     assert future.get().actor_id == 5
     assert list(link._watchers) == list(link._under_way) == [5]
 
@@ -974,7 +974,7 @@ def test_answer_of_another_kind_than_was_asked_for_costs_the_link_and_answers_no
     ask, item = wrong[answer]
     future = ask()
     with pytest.raises(ProtocolError, match="answer"):
-        bench.hear(80, item)
+        bench.receive(80, item)
     with pytest.raises(pykka.Timeout):
         future.get(timeout=0)
     bench.remote.link_down("alice.1")  # as the inbox sees to, and as who waits is told by
@@ -986,26 +986,26 @@ def test_error_is_an_answer_to_a_search_and_to_an_ask(bench: Bench) -> None:
     link = bench.remote._links["alice.1"]
     ref = RemoteRef(bench.remote, "alice.1", "alice", "probe", 5, {})
     for request, future in enumerate((link.find("probe", 10), link.ask(ref, "test.say/1", b"", 10)), 1):
-        bench.hear(80, (REPLY, request, "overloaded", "", b"later"))
+        bench.receive(80, (REPLY, request, "overloaded", "", b"later"))
         assert code_of(future.get, Overloaded) == "overloaded"
 
 
 def test_parcels_received_before_the_link_is_up_are_bounded_in_bytes(bench: Bench) -> None:
     for number in range(1000):  # as when many look for an actor while its node starts
-        bench.hear(80, (FIND, number + 1, "probe"))
+        bench.receive(80, (FIND, number + 1, "probe"))
     bench.up(7, 80)
     assert len([item for item in bench.sent() if item[0] == FOUND]) == 1000
     bench.remote.link_down("alice.1")
     large = (TELL, bench.actor_id, "test.blob/1", bytes(MESSAGE_SIZE_MAX))
     for _ in range(EARLY_SIZE_MAX // (MESSAGE_SIZE_MAX + 1000)):
-        bench.hear(90, large)
+        bench.receive(90, large)
     with pytest.raises(ProtocolError, match="before the link is up"):
-        bench.hear(90, large, large)
+        bench.receive(90, large, large)
     assert not bench.remote._early
 
 
 def test_a_forbidden_item_ends_the_link_even_if_it_came_before_the_link_was_up(bench: Bench) -> None:
-    bench.hear(80, bench.tell("good"), (GONE, 1, "bogus", ""), bench.tell("lost"))
+    bench.receive(80, bench.tell("good"), (GONE, 1, "bogus", ""), bench.tell("lost"))
     bench.up(7, 80)
     assert bench.probe.expect(Say).what == "good"
     assert len(bench.wire.resets) == 1
@@ -1018,4 +1018,4 @@ def test_credit_for_more_than_is_under_way_is_an_error_of_the_protocol(bench: Be
     link = bench.remote._links["alice.1"]
     link.send(RemoteRef(bench.remote, "alice.1", "alice", "x", 5, {}), (TELL, 5, "k", b"12"), 0)
     with pytest.raises(OpenOutcryError, match="credit"):
-        bench.hear(80, (8, 5, 10_000))
+        bench.receive(80, (8, 5, 10_000))

@@ -31,7 +31,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from .errors import ConfigurationError, InvalidRequest, ProtocolError, copied, quoted
-from .files import checked_path, read_file, refusal, told
+from .files import checked_path, os_errors_as, read_file, refusal
 from .identity import AUTHORITY_DAYS, CERTIFICATE_REFUSED, CLOCK_BEHIND, DAYS, MEMBER, NAME, Member, date_of
 from .log import get_logger
 from .plain import fault_of
@@ -246,7 +246,7 @@ class Authority:
                 f"an authority has a name of 1 to 64 characters that can be seen, not {quoted(name)}",
                 code="invalid_name",
             )
-        with told(f"{folder} cannot be the folder of an authority"):
+        with os_errors_as(f"{folder} cannot be the folder of an authority"):
             if (folder / "authority.key").exists():
                 raise ConfigurationError(f"{folder} holds an authority already", code="authority")
             (folder / "issued").mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -316,7 +316,7 @@ class Authority:
         """
         path = checked_path(path, "the file of the identity")
         try:
-            with told(f"{path} cannot be written"):
+            with os_errors_as(f"{path} cannot be written"):
                 path.touch(0o600, exist_ok=False)  # before anything is issued
         except ConfigurationError as error:
             if not os.path.lexists(path):
@@ -334,7 +334,7 @@ class Authority:
         revoked = self._revoked()
         found = []
         for path in (self.folder / "issued").glob("*.pem"):
-            with told(f"{path} is no certificate that can be read"):
+            with os_errors_as(f"{path} is no certificate that can be read"):
                 found.append(_read(x509.load_pem_x509_certificate(read_file(path))))
         found.sort(key=lambda member: (member.name, member.ends_ns))
         return [(member, member.serial in revoked) for member in found]
@@ -369,7 +369,7 @@ class Authority:
 
     def revocations(self) -> str:
         """Return the list of what was revoked, as PEM, to be added to each identity; empty if nothing was."""
-        with told(f"{self.folder / 'revoked.pem'} cannot be read"), contextlib.suppress(FileNotFoundError):
+        with os_errors_as(f"{self.folder / 'revoked.pem'} cannot be read"), contextlib.suppress(FileNotFoundError):
             return read_file(self.folder / "revoked.pem").decode("ascii")
         return ""
 
@@ -482,7 +482,7 @@ def _public_bytes(key: Any) -> bytes:
 def _write_private(path: Path, text: str) -> None:
     """Write a file that only its owner can read; it must not be there yet."""
     with (
-        told(f"{path} cannot be written"),
+        os_errors_as(f"{path} cannot be written"),
         open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file,
     ):
         file.write(text)
@@ -493,7 +493,7 @@ def _write_private(path: Path, text: str) -> None:
 def _write(path: Path, text: str) -> None:
     """Write a file in one step: a reader finds either the old text or the new."""
     new = path.with_name(f"{path.name}.new")
-    with told(f"{path} cannot be written"):
+    with os_errors_as(f"{path} cannot be written"):
         new.unlink(missing_ok=True)
         _write_private(new, text)
         new.chmod(0o644)

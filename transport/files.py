@@ -102,8 +102,8 @@ def _words(error: BaseException, what: str) -> str:
 
 
 @contextlib.contextmanager
-def told(what: str) -> Iterator[None]:
-    """Raise errors of the operating system in the block as :func:`refusal` words them."""
+def os_errors_as(what: str) -> Iterator[None]:
+    """Raise errors of the operating system in the block as :func:`refusal` does: ``what`` says what failed."""
     try:
         yield
     except (OSError, ValueError) as error:

@@ -35,7 +35,7 @@ from typing import Any, Final, TypeVar
 
 from .coordinator import UNAVAILABLE_CODE, DiskMark, MarketRecord, OneThread, ToldTime, first_record, in_use, successor
 from .errors import Closed, ConfigurationError, InvariantBroken, OpenOutcryError, StorageError, Unavailable, present
-from .files import checked_path, told
+from .files import checked_path, os_errors_as
 from .forks import guard
 from .numerals import whole_of
 
@@ -125,7 +125,7 @@ class SqliteCoordinator:
     """
 
     def __init__(self, path: str | Path) -> None:
-        with told(f"the coordinator file {path} cannot be used"):
+        with os_errors_as(f"the coordinator file {path} cannot be used"):
             self._path = checked_path(path, "the coordinator file").absolute()
             if self._path.exists():
                 self._check_file(self._path.stat())

@@ -16,7 +16,7 @@ from .replica import CreateRecord, ReadMarks, ReadRecord, ReportMark, StoreCall,
 
 
 class CoordinatorCalls:
-    """One market's calls to the coordinator; each comes back as a CoordinatorAnswer. The BookActor's."""
+    """One market's calls to the coordinator; each comes back as a CoordinatorAnswer. Owned by the BookActor."""
 
     def __init__(
         self, *, market: str, node: str, coordinator: pykka.ActorRef[Any], reply_to: pykka.ActorRef[Any], log: Any

@@ -58,7 +58,7 @@ class Unwatch:
 
 
 class Feed:
-    """The watchers of one market at this node. The BookActor's."""
+    """The watchers of one market at this node. Owned by the BookActor."""
 
     def __init__(self, market: str, log: Any) -> None:
         self._market = market

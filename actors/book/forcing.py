@@ -14,7 +14,7 @@ from .replica import SwapRecord
 
 
 class Forcing:
-    """The request to lead by force that is under way, if any. The BookActor's."""
+    """The request to lead by force that is under way, if any. Owned by the BookActor."""
 
     def __init__(self, market: str, node: str) -> None:
         self._market = market

@@ -12,7 +12,10 @@ from .wire import MARKET_CODEC, MarketMessage
 
 
 class Frames:
-    """Sends a market's messages over the links that are up, and knows for whom each node may ask. The BookActor's."""
+    """Sends a market's messages over the links that are up; says for which accounts a node may ask.
+
+    Owned by the BookActor.
+    """
 
     def __init__(self, market: str, member_of: Callable[[str], Member | None] | None) -> None:
         """``member_of``: the contents of a node's certificate; None: nodes have none, and may ask for every account."""

@@ -30,7 +30,7 @@ SNAPSHOT_S_MAX: Final = 300.0
 
 
 class Imaging:
-    """The snapshots of one replica's book. The BookActor's."""
+    """The snapshots of one replica's book. Owned by the BookActor."""
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ READ_RETRY_S_MAX: Final = 5.0
 
 
 class LogWork:
-    """The work on one replica's log. The BookActor's."""
+    """The work on one replica's log. Owned by the BookActor."""
 
     def __init__(self, *, writer: JournalWriter, journal: pykka.ActorRef[Any], imaging: Imaging, log: Any) -> None:
         self.writer = writer

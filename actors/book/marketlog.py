@@ -15,7 +15,7 @@ from .transfer import Fetched
 
 
 class MarketLog:
-    """Reports what happens to one market's replica. The BookActor's."""
+    """Reports what happens to one market's replica. Owned by the BookActor."""
 
     def __init__(self, log: Any, replica: Replica) -> None:
         self._log = log

@@ -115,7 +115,7 @@ class Setup:
 
 
 class Shell:
-    """What surrounds the cores of one market. The BookActor's."""
+    """What surrounds the cores of one market. Owned by the BookActor."""
 
     def __init__(
         self,

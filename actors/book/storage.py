@@ -52,7 +52,7 @@ class Opened(NamedTuple):
 
 
 class Storage:
-    """One replica's folder. The BookActor's."""
+    """One replica's folder. Owned by the BookActor."""
 
     def __init__(
         self, folder: Path, *, market: str, node: str, store: str, clock_ns: Callable[[], int], log: Any

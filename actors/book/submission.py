@@ -77,7 +77,7 @@ class Request:
         self.first_sequence = 0
         """The sequence number of the first command, once answered."""
         self.sent_to: str | None = None
-        """The node that was asked to order it and may still do so. The BookActor's."""
+        """The node that was asked to order it and may still do so. Only the BookActor uses it."""
         self.sent_epoch = 0
         self.sent_ever = False
         self._outcome: Outcome | None = None

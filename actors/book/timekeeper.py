@@ -13,7 +13,7 @@ from .replica import PersistRecords
 
 
 class Timekeeper:
-    """Owns the :class:`LogTime` of a replica, and reads this machine's clocks for it. The BookActor's."""
+    """Owns the :class:`LogTime` of a replica, and reads this machine's clocks for it. Owned by the BookActor."""
 
     def __init__(
         self, market: str, *, clock_ns: Callable[[], int], bound_ns: int, clocks: Callable[[], Clocks], log: Any

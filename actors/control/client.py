@@ -58,7 +58,7 @@ from .wire import (
     GetTrades,
     ListMarkets,
     Result,
-    SetClock,
+    SetTime,
     SubmitOrder,
     Transfer,
     Value,
@@ -67,7 +67,7 @@ from .wire import (
 _LATE_S: Final = 0.5
 """Seconds that a client waits for the answer beyond its timeout; after that the outcome is unknown."""
 _PIECE_MS: Final = 100
-"""Longest single wait of a client in milliseconds: in between it checks for signals and for its end."""
+"""Longest single wait in milliseconds: between two waits a client notices signals, its deadline and ``ended``."""
 _ADDRESS: Final = re.compile(r"tcp://127\.0\.0\.1:[0-9]{1,5}")
 
 _T = TypeVar("_T")
@@ -203,7 +203,7 @@ class ControlClient:
 
     def set_time(self, market: str, *, reason: str) -> dict[str, Any]:
         """As :meth:`ExchangeNode.set_time`."""
-        return cast("dict[str, Any]", self._query(SetClock(self._token, self._timeout_ms, market, reason)))
+        return cast("dict[str, Any]", self._query(SetTime(self._token, self._timeout_ms, market, reason)))
 
     def transfer(self, market: str, to: str | None = None) -> str | None:
         """As :meth:`ExchangeNode.transfer`; return the id of the new leader, None if not known yet."""
@@ -258,7 +258,7 @@ class ControlClient:
         except RequestTimeout:
             raise RequestTimeout(f"node {self.name} did not answer in time: the outcome is unknown") from None
         except LinkBroken as error:
-            raise LinkBroken(f"node {self.name} has gone ({error.message}): the outcome is unknown") from error
+            raise LinkBroken(f"node {self.name} has ended ({error.message}): the outcome is unknown") from error
         if isinstance(answer, Failure):
             raise ERRORS.get(answer.kind, OpenOutcryError)(answer.message, code=answer.code)
         if not isinstance(answer, wanted):
@@ -281,7 +281,7 @@ class _Line:
     """One connection to the node, for one request and its answer at a time.
 
     It waits in short pieces, none of them in nng. So signals are handled, and a stopped node (its kernel still accepts
-    connections) costs its timeout, but leaves no nng socket in a handshake.
+    connections) costs the caller its timeout, but leaves no nng socket in a handshake.
     """
 
     def __init__(self, address: str, deadline_s: float, ended: threading.Event) -> None:
@@ -317,7 +317,9 @@ class _Line:
         try:
             self._wait_for(lambda _: self._sent(frame), deadline_s)
             self._wait_for(lambda seconds: self._gone.is_set() or _readable(self._socket.recv_fd, seconds), deadline_s)
-            return cast("bytes", self._socket.recv_msg().bytes)  # at once: there is an answer, or none to come
+            return cast(
+                "bytes", self._socket.recv_msg().bytes
+            )  # does not wait: the answer is there, or the connection has ended
         except pynng.Timeout:
             raise LinkBroken("the connection has ended") from None
         except pynng.NNGException as error:
@@ -393,7 +395,7 @@ def read_control_file(data_dir: Path) -> Mapping[str, Any] | None:
 def running_nodes(home: Path) -> dict[str, Path]:
     """Return the data directories below ``home`` whose nodes run and can be reached, by the node's name."""
     found = {}
-    with contextlib.suppress(OSError, ValueError):  # nobody's home
+    with contextlib.suppress(OSError, ValueError):  # there is no such folder
         for file in sorted(home.glob(f"nodes/*/{CONTROL_FILE}")):
             with contextlib.suppress(ConfigurationError):  # another user's
                 control = read_control_file(file.parent)

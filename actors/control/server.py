@@ -49,7 +49,7 @@ from .wire import (
     ListMarkets,
     Request,
     Result,
-    SetClock,
+    SetTime,
     SubmitOrder,
     Transfer,
     Value,
@@ -131,7 +131,7 @@ class ControlServer:
         scratch = self._file.with_suffix(".new")
         values = {"pid": os.getpid(), "name": self._node.name, "address": self.address, "token": self._token}
         values |= {"status_address": self._status_address, "metrics": self._node.metrics_address}
-        with files.told(f"{self._file} cannot be written"):
+        with files.os_errors_as(f"{self._file} cannot be written"):
             scratch.unlink(missing_ok=True)
             with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
                 json.dump(values, file)
@@ -158,7 +158,9 @@ class ControlServer:
         try:
             request = REQUESTS.decode(frame)
             if not hmac.compare_digest(request.token.encode(), self._token.encode()):
-                raise Unavailable("this is not the node that the control file was written by", code="wrong_node")
+                raise Unavailable(
+                    "another node wrote the control file that was read; read it again, and retry", code="wrong_node"
+                )
             answer = self._execute(request)
         except OpenOutcryError as error:
             answer = _failure(error)
@@ -179,7 +181,7 @@ class ControlServer:
         match request:
             case SubmitOrder() | CancelOrder() | AmendOrder():
                 return self._command(request)
-            case Transfer() | SetClock() | CreateMarket() | GetForcePlan() | ForceLeader():
+            case Transfer() | SetTime() | CreateMarket() | GetForcePlan() | ForceLeader():
                 found = self._operate(request)
             case _:
                 found = self._query(request)
@@ -224,13 +226,13 @@ class ControlServer:
             tuple(result.raw_events),
         )
 
-    def _operate(self, request: Transfer | SetClock | CreateMarket | GetForcePlan | ForceLeader) -> Any:
+    def _operate(self, request: Transfer | SetTime | CreateMarket | GetForcePlan | ForceLeader) -> Any:
         node = self._node
         match request:
             case Transfer():
                 node.transfer(request.market, request.to, timeout=request.timeout_ms / 1000)
                 return node.market(request.market).status().leader
-            case SetClock():
+            case SetTime():
                 return node.set_time(request.market, reason=request.reason, timeout=request.timeout_ms / 1000)
             case CreateMarket():
                 return node.create_market(request.market, request.rules, timeout=request.timeout_ms / 1000)

@@ -26,9 +26,9 @@ ITEMS_MAX: Final = 10_000
 
 Token = Annotated[str, Str(64, 1)]
 Name = Annotated[str, Str(255, 1)]
-Name_ = Annotated[str | None, Optional(Str(255, 1))]
+OptionalName = Annotated[str | None, Optional(Str(255, 1))]
 Number = Annotated[str, Str(64, 1)]
-Number_ = Annotated[str | None, Optional(Str(64, 1))]
+OptionalNumber = Annotated[str | None, Optional(Str(64, 1))]
 Limit = Annotated[int, Int(1, ITEMS_MAX)]
 Timeout = Annotated[int, Int(1, TIMEOUT_MS_MAX)]
 
@@ -48,13 +48,13 @@ class SubmitOrder:
     timeout_ms: Timeout
     market: Name
     side: Name
-    price: Number_
+    price: OptionalNumber
     quantity: Number
     order_type: Name
-    time_in_force: Name_
+    time_in_force: OptionalName
     expire_ns: Annotated[int, Int()]
     self_trade_prevention: Name
-    account: Name_
+    account: OptionalName
     client_order_id: Name
 
 
@@ -66,7 +66,7 @@ class CancelOrder:
     timeout_ms: Timeout
     market: Name
     order_id: Annotated[int | None, Optional(Int(1))]
-    account: Name_
+    account: OptionalName
     client_order_id: Name
 
 
@@ -78,9 +78,9 @@ class AmendOrder:
     timeout_ms: Timeout
     market: Name
     order_id: Annotated[int, Int(1)]
-    price: Number_
-    quantity: Number_
-    account: Name_
+    price: OptionalNumber
+    quantity: OptionalNumber
+    account: OptionalName
     client_order_id: Name
 
 
@@ -109,7 +109,7 @@ class GetOrders:
 
     token: Token
     market: Name
-    account: Name_
+    account: OptionalName
     limit: Limit
 
 
@@ -136,11 +136,11 @@ class Transfer:
     token: Token
     timeout_ms: Timeout
     market: Name
-    to: Name_
+    to: OptionalName
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class SetClock:
+class SetTime:
     """:meth:`ExchangeNode.set_time`; answers its result."""
 
     token: Token
@@ -244,7 +244,7 @@ REQUESTS: Final[Codec[Any]] = Codec(
         12: ListMarkets,
         13: GetForcePlan,
         14: ForceLeader,
-        15: SetClock,
+        15: SetTime,
     }
 )
 ANSWERS: Final[Codec[Any]] = Codec({17: Result, 18: Value, 19: Failure})
@@ -261,7 +261,7 @@ Request = (
     | GetEvents
     | GetStatus
     | Transfer
-    | SetClock
+    | SetTime
     | CreateMarket
     | ListMarkets
     | GetForcePlan

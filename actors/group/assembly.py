@@ -19,7 +19,7 @@ import pykka
 from ...transport.coordinator import Coordinator, MarketRecord
 from ...transport.errors import Closed, ConfigurationError, OpenOutcryError, RequestTimeout
 from ...transport.etcd import is_etcd
-from ...transport.files import told
+from ...transport.files import os_errors_as
 from ...transport.identity import check_addresses
 from ...transport.log import get_logger
 from ...transport.rendezvous import Rendezvous
@@ -63,6 +63,8 @@ logger = get_logger(__name__)
 
 RECORDS_S: Final = 5.0
 """Most seconds to wait for the coordinator when all records are read."""
+STORE_STATUS_S: Final = 0.5
+"""Most seconds that a node's status waits for the coordinator; then it says so."""
 ENDS_SOON_S: Final = 30 * 86_400.0
 """Warn at start if the certificate expires within this many seconds."""
 STATUS_S_MAX: Final = 2.0
@@ -124,11 +126,11 @@ class NodeGroup:
     def _lock_folder(self) -> None:
         data_dir = self.options["data_dir"]
         if data_dir is None:
-            with told("cannot make a temporary folder; give the node a data_dir"):
+            with os_errors_as("cannot make a temporary folder; give the node a data_dir"):
                 data_dir = tempfile.mkdtemp(prefix="openoutcry-")
             self.undo.callback(shutil.rmtree, data_dir, ignore_errors=True)
         self.data_dir = Path(data_dir)
-        with told(f"the data directory {self.data_dir} cannot be used"):
+        with os_errors_as(f"the data directory {self.data_dir} cannot be used"):
             lock = FolderLock(self.data_dir)
         self.undo.callback(lock.release)
         self.folder = NodeFolder(self.data_dir, self.name)
@@ -149,11 +151,13 @@ class NodeGroup:
         except BaseException:
             coordinator.close()
             raise
-        self.keeper = self._start_keeper(coordinator, holder, lease_ms)
-        self.undo.callback(stop_and_join, self.keeper, timeout_s=10)
+        self.coordinator = self._start_coordinator(coordinator, holder, lease_ms)
+        self.undo.callback(stop_and_join, self.coordinator, timeout_s=10)
         return listed
 
-    def _start_keeper(self, coordinator: Coordinator, holder: str, lease_ms: int) -> pykka.ActorRef[CoordinatorActor]:
+    def _start_coordinator(
+        self, coordinator: Coordinator, holder: str, lease_ms: int
+    ) -> pykka.ActorRef[CoordinatorActor]:
         return CoordinatorActor.start(
             coordinator=coordinator,
             node=self.node_id,
@@ -227,7 +231,7 @@ class NodeGroup:
             remote=self.remote,
             codec=CODEC,
             hand_on=self._hand_on,
-            again=self._again,
+            counting_restarts=self._counting_restarts,
             report=self._report,
             identity=self.identity,
             certified=self.inbox.certified,
@@ -236,7 +240,7 @@ class NodeGroup:
         )
         if self.identity is not None and self.identity.seconds_left < ENDS_SOON_S:
             logger.warning("certificate_ends_soon", node=self.node_id, ends=self.identity.member.ends)
-        self.leading = Leading(host, self.keeper, self.links.id_of)
+        self.leading = Leading(host, self.coordinator, self.links.id_of)
         self.markets = Markets(
             host,
             self.folder,
@@ -277,7 +281,7 @@ class NodeGroup:
             rules=rules,
             submissions=submissions,
             folder=self.folder.of_market(market),
-            coordinator=self.keeper,
+            coordinator=self.coordinator,
             store=self.coordinator_id,
             take_snapshot=lambda message: tell(self._snapshotter, message),
             min_in_sync=self.options["min_in_sync"],
@@ -320,13 +324,15 @@ class NodeGroup:
             stop_and_join(self._catalogue, timeout_s=10)
 
     def _supervise(self, kind: str, start: Callable[[], pykka.ActorRef[Any]]) -> None:
-        self.host.ask(self.supervisor, Supervise(kind, self._again(kind, start)), self.host.timeout_s)
+        self.host.ask(self.supervisor, Supervise(kind, self._counting_restarts(kind, start)), self.host.timeout_s)
 
-    def _again(self, kind: str, start: Callable[[], pykka.ActorRef[Any]]) -> Callable[[], pykka.ActorRef[Any]]:
-        """Return a starter for a supervisor: ``start``, but log and count from the second time on."""
+    def _counting_restarts(
+        self, kind: str, start: Callable[[], pykka.ActorRef[Any]]
+    ) -> Callable[[], pykka.ActorRef[Any]]:
+        """Return ``start`` for a supervisor, which logs and counts each call after the first: a restart."""
         started = False
 
-        def begin() -> pykka.ActorRef[Any]:
+        def start_and_count() -> pykka.ActorRef[Any]:
             nonlocal started
             if self.closed:
                 raise Closed(f"node {self.name} is closed")
@@ -337,7 +343,7 @@ class NodeGroup:
             started = True
             return ref
 
-        return begin
+        return start_and_count
 
     def _report(self, failed: ActorFailed) -> None:
         if not self.closed:
@@ -353,12 +359,12 @@ class NodeGroup:
     # -- messages of other nodes --------------------------------------------------------------------------------
 
     def _receive(self, pipe_id: int, frame: bytes) -> None:
-        self.links.hear(pipe_id, frame, self.supervisor)
+        self.links.receive(pipe_id, frame, self.supervisor)
 
     def _hand_on(self, sender: str, message: Any) -> None:
         """Pass on a message from a linked node, on the inbox's reader thread."""
         if isinstance(message, Parcel):
-            self.remote.hear(sender, message)
+            self.remote.receive(sender, message)
             return
         book = self.markets.books.get(message.market)
         if book is not None:
@@ -369,7 +375,7 @@ class NodeGroup:
             tell(self._catalogue, LookSoon())  # perhaps a market that was created a moment ago
 
     def _say_failed(self, sender: str, market: str, epoch: int) -> None:
-        """A market's BookActor has failed, and the node lives: nobody should wait for it, as leader or as follower."""
+        """Tell ``sender`` that the market's BookActor has failed: it should not wait for it as leader or follower."""
         if not self.closed and (link := self.links.up.get(sender)) is not None:
             link.link.send(MARKET_CODEC.encode(Resign(market, epoch)))
 
@@ -384,15 +390,15 @@ class NodeGroup:
     def records(self) -> tuple[MarketRecord, ...]:
         """Return the coordinator's records: one for each market of the exchange."""
         query = StoreQuery(lambda store: store.read_all())
-        found = self.host.ask(self.keeper, query, min(self.host.timeout_s, RECORDS_S))
+        found = self.host.ask(self.coordinator, query, min(self.host.timeout_s, RECORDS_S))
         return cast("tuple[MarketRecord, ...]", found)
 
     def store_error(self) -> str | None:
         """Return what is wrong with the coordinator, None if it answered the last request."""
         try:
-            return cast("str | None", self.host.ask(self.keeper, StoreStatus(), 0.5))
+            return cast("str | None", self.host.ask(self.coordinator, StoreStatus(), STORE_STATUS_S))
         except RequestTimeout:
-            return "the coordinator keeps its caller waiting"
+            return f"the coordinator has not answered for {STORE_STATUS_S} s"
 
     def _denied(self, accounts: Sequence[str]) -> OpenOutcryError | None:
         return None if self.identity is None else self.identity.member.denied(accounts)
@@ -439,7 +445,7 @@ class NodeGroup:
     def dead_actors(self, *, books: bool = True) -> list[str]:
         """Return a line for each failed actor that does not run; without ``books``, only for shared ones."""
         replicas = list(self.markets.books.values()) if books else []
-        actors: list[pykka.ActorRef[Any]] = [*replicas, self.keeper, self.supervisor]
+        actors: list[pykka.ActorRef[Any]] = [*replicas, self.coordinator, self.supervisor]
         why = "; ".join(self.failures) or "see the log"
         return [f"{ref.actor_class.__name__} does not run: {why}" for ref in actors if not ref.is_alive()]
 

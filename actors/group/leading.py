@@ -47,10 +47,10 @@ BALANCE_LAG_MAX: Final = 2 * COMMANDS_MAX
 class Leading:
     """Moves the leadership of one node's markets."""
 
-    def __init__(self, host: Host, keeper: pykka.ActorRef[Any], id_of: Callable[[str], str]) -> None:
-        """``keeper``: the CoordinatorActor; ``id_of`` returns the id of a linked node by its name or id."""
+    def __init__(self, host: Host, coordinator: pykka.ActorRef[Any], id_of: Callable[[str], str]) -> None:
+        """``coordinator``: the CoordinatorActor; ``id_of`` returns the id of a linked node by its name or id."""
         self._host = host
-        self._keeper = keeper
+        self._coordinator = coordinator
         self._id_of = id_of
 
     def transfer(self, market: Market, to: str | None, timeout: float) -> None:
@@ -123,7 +123,7 @@ class Leading:
     def _force_plan(self, market: Market) -> tuple[ForcePlan, MarketRecord, frozenset[str]]:
         _ = market.ref  # a market that is not open is refused before the coordinator is asked
         with_leases = StoreQuery(lambda store: _with_leases(store, market.name))
-        record, alive = self._host.ask(self._keeper, with_leases, self._host.timeout_s)
+        record, alive = self._host.ask(self._coordinator, with_leases, self._host.timeout_s)
 
         def read(shell: Shell) -> tuple[OpenOutcryError | None, Tail, int]:
             refusal = shell.failure or shell.force_refusal(record, alive)

@@ -78,7 +78,7 @@ class Life:
         """Why the link last went down, or why the last attempt failed."""
         self._their_pipe = 0
         self._due_s = now_s
-        self._heard_s = now_s
+        self._received_s = now_s
         self._failed = 0
 
     @property
@@ -119,7 +119,7 @@ class Life:
         effects = []
         if self.state is State.UP and session < self.their_session:
             return []
-        self._heard_s, self._their_pipe = now_s, pipe
+        self._received_s, self._their_pipe = now_s, pipe
         if session != self.their_session:
             if self.state is State.UP:
                 effects = self._again(now_s, "the peer began the link again", pauses=False)
@@ -133,10 +133,10 @@ class Life:
             effects += [Effect.HELLO, Effect.UP]
         return effects
 
-    def tick(self, now_s: float, heard_s: float) -> list[Effect]:
-        """Some time has passed; the last frame from the peer arrived at ``heard_s``."""
+    def tick(self, now_s: float, received_s: float) -> list[Effect]:
+        """Some time has passed; the last frame from the peer arrived at ``received_s``."""
         if self.state is State.UP:
-            if now_s - max(self._heard_s, heard_s) <= SILENCE_MS_MAX / 1000:
+            if now_s - max(self._received_s, received_s) <= SILENCE_MS_MAX / 1000:
                 return [Effect.HELLO]
             self.their_session = 0
             return self._again(now_s, f"nothing received for {SILENCE_MS_MAX} ms", pauses=False)

@@ -69,7 +69,7 @@ class Links:
         remote: FollowsLinks,
         codec: Codec[Any],
         hand_on: Callable[[str, Any], None],
-        again: Callable[[str, Start], Start],
+        counting_restarts: Callable[[str, Start], Start],
         report: Callable[[ActorFailed], None],
         identity: Identity | None = None,
         certified: Callable[[int], str] = lambda _pipe_id: "",
@@ -82,9 +82,9 @@ class Links:
         TLS has verified, on the reader's thread.
 
         ``remote`` is notified of links in addition to the listeners. ``hand_on(node, message)`` takes every message
-        of ``node`` except hellos, on the reader's thread; ``codec`` decodes all frames. ``again(kind, start)``
-        counts how often ``start`` is called. ``clock_bound_ms``: how far clocks may differ until one counts as off;
-        ``store_clock``: what was measured of the coordinator's host.
+        of ``node`` except hellos, on the reader's thread; ``codec`` decodes all frames. ``counting_restarts(kind,
+        start)`` returns ``start`` with a count of its calls. ``clock_bound_ms``: how far clocks may differ until one
+        counts as off; ``store_clock``: what was measured of the coordinator's host.
         """
         self._me = me
         self._joining_all: set[str] = set()
@@ -93,7 +93,7 @@ class Links:
         self._remote = remote
         self._codec = codec
         self._hand_on = hand_on
-        self._again = again
+        self._counting_restarts = counting_restarts
         self._report = report
         self._identity = identity
         self._certified = certified
@@ -230,7 +230,7 @@ class Links:
 
     # -- frames, on the reader's thread ---------------------------------------------------------------------------
 
-    def hear(self, pipe_id: int, frame: bytes, supervisor: pykka.ActorRef[Any]) -> None:
+    def receive(self, pipe_id: int, frame: bytes, supervisor: pykka.ActorRef[Any]) -> None:
         """Handle one received frame.
 
         Raises:
@@ -241,7 +241,7 @@ class Links:
             self._introduce(pipe_id, message)
             self._at[message.node] = message.address
             if (meters := self._meters.get(message.node)) is not None:
-                meters.heard_s = time.monotonic()
+                meters.received_s = time.monotonic()
                 _compare_clocks(message, meters)
             peer = self.peers.get(message.node)
             tell(peer if peer is not None and peer.is_alive() else supervisor, HelloReceived(message, pipe_id))
@@ -253,7 +253,7 @@ class Links:
         if sender is None:
             raise ProtocolError("a frame before the hello")
         if (meters := self._meters.get(sender)) is not None:
-            meters.heard_s = time.monotonic()
+            meters.received_s = time.monotonic()
             meters.frames_in += 1
             meters.bytes_in += len(frame)
         self._hand_on(sender, message)
@@ -390,7 +390,7 @@ class Links:
                 )
                 return None
             if peer is None:
-                start = self._again("PeerActor", lambda: self._make_peer(found))
+                start = self._counting_restarts("PeerActor", lambda: self._make_peer(found))
                 try:
                     supervisor.supervise(LINK_OF + found.node, start, _POLICY)
                 except Closed:

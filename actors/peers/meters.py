@@ -13,15 +13,15 @@ class LinkMeters:
 
     frames_in: int = 0
     bytes_in: int = 0
-    """The inbox' reader's, as ``frames_in``."""
-    heard_s: float = 0.0
-    """When a frame, a hello or another, last came; on the monotonic clock. The inbox' reader's."""
+    """Written by the inbox's reader, as is ``frames_in``."""
+    received_s: float = 0.0
+    """When the last frame came, of any kind; on the monotonic clock. Written by the inbox's reader."""
     frames_out: int = 0
     bytes_out: int = 0
-    """Under the lock of the link, as ``frames_out``."""
+    """Written under the lock of the link, as is ``frames_out``."""
     ups: int = 0
-    """How often the link came up. The PeerActor's."""
+    """How often the link came up. Written by the PeerActor."""
     clock: ClockMeter = dataclasses.field(default_factory=ClockMeter)
-    """How far the other node's wall clock is from ours. The inbox' reader's."""
+    """How far the other node's wall clock is from ours. Written by the inbox's reader."""
     ping: tuple[int, int] = (0, 0)
-    """The other node's last ping, and when it came, on our monotonic clock in nanoseconds. The inbox' reader's."""
+    """The other node's last ping, and when it came here: monotonic nanoseconds. Written by the inbox's reader."""

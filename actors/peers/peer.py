@@ -134,7 +134,7 @@ class PeerActor(NodeActor):
     def _tick(self) -> None:
         now_s = time.monotonic()
         # A received message may wait here behind sends, so the reader notes when it arrived.
-        self._do(self._life.tick(now_s, self._meters.heard_s))
+        self._do(self._life.tick(now_s, self._meters.received_s))
         self._look_for_it()
         if not self._meters.ups and not self._complained and now_s > self._warn_at_s:
             self._warn_at_s = math.inf  # once; other problems with the peer are still logged

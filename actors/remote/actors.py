@@ -172,7 +172,7 @@ class RemoteActors:
         self._report = report
         self._lock = threading.Condition()
         """Innermost lock: links may hold their locks when they call here, so call no link while holding this one."""
-        self._hearing = threading.Lock()
+        self._receiving = threading.Lock()
         self._actor_ids = itertools.count(time.time_ns())  # never those of an earlier life of this node
         self._names: dict[str, Served] = {}
         self._served: dict[int, Served] = {}
@@ -417,7 +417,7 @@ class RemoteActors:
 
     def link_up(self, up: PeerUp) -> None:
         """A link has come up; on its PeerActor's thread."""
-        with self._hearing:
+        with self._receiving:
             link = RemoteLink(self, up, up.node, up.name)
             with self._lock:
                 if self._closed:
@@ -428,25 +428,25 @@ class RemoteActors:
             if early is not None and early.session == up.link.their_session:
                 try:
                     for parcel in early.parcels:
-                        link.hear(parcel.items)
+                        link.receive(parcel.items)
                 except ProtocolError as error:  # ends the link, as later, but not the PeerActor
                     up.link.reset(error.message)
 
     def link_down(self, node: str) -> None:
         """A link has ended; on its PeerActor's thread."""
-        with self._hearing, self._lock:
+        with self._receiving, self._lock:
             link = self._links.pop(node, None)
             for served in self._served.values():
                 served.watching.discard(cast("RemoteLink", link))
         if link is not None:
             link.close(Unreachable(f"the link to node {link.name} has ended; what was under way to it may be lost"))
 
-    def hear(self, node: str, parcel: Parcel) -> None:
+    def receive(self, node: str, parcel: Parcel) -> None:
         """A frame has come; on the inbox's reader thread."""
-        with self._hearing:
+        with self._receiving:
             link = self._links.get(node)
             if link is not None and link.accepts_parcels_of(parcel.session):
-                link.hear(parcel.items)
+                link.receive(parcel.items)
                 return
             # It belongs to a life that has ended, or to one that this side does not know yet: its hello is on the way.
             early = self._early.get(node)
@@ -460,7 +460,7 @@ class RemoteActors:
 
     def forget(self, node: str) -> None:
         """A node was forgotten."""
-        with self._hearing:
+        with self._receiving:
             self._early.pop(node, None)
 
     def close(self) -> None:

@@ -354,7 +354,7 @@ class RemoteLink:
             self._scheduled = True
             try:
                 while self._waiting:
-                    self.hear(self._taken())
+                    self.receive(self._taken())
             finally:  # an exception here costs those items, but not later ones
                 self._scheduled = False
         else:
@@ -419,7 +419,7 @@ class RemoteLink:
         """Whether what the peer has sent in its ``session`` belongs to this life."""
         return self._link is not None and self._link.their_session == session
 
-    def hear(self, items: Iterable[Item]) -> None:
+    def receive(self, items: Iterable[Item]) -> None:
         """Handle what the other side has sent, in order; never blocks.
 
         Raises:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final, TextIO
 
 from ...transport.errors import OpenOutcryError
-from ...transport.files import checked_path, told
+from ...transport.files import checked_path, os_errors_as
 from ...transport.forks import guard
 from ...transport.log import without_secrets
 from ...transport.plain import plain, plain_lines
@@ -125,7 +125,7 @@ class LogOutput(logging.Handler):
         if self._file is None:
             return
         path = checked_path(self._file, "the log file")
-        with told(f"the log file {path} cannot be opened"):
+        with os_errors_as(f"the log file {path} cannot be opened"):
             path.parent.mkdir(parents=True, exist_ok=True)
             stream = open(path, "a", encoding="utf-8", errors="backslashreplace", buffering=1, opener=_opened)  # noqa: SIM115
         if self._stream is not sys.stderr:

@@ -23,6 +23,6 @@ class NodeMeters:
     links: dict[str, LinkMeters] = dataclasses.field(default_factory=dict)
     """By the other node's id; kept while that node is known."""
     restarts: Counter[str] = dataclasses.field(default_factory=Counter)
-    """Actors that failed and were restarted, by their class. The supervisor's."""
+    """Actors that failed and were restarted, by their class. Written by the supervisor."""
     store: StoreMeters = dataclasses.field(default_factory=StoreMeters)
-    """The coordinator. The CoordinatorActor's."""
+    """The calls to the coordinator. Written by the CoordinatorActor."""
