@@ -14,7 +14,11 @@ from quick import Guard, is_slow
 # A node's process is a fork of one that has imported all that a node needs, and nothing else: half a second less each.
 multiprocessing.set_start_method("forkserver")
 multiprocessing.set_forkserver_preload(
-    [f"openoutcry.{name}" for name in ("actors.node", "actors.testing", "transport.certificates", "transport.etcd")]
+    ["structlog"]
+    + [
+        f"openoutcry.{name}"
+        for name in ("actors.node", "actors.cli.serve", "actors.testing", "transport.certificates", "transport.etcd")
+    ]
 )
 GUARD = Guard()
 TURNS = pytest.StashKey[Turns]()

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 EXITS = Path(__file__).parents[1] / "benchmarks" / "exits.py"
-COUNT = os.environ.get("OPENOUTCRY_EXITS", "60")
+COUNT = os.environ.get("OPENOUTCRY_EXITS", "30")
 """How many exits; the wanted figure is of 1,000."""
 
 

@@ -146,7 +146,7 @@ def test_ensure_and_present_raise_the_error_of_an_invariant() -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not __debug__, reason="it is what runs under -O")
 def test_what_is_essential_holds_without_assertions() -> None:
-    command = [sys.executable, "-O", "-m", "pytest", "-q", "-k", OTHERWISE, "-p", "no:cacheprovider"]
+    command = [sys.executable, "-O", "-m", "pytest", "-q", "-m", "not slow", "-k", OTHERWISE, "-p", "no:cacheprovider"]
     ran = subprocess.run(
         [*command, "-W", "ignore::pytest.PytestConfigWarning", *(str(TESTS / name) for name in ESSENTIAL)],
         capture_output=True,

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import run_command
 from openoutcry.actors import ConfigurationError, ExchangeNode, MarketRules, OpenOutcryError, StorageError
 from openoutcry.actors.control.server import ControlServer
 from openoutcry.actors.control.wire import CONTROL_FILE
@@ -147,9 +148,7 @@ def test_what_the_system_lacks_is_no_setting_and_may_pass() -> None:
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("OPENOUTCRY_")}
-    done = subprocess.run(
-        [*OPENOUTCRY, *arguments], env=kept | environment, capture_output=True, text=True, timeout=WITHIN_S, check=False
-    )
+    done = run_command(list(arguments), kept | environment, WITHIN_S)
     assert "Traceback" not in done.stderr, done.stderr
     assert "internal" not in done.stderr, done.stderr
     return done
