@@ -14,7 +14,7 @@ from quick import Guard, is_slow
 # A node's process is a fork of one that has imported all that a node needs, and nothing else: half a second less each.
 multiprocessing.set_start_method("forkserver")
 multiprocessing.set_forkserver_preload(
-    ["structlog"]
+    ["structlog", "etcd3gw"]  # which are imported when they are used first
     + [
         f"openoutcry.{name}"
         for name in ("actors.node", "actors.cli.serve", "actors.testing", "transport.certificates", "transport.etcd")

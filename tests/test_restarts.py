@@ -15,6 +15,7 @@ COUNT = os.environ.get("OPENOUTCRY_RESTARTS", "8")
 """How many restarts; the wanted figure is of 500."""
 
 
+@pytest.mark.alone
 def test_every_link_is_back_within_five_seconds_of_a_restart_under_load() -> None:
     pytest.importorskip("cryptography")
     done = subprocess.run(

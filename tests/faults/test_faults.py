@@ -2,7 +2,8 @@
 
 Each test hurts one exchange in one way, heals it, and then checks all that its clients recorded; see ``exchange.py``
 and ``history.py``. ``OPENOUTCRY_FAULT_ROUNDS=20 python -m pytest tests/faults`` tries every variant of every fault 20
-times, at other moments, and prints how long nobody was answered.
+times, at other moments, and prints how long nobody was answered. Tests marked ``alone`` check what the project promises
+within a time, such as that a lease lives on.
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ def links_of(node: Node) -> int:
     return sum([peer["up"] for peer in node.status["peers"].values()])
 
 
+@pytest.mark.alone
 @pytest.mark.failover
 def test_nodes_with_tls_links_that_restart_again_and_again(store: Store, round_: int, finish: Finish) -> None:
     with exchange(store, identities=True) as net:
@@ -165,6 +167,7 @@ def test_links_that_are_slow_and_narrow(store: Store, round_: int, finish: Finis
         finish(net, NAMES)
 
 
+@pytest.mark.alone
 def test_a_leader_that_can_speak_but_hears_nobody(store: Store, round_: int, finish: Finish) -> None:
     with exchange(store, proxied=True) as net:
         leader, *_ = net.begin()
@@ -510,6 +513,7 @@ def test_a_leader_whose_clock_is_off_by_days(store: Store, round_: int, finish: 
         assert min(off) > -600 * 10**9, "nor in the past"
 
 
+@pytest.mark.alone
 @pytest.mark.failover
 @pytest.mark.parametrize("days", [3, -3])
 def test_a_node_that_starts_with_a_clock_off_by_days_does_not_lead(
@@ -533,6 +537,7 @@ def test_a_node_that_starts_with_a_clock_off_by_days_does_not_lead(
         assert min(off) > -600 * 10**9
 
 
+@pytest.mark.alone
 @pytest.mark.failover
 @pytest.mark.parametrize("days", [3, -3])
 def test_a_leader_that_restarts_with_a_clock_off_by_days_does_not_stamp_the_log(
@@ -561,6 +566,7 @@ def test_a_leader_that_restarts_with_a_clock_off_by_days_does_not_stamp_the_log(
 # -- the coordinator ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("store", "how"), UNREACHABLE, indirect=["store"])
 def test_a_coordinator_that_cannot_be_reached_while_orders_flow(
     store: Store, round_: int, finish: Finish, how: str
