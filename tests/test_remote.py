@@ -313,7 +313,7 @@ class Outlet:
     def __init__(self) -> None:
         self.frames: list[bytes] = []
 
-    def offer(self, frame: bytes) -> bool:
+    def send_nowait(self, frame: bytes) -> bool:
         self.frames.append(frame)
         return True
 

@@ -36,9 +36,9 @@ def test_outlet_whose_connection_has_ended_sends_nothing_more_and_does_not_conne
     with listener.accept()[0] as peer:
         peer.sendall(HELLO_OF_A_PULL)
         assert connected.wait(10)
-        assert outlet.offer(b"a frame")
+        assert outlet.send_nowait(b"a frame")
     assert broken.wait(10)
-    assert not outlet.offer(b"a frame")
+    assert not outlet.send_nowait(b"a frame")
     with pytest.raises(LinkBroken):
         outlet.send(b"a frame", timeout_ms=1000)
     listener.settimeout(0.5)  # nng would try within 0.01 s
@@ -118,7 +118,7 @@ def use(number):
         if at.random() < 0.7:
             connected.wait(0.02 * at.random())
         if connected.is_set():
-            outlet.offer(b"a frame")
+            outlet.send_nowait(b"a frame")
         outlet.close()
         if directory is not None:
             directory.close()

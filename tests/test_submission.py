@@ -90,7 +90,7 @@ def test_callers_beyond_the_bound_are_slowed_and_then_refused() -> None:
 
 def stand_by(made: Submissions, count: int, entered: list[Request]) -> Request:
     request = Request(COMMAND * count, int((time.monotonic() + 30) * 1e9))
-    assert not made.offer(request)
+    assert not made.put_nowait(request)
     made.stand_by(request, lambda: entered.append(request))
     return request
 
@@ -108,7 +108,7 @@ def test_room_is_for_those_who_wait_longest_and_nobody_gets_in_past_them() -> No
     entered: list[Request] = []
     large, small, last = (stand_by(made, count, entered) for count in (3, 1, 2))
     newcomer = Request(COMMAND, int((time.monotonic() + 30) * 1e9))
-    assert not made.offer(newcomer), "there is room for one command, but three requests wait"
+    assert not made.put_nowait(newcomer), "there is room for one command, but three requests wait"
     answer_all(made)
     assert entered == [large, small]
     assert made.in_flight == 4
@@ -117,7 +117,7 @@ def test_room_is_for_those_who_wait_longest_and_nobody_gets_in_past_them() -> No
         request.answer(OUTCOME)
     made.release([large, small])
     assert entered == [large, small, last]
-    assert made.offer(newcomer)
+    assert made.put_nowait(newcomer)
 
 
 def test_one_that_waits_no_longer_is_never_sent_and_makes_way_for_those_behind_it() -> None:

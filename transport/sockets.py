@@ -554,7 +554,7 @@ class Outlet:
             else:
                 return
 
-    def offer(self, frame: bytes) -> bool:
+    def send_nowait(self, frame: bytes) -> bool:
         """Hand ``frame`` to nng if it takes it at once; return whether it did. Any thread, but not during a close."""
         if len(frame) > FRAME_SIZE_MAX or not self._sending.acquire(blocking=False):
             return False

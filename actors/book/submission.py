@@ -181,7 +181,7 @@ class Submissions:
 
     def put(self, request: Request) -> None:
         """Hand a request to the BookActor; waits, and raises, as :meth:`submit` does."""
-        if self.offer(request):
+        if self.put_nowait(request):
             return
         entered = threading.Event()
         self.stand_by(request, entered.set)
@@ -192,7 +192,7 @@ class Submissions:
         if withdrawn:
             raise self.overloaded()
 
-    def offer(self, request: Request) -> bool:
+    def put_nowait(self, request: Request) -> bool:
         """Hand a request to the BookActor, if there is room and nobody waits for it; return whether. Never waits."""
         count = len(request.commands)
         with self._lock:

@@ -116,7 +116,7 @@ class JournalWriter:
         self._meters.snapshot = tail.sequence, len(book), time.time()
         self.journal.reset(tail)
 
-    def begin_anew(self) -> Path:
+    def begin_empty(self) -> Path:
         """Put the log and its snapshots aside, and open empty ones in their place; return their new folder.
 
         Raises:
@@ -165,7 +165,7 @@ class JournalActor(NodeActor):
             if isinstance(message, CutLog):
                 writer.journal.cut(message.sequence)
             elif isinstance(message, PutLogAside):
-                tell(self._book, LogPutAside(str(writer.begin_anew())))
+                tell(self._book, LogPutAside(str(writer.begin_empty())))
             elif isinstance(message, ReadLog):
                 tell(self._book, self._read(message))
             elif isinstance(message, KeepSnapshot):

@@ -92,7 +92,7 @@ class MarketLoop:
         request.future = self.loop.create_future()
         self.waiting.add(request)
         try:
-            if not submissions.offer(request):
+            if not submissions.put_nowait(request):
                 await self._stand_by(submissions, request)
         except BaseException:
             self.waiting.discard(request)

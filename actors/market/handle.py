@@ -533,7 +533,7 @@ class Market:
             meters=self.meters,
             arrived=arrived,
         )
-        return subscription, Watch(subscription.offer, after)
+        return subscription, Watch(subscription.put_nowait, after)
 
     def _begin_subscription(self, subscription: Subscription, sequence: int) -> None:
         subscription.begin(sequence)

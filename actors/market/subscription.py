@@ -85,7 +85,7 @@ class Subscription:
         """Whether no further update will arrive."""
         return self._ended.is_set()
 
-    def offer(self, update: Applied | OpenOutcryError | None) -> bool:
+    def put_nowait(self, update: Applied | OpenOutcryError | None) -> bool:
         """Queue an update, on the BookActor's thread; False ends the watch."""
         if self._ended.is_set():
             return False
@@ -143,7 +143,7 @@ class Subscription:
         this call does not wait for it; it ends when the subscriber returns.
         """
         if self._end(None):
-            self._on_end(self.offer)
+            self._on_end(self.put_nowait)
         thread = self._thread
         if thread is not None and thread is not threading.current_thread() and thread.is_alive():
             thread.join(CLOSE_S_MAX)
@@ -168,5 +168,5 @@ class Subscription:
                 logger.exception("subscriber_failed", market=self.market, sequence=update.sequence)
                 why = f"market {self.market}: the subscriber raised {text_of(error):.200} and was cut"
                 if self._end(Unavailable(f"{why}; subscribe again with after=last_sequence", code="subscriber_failed")):
-                    self._on_end(self.offer)
+                    self._on_end(self.put_nowait)
                 return

@@ -71,7 +71,7 @@ class Link:
                 return
             self._meters.frames_out += 1
             self._meters.bytes_out += len(frame)
-            if not self._queued and self._outlet.offer(frame):
+            if not self._queued and self._outlet.send_nowait(frame):
                 return
             self._queued += 1
         tell(self._peer, SendFrame(self.session, frame))
