@@ -10,8 +10,9 @@ from typing import Any
 import pykka
 import pytest
 from openoutcry.actors.kit import actor as kit
-from openoutcry.actors.kit import supervision
+from openoutcry.actors.kit import node_actor, supervision
 from openoutcry.actors.kit.actor import Actor, Mailbox, SystemClock, stop_and_join
+from openoutcry.actors.kit.node_actor import QUIET, TICK, ActorFailed, NodeActor, tell, tell_or_handle
 from openoutcry.actors.kit.supervision import (
     CurrentRef,
     Escalation,
@@ -432,3 +433,124 @@ def test_pauses_double_up_to_a_bound_and_spread() -> None:
     for wrong in ({"restarts_max": -1}, {"window_s": 0}, {"backoff_min_s": 20}, {"jitter": 2}):
         with pytest.raises(ConfigurationError):
             RestartPolicy(**wrong)  # type: ignore[arg-type]
+
+
+# -- turns ----------------------------------------------------------------------------------------------------------
+
+
+class Ledger(NodeActor):
+    """Notes what it handles, on which thread, and whether two threads were ever in it at once."""
+
+    tick_ms = 20
+
+    def __init__(self, report: Callable[[ActorFailed], None] = lambda _: None) -> None:
+        super().__init__(report=report)
+        self.handled: list[tuple[Any, int]] = []
+        self.inside = self.overlaps = self.ticks = self.quiet = 0
+
+    def on_receive(self, message: Any) -> Any:
+        self.inside += 1
+        self.overlaps += self.inside != 1
+        if message is TICK:
+            self.ticks += 1
+        elif message is QUIET:
+            self.quiet += 1
+        elif callable(message):
+            return self.leave(message(self))
+        else:
+            self.handled.append((message, threading.get_ident()))
+        return self.leave(None)
+
+    def leave(self, answer: Any) -> Any:
+        self.inside -= 1
+        return answer
+
+
+def test_an_idle_actor_lends_its_turn_and_handles_what_comes_meanwhile_afterwards(start: Any) -> None:
+    ref = start(Ledger)
+    actor: Ledger = on(ref, lambda actor: actor)
+    waiting, go = threading.Event(), threading.Event()
+
+    def lent(actor: Ledger) -> None:
+        waiting.set()
+        assert go.wait(10)
+
+    lender = threading.Thread(target=lambda: eventually(lambda: actor.mailbox.lend_turn(lent), "it is idle"))
+    lender.start()
+    assert waiting.wait(10)
+    assert not actor.mailbox.lend_turn("second"), "one thread at a time has the turn"
+    assert tell(ref, "told")
+    assert tell_or_handle(ref, "told too")
+    assert actor.handled == []
+    go.set()
+    lender.join(10)
+    eventually(lambda: len(actor.handled) == 2, "both are handled")
+    own = on(ref, lambda _: threading.get_ident())
+    assert actor.handled == [("told", own), ("told too", own)]
+    eventually(lambda: tell_or_handle(ref, "mine") and actor.handled[-1] == ("mine", threading.get_ident()), "lent")
+
+
+def test_messages_of_each_thread_keep_their_order_whoever_handles_them(start: Any) -> None:
+    ref = start(Ledger)
+    actor: Ledger = on(ref, lambda actor: actor)
+    count = 3_000
+
+    def send(name: str) -> None:
+        for number in range(count):
+            (tell_or_handle, tell)[(number * 7 + len(name)) % 3 == 0](ref, (name, number))
+
+    senders = [threading.Thread(target=send, args=("s" * length,)) for length in range(1, 5)]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join(60)
+    eventually(lambda: len(actor.handled) == 4 * count, "all are handled", within=60)
+    for length in range(1, 5):
+        name = "s" * length
+        assert [number for (sent_by, number), _ in actor.handled if sent_by == name] == list(range(count))
+    assert not actor.overlaps
+    assert len({thread for _, thread in actor.handled}) > 1, "no turn was ever lent"
+    ticks = actor.ticks
+    eventually(lambda: actor.ticks > ticks + 2, "it ticks on")
+
+
+def test_what_a_lent_message_raises_ends_the_actor_and_is_reported_before_what_came_meanwhile() -> None:
+    failures: list[ActorFailed] = []
+    ref = Ledger.start(failures.append)
+    actor: Ledger = on(ref, lambda actor: actor)
+
+    def raising(actor: Ledger) -> None:
+        tell(ref, "meanwhile")
+        raise ValueError("on the thread of another")
+
+    eventually(lambda: actor.mailbox.lend_turn(raising), "it is idle")
+    eventually(lambda: bool(failures), "the failure is reported")
+    assert repr(failures[0].error) == "ValueError('on the thread of another')"
+    assert actor.handled == []
+    assert actor.failed_by is failures[0].error
+    assert not tell_or_handle(ref, "too late")
+
+
+def test_no_turn_is_lent_for_a_while_after_a_message_that_took_long(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = start(Ledger)
+    actor: Ledger = on(ref, lambda actor: actor)
+    monkeypatch.setattr(node_actor, "TURN_S_MAX", 0.0)
+    eventually(lambda: actor.mailbox.lend_turn("long"), "it is idle")
+    monkeypatch.setattr(node_actor, "TURN_S_MAX", 3600.0)
+    assert tell_or_handle(ref, "told")
+    own = on(ref, lambda _: threading.get_ident())
+    assert actor.handled == [("long", threading.get_ident()), ("told", own)]
+
+
+def test_an_actor_that_lingers_in_a_lent_turn_hears_when_it_is_quiet(start: Any) -> None:
+    ref = start(Ledger)
+    actor: Ledger = on(ref, lambda actor: actor)
+    eventually(lambda: actor.mailbox.lend_turn(lambda actor: actor.linger(0.001)), "it is idle")
+    eventually(lambda: actor.quiet == 1, "it was quiet")
+    for _ in range(3):
+        eventually(lambda: actor.mailbox.lend_turn(lambda actor: actor.linger(3600)), "it is idle")
+    ticks = actor.ticks
+    eventually(lambda: actor.ticks > ticks + 2, "it ticks on")
+    assert actor.quiet == 1

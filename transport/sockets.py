@@ -50,6 +50,8 @@ _NEVER_MS: Final = 1_000_000_000
 _RETIRED_S: Final = 2.0
 """Seconds to keep a closed socket that may still be connecting: longer than ``reconnect_ms`` and a look-up."""
 _PROBE_S = 0.1
+_AT_HAND_S: Final = 50e-6
+"""Seconds within which a frame is received that was there already."""
 _TCP = ("tcp", "tls+tcp")
 SCHEMES: Final = ("tcp", "tls+tcp", "ipc", "inproc")
 """The transports of nng that an address may name."""
@@ -392,6 +394,8 @@ class Inbox:
         self._silent = SilentPipes(self._socket, SILENT_S) if identity is not None else None
         self.frames_refused = 0
         """Frames that broke the protocol, since the start; each closed its sender's link."""
+        self.waited = False
+        """Whether the current frame arrived while the reader had nothing to do. The reader's."""
         self._socket.add_post_pipe_remove_cb(lambda pipe: self._removed.put(pipe.id))
         try:
             self.address = listen(self._socket, address)
@@ -427,6 +431,7 @@ class Inbox:
                 self._on_pipe_removed(removed)
             for gone in self._silent.close_silent() if self._silent is not None else ():
                 self._removed.put(gone)
+            asked_s = time.monotonic()
             try:
                 message = self._socket.recv_msg()
             except pynng.Timeout:
@@ -437,6 +442,7 @@ class Inbox:
                 logger.exception("receive_failed", address=self.address)
                 self._stopping.wait(_POLL_MS / 1000)
                 continue
+            self.waited = time.monotonic() - asked_s > _AT_HAND_S
             if self._stopping.is_set():
                 return
             pipe = message.pipe

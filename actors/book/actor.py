@@ -1,6 +1,7 @@
-"""BookActor: owns one market's replica and order book at one node; the only thread that touches their state.
+"""BookActor: owns one market's replica and order book at one node; nothing else touches their state.
 
 It turns messages into calls of the pure :class:`~.core.Core`, and its :class:`~.shell.Shell` carries out the effects.
+While it is idle the inbox's reader may do so in its turn, see :mod:`..kit.turns`.
 
 Messages: Submitted, Query (ask), Watch (ask), Unwatch, ProposeRules, HandOver (ask), SetTime (ask), ForceLeader, Retire
 (from the API); Received, PeerUp, PeerDown, PeerGone (from links); Persisted, LogRead, LogNotRead, SnapshotStored,

@@ -32,8 +32,8 @@ from ..book.rules import MarketRules
 from ..book.shell import Setup
 from ..book.snapshotter import SnapshotActor
 from ..book.submission import Submissions
-from ..book.wire import MARKET_CODEC, Ack, Append, Forward, Join, Lead, Resign
-from ..kit.node_actor import ActorFailed, stop_and_join, tell
+from ..book.wire import MARKET_CODEC, Ack, Append, Forward, Join, Lead, Refused, Resign
+from ..kit.node_actor import ActorFailed, stop_and_join, tell, tell_or_handle
 from ..kit.supervision import Supervise
 from ..leadership.balance import Move
 from ..leadership.catalogue import MarketsActor
@@ -368,7 +368,9 @@ class NodeGroup:
             return
         book = self.markets.books.get(message.market)
         if book is not None:
-            alive = tell(book, Received(sender, message))
+            # Where nothing else has come, this thread may as well do the work of an order.
+            quick = self.inbox.waited and isinstance(message, Append | Ack | Forward | Refused)
+            alive = (tell_or_handle if quick else tell)(book, Received(sender, message))
             if not alive and isinstance(message, Lead | Join | Append | Ack | Forward):
                 self._say_failed(sender, message.market, message.epoch)
         elif self.options["join_all"] and self._catalogue is not None and isinstance(message, Lead):

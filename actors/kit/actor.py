@@ -160,6 +160,25 @@ def use_clock(clock: Clock | None) -> None:
 # -- mailboxes ------------------------------------------------------------------------------------------------------
 
 
+class Envelopes(Protocol):
+    """The queue within a :class:`Mailbox`: that much of ``queue.SimpleQueue``."""
+
+    def put(self, envelope: Envelope[Any], /) -> None:
+        """Add one at the end."""
+
+    def get(self, *, timeout: float | None) -> Envelope[Any]:
+        """Remove and return the first; raise ``queue.Empty`` if there is none for ``timeout`` seconds."""
+
+    def get_nowait(self) -> Envelope[Any]:
+        """Remove and return the first; raise ``queue.Empty`` if there is none."""
+
+    def empty(self) -> bool:
+        """Return whether there is none."""
+
+    def qsize(self) -> int:
+        """Return how many there are."""
+
+
 class Mailbox:
     """An actor's inbox: bounded, a ``SimpleQueue`` within (several times quicker than Pykka's ``Queue``).
 
@@ -169,15 +188,15 @@ class Mailbox:
     or be lost.
     """
 
-    def __init__(self, name: str, size_max: int) -> None:
-        """``size_max`` 0 = no bound."""
+    def __init__(self, name: str, size_max: int, envelopes: Envelopes | None = None) -> None:
+        """``size_max`` 0 = no bound; ``envelopes``: the queue within, a ``SimpleQueue`` by default."""
         self._name = name
         guard(self)
         self.size_max = size_max
         self.refused = 0
         """How many messages were refused because the mailbox was full."""
         self.timers: set[Timer] = set()
-        self._queue: queue.SimpleQueue[Envelope[Any]] = queue.SimpleQueue()
+        self._queue: Envelopes = queue.SimpleQueue() if envelopes is None else envelopes
         self._owner = 0
         self._handling: Timer | None = None
         self._lock = threading.Lock()

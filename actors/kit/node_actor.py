@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import math
 import queue
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, ClassVar, Final, cast
 
+import pykka
 from pykka._envelope import Envelope
 
 from ...transport.log import get_logger
 from .actor import Actor, Mailbox, stop_and_join, tell
+from .turns import TurnQueue
 
-__all__ = ["TICK", "NodeActor", "Tick", "TickingInbox", "stop_and_join", "tell"]
+__all__ = ["TICK", "NodeActor", "Tick", "TickingInbox", "stop_and_join", "tell", "tell_or_handle"]
 
 logger = get_logger(__name__)
 
@@ -41,36 +46,76 @@ class Quiet:
 QUIET: Final = Quiet()
 
 
+TURN_S_MAX: Final = 0.025
+"""Seconds for a message that another thread handles in an actor's turn; if one took longer, the actor lends none for
+:data:`LEND_AGAIN_S`."""
+LEND_AGAIN_S: Final = 10.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Raised:
+    """A thread that had an actor's turn to the actor: a message made it raise this."""
+
+    error: BaseException
+
+
 class TickingInbox(Mailbox):
     """A mailbox that hands out a tick when one is due.
 
     The mailbox makes a tick when the actor takes its next message, so ticks cannot pile up in front of a slow actor.
     """
 
-    def __init__(self, name: str, size_max: int, tick_ms: int) -> None:
-        super().__init__(name, size_max)
+    def __init__(self, name: str, size_max: int, tick_ms: int, handle: Callable[[Any], Any]) -> None:
+        """``handle``: what the actor does with a message."""
+        self._turns = TurnQueue()
+        super().__init__(name, size_max, self._turns)
+        self._handle = handle
+        self._lends_from_s = -math.inf
         self._tick_s = tick_ms / 1000
-        self._next = time.monotonic() + self._tick_s
-        self._linger_s = 0.0
+        self._next = time.monotonic() + self._tick_s if tick_ms else math.inf
+        self._quiet_s = math.inf
 
     def linger(self, seconds: float) -> None:
         """Hand out :data:`QUIET` if no message arrives for this long after the current message or a tick."""
-        self._linger_s = seconds
+        self._quiet_s = time.monotonic() + seconds
+        if threading.get_ident() != self._owner:
+            self._turns.wake_by(self._quiet_s)
 
     def get(self) -> Envelope[Any]:
         """Return the next message or, when due, a tick."""
-        if not self._tick_s:
-            return self._unwrapped(None)
-        linger_s, self._linger_s = self._linger_s, 0.0
-        wait = self._next - time.monotonic()
-        if wait > 0:
-            try:
-                return self._unwrapped(min(wait, linger_s) if linger_s else wait)
-            except queue.Empty:
-                if linger_s and linger_s < wait:
-                    return Envelope(QUIET)
-        self._next = time.monotonic() + self._tick_s
-        return Envelope(TICK)
+        while True:
+            now_s = time.monotonic()
+            if self._next <= now_s:
+                self._next = now_s + self._tick_s
+                return Envelope(TICK)
+            if self._quiet_s <= now_s and self.empty():
+                self._quiet_s = math.inf
+                return Envelope(QUIET)
+            due_s = min(self._next, self._quiet_s)
+            with contextlib.suppress(queue.Empty):
+                envelope = self._unwrapped(None if due_s == math.inf else max(0.0, due_s - now_s))
+                self._quiet_s = math.inf
+                return envelope
+
+    def lend_turn(self, message: object) -> bool:
+        """Handle ``message`` on the calling thread, if the actor is idle; return whether that was done.
+
+        The actor's thread raises what its handling raises. After a message that took long, no turn is lent for
+        :data:`LEND_AGAIN_S`: the calling thread has others to serve.
+        """
+        if (began_s := time.monotonic()) < self._lends_from_s or not self._turns.take_turn():
+            return False
+        self._quiet_s = math.inf
+        first = None
+        try:
+            self._handle(message)
+        except BaseException as error:
+            first = Envelope[Any](Raised(error))
+        finally:
+            if (ended_s := time.monotonic()) - began_s > TURN_S_MAX:
+                self._lends_from_s = ended_s + LEND_AGAIN_S
+            self._turns.give_back(first)
+        return True
 
 
 class NodeActor(Actor):
@@ -89,7 +134,12 @@ class NodeActor(Actor):
         self._report = report
 
     def _create_actor_inbox(self) -> Any:  # type: ignore[override]
-        return TickingInbox(str(self), self.mailbox_size_max, self.tick_ms)
+        return TickingInbox(str(self), self.mailbox_size_max, self.tick_ms, self._handle_receive)
+
+    def _handle_receive(self, message: Any) -> Any:
+        if type(message) is Raised:
+            raise message.error
+        return super()._handle_receive(message)
 
     def on_failure(
         self,
@@ -118,3 +168,11 @@ class NodeActor(Actor):
     def linger(self, seconds: float) -> None:
         """Receive :data:`QUIET` if no message arrives for ``seconds`` after the current one."""
         cast("TickingInbox", self.actor_inbox).linger(seconds)
+
+
+def tell_or_handle(ref: pykka.ActorRef[Any], message: object) -> bool:
+    """As :func:`tell`, but if the :class:`NodeActor` is idle, handle ``message`` on this thread, as the actor would.
+
+    Only for a thread of ours that has nothing to do meanwhile, and holds no lock.
+    """
+    return cast("TickingInbox", ref.actor_inbox).lend_turn(message) or tell(ref, message)
