@@ -1,4 +1,4 @@
-"""How long a node takes to close when its coordinator does not answer."""
+"""How long a node takes to close when its coordinator or its directory does not answer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pynng
 import pytest
 from openoutcry.actors import ExchangeNode, MarketRules
 from openoutcry.actors.leadership.messages import StoreQuery
@@ -60,3 +61,19 @@ def test_a_node_whose_coordinator_is_locked_by_another_process_closes_within_sec
     node.close()
     assert time.monotonic() - began_s < CLOSE_S_MAX
     other.close()
+
+
+def test_a_node_whose_directory_is_frozen_goes_on_and_closes_within_seconds() -> None:
+    with pynng.Respondent0(listen="tcp://127.0.0.1:0") as frozen:  # it accepts what comes, and answers nothing
+        address = str(frozen.listeners[0].url)
+        node = ExchangeNode("a", directory=address)
+        while node.group.directory.actor is None or not frozen.pipes:
+            time.sleep(0.01)
+        for _ in range(3):
+            with pytest.raises(Unavailable, match="no rendezvous") as caught:
+                node.lookup("service", timeout=1.0)
+            assert caught.value.code == "directory_unavailable"
+            assert node.announce("service", "tcp://127.0.0.1:1") == 0
+        began_s = time.monotonic()
+        node.close()
+        assert time.monotonic() - began_s < CLOSE_S_MAX

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from openoutcry.actors.kit import actor as kit
 from openoutcry.actors.kit import node_actor, supervision
 from openoutcry.actors.kit.actor import Actor, Mailbox, SystemClock, stop_and_join
-from openoutcry.actors.kit.node_actor import QUIET, TICK, ActorFailed, NodeActor, tell, tell_or_handle
+from openoutcry.actors.kit.node_actor import QUIET, TICK, ActorFailed, NodeActor, TickingInbox, tell, tell_or_handle
 from openoutcry.actors.kit.supervision import (
     CurrentRef,
     Escalation,
@@ -25,6 +26,7 @@ from openoutcry.actors.kit.supervision import (
 from openoutcry.actors.testing import ActorProbe, FakeClock, eventually
 from openoutcry.actors.testkit import clock, exchanges, probes, waits
 from openoutcry.transport.errors import ConfigurationError, InvalidRequest, Overloaded
+from pykka._envelope import Envelope
 
 
 class Runner(Actor):
@@ -231,6 +233,15 @@ def test_cancelled_timer_is_heard_no_more_even_if_its_message_waited_already(fak
     assert on(ref, lambda actor: actor.heard) == ["tick"]
     fake_clock.advance(10)
     assert on(ref, lambda actor: actor.heard) == ["tick"]
+
+
+def test_an_actor_whose_ticks_take_too_long_receives_a_message_between_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = itertools.count()
+    monkeypatch.setattr(node_actor.time, "monotonic", lambda: next(seconds))
+    inbox = TickingInbox("slow", 0, 1, lambda _: None)
+    for number in range(3):
+        inbox.put(Envelope(number))
+    assert [inbox.get().message for _ in range(8)] == [TICK, 0, TICK, 1, TICK, 2, TICK, TICK]
 
 
 def test_busy_actor_is_told_a_tick_once_not_all_that_it_missed(start: Any) -> None:
