@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import resource
+import shutil
 import socket
 import threading
 import time
@@ -101,6 +102,7 @@ BREAKS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "no descriptor, in fact": lambda _: None,
     "no room": lambda patch: patch.setattr(os, "fsync", full_for_snapshots),
     "no rights": lambda patch: patch.setattr(snapshots.Snapshots, "scratch", lambda *_: Path("/proc/no/snapshot")),
+    "the folder is removed": lambda patch: patch.setattr(Path, "mkdir", raising(OSError(errno.EROFS, "no"))),
     "no memory in the image": lambda patch: patch.setattr(OrderBook, "image", raising(MemoryError())),
     "no memory in a piece": lambda patch: patch.setattr(imaging.OrderBook, "image", lambda _: Unpacked()),
     "renaming fails": lambda patch: patch.setattr(Path, "replace", raising(OSError(errno.EIO, "no"))),
@@ -130,6 +132,8 @@ def test_a_failed_snapshot_is_logged_and_retried_and_the_market_goes_on(
                 trade(node, 10)
                 stack.enter_context(no_descriptors())
             BREAKS[what](patch)
+            if what == "the folder is removed":
+                shutil.rmtree(tmp_path / "markets" / MARKET / "snapshots")
             for _ in range(4):
                 trade(node, 60)
             until(lambda: status(node)["snapshot_error"], "the failure is in the status")

@@ -122,6 +122,9 @@ def write_scratch(scratch: Path, tail: Tail, book: Iterable[bytes]) -> int:
     digest = blake2b(digest_size=32)
     size = unsynced = 0
     try:
+        if not scratch.parent.exists():  # it was removed while the market ran
+            scratch.parent.mkdir()
+            sync_folder(scratch.parent.parent)
         with scratch.open("wb") as file:
             file.seek(_HEADER.size)
             for piece in book:
