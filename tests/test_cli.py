@@ -139,7 +139,7 @@ def test_two_nodes_and_a_directory_started_by_hand_trade_restart_and_agree(run: 
     assert stop(bob, signal.SIGINT) == 0
     assert stop(alice) == 0
     assert not list(home.glob(f"nodes/*/{CONTROL_FILE}"))
-    assert run("status").output == f"no node runs below {home}; there run: none (node_not_running)\n"
+    assert run("status").output == f"no node runs below {home}; running there: none (node_not_running)\n"
 
     alice = start(*alice_command)
     wait_for(lambda: market("alice")["ready"], "alice is back")
@@ -461,7 +461,7 @@ def test_retry_with_the_same_client_order_id_gets_the_first_answer(desk: Exchang
         (("submit", MARKET, "buy", "1", "1", "--account", "x" * 300), 1, "got str of length 300 (invalid_request)"),
         (("submit", "NOPE", "buy", "1", "1"), 1, "it has: BTC-USD (unknown_market)"),
         (("cancel", MARKET, "7"), 1, "(unknown_order)"),
-        (("status", "--node", "eve"), 1, "there run: desk (node_not_running)"),
+        (("status", "--node", "eve"), 1, "running there: desk (node_not_running)"),
         (("node", "--name", "desk", "--market", "A"), 1, "(data_dir_in_use)"),
         (("node", "--name", "other"), 78, "a section [markets.NAME] in the file (configuration)"),
         (("submit", MARKET, "purchase", "1", "1"), 2, "'purchase' is not one of 'buy', 'sell'."),
@@ -767,7 +767,7 @@ def test_demo_whose_node_was_killed_ends_well_and_takes_none_of_the_users_settin
 def test_node_of_a_local_exchange_that_ends_says_why(tmp_path: Path) -> None:
     with LocalExchange(tmp_path, markets=[MARKET], options=("--listen", "nowhere")) as exchange:
         exchange.start("a")
-        with pytest.raises(RequestTimeout, match=r"a ended: .*'nowhere' is no address to listen at"):
+        with pytest.raises(RequestTimeout, match=r"a ended: .*'nowhere' is not an address to listen at"):
             exchange.wait_in_sync()
 
 

@@ -270,7 +270,7 @@ class Authority:
             name: letters, digits and any of ``. _ -``, up to 63.
             accounts: what the node may act for, instead of its own name and what is below it: up to 100 names, or
                 beginnings of names and ``*``. ``*`` alone: every account.
-            days: how long the certificate is in force.
+            days: after how many days the certificate expires.
 
         Raises:
             InvalidRequest: an argument is malformed.
@@ -334,7 +334,7 @@ class Authority:
         revoked = self._revoked()
         found = []
         for path in (self.folder / "issued").glob("*.pem"):
-            with os_errors_as(f"{path} is no certificate that can be read"):
+            with os_errors_as(f"{path} cannot be read as a certificate"):
                 found.append(_read(x509.load_pem_x509_certificate(read_file(path))))
         found.sort(key=lambda member: (member.name, member.ends_ns))
         return [(member, member.serial in revoked) for member in found]

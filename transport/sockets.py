@@ -154,7 +154,7 @@ def checked_address(address: str, *, to_listen: bool = False) -> str:
         good = number is not None and (to_listen or bool(host and number))
     if not good:
         what = "to listen at" if to_listen else "to dial"
-        raise ConfigurationError(f"{address!r:.255} is no address {what}; expected tcp://HOST:PORT or ipc:///PATH")
+        raise ConfigurationError(f"{address!r:.255} is not an address {what}; expected tcp://HOST:PORT or ipc:///PATH")
     return address
 
 

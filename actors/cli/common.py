@@ -22,6 +22,7 @@ from .numbers import Number
 from .output import say
 
 _LOOK_S: Final = 0.2
+"""Seconds between two looks of a waiting main thread at whether a signal came."""
 
 
 def wait_for(ended: threading.Event) -> None:
@@ -63,6 +64,8 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def options(*options: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
+    """Return a decorator that gives a command all of ``options``, in this order."""
+
     def decorate(command: _Command) -> _Command:
         for option in reversed(options):
             command = option(command)
@@ -123,13 +126,15 @@ def connect(
                 raise InvalidRequest(f"several nodes run here: {listed}; choose one with --node", code="ambiguous_node")
             else:
                 what = f"node {node_name} does not run" if node_name else "no node runs"
-                raise Unavailable(f"{what} below {home}; there run: {listed}", code="node_not_running")
+                raise Unavailable(f"{what} below {home}; running there: {listed}", code="node_not_running")
     return ControlClient(data_dir, timeout=timeout, ended=ended)
 
 
 def print_json(value: Any, *, done: bool = False) -> None:
+    """Print ``value`` as one line of JSON; ``done``: see :func:`~.output.say`."""
     say(json.dumps(as_json(value)), done=done)
 
 
 def choice(kind: Any) -> click.Choice[str]:
+    """Return the type of an option that takes the name of a member of the enum ``kind``."""
     return click.Choice([member.name.lower() for member in kind], case_sensitive=False)

@@ -32,7 +32,7 @@ def identity() -> None:
 @identity.command("create-authority")
 @click.argument("folder", metavar="DIR", type=_FOLDER)
 @click.option("--name", default="Open Outcry", show_default=True, help="The authority's name in its certificate.")
-@click.option("--days", type=Whole(), default=AUTHORITY_DAYS, show_default=True, help="How long it is in force.")
+@click.option("--days", type=Whole(), default=AUTHORITY_DAYS, show_default=True, help="Days until it expires.")
 def create_authority(*, folder: Path, name: str, days: int) -> None:
     """Create the authority of a new exchange in DIR. Its key can create members: keep it off the nodes."""
     certificates().Authority.create(folder, name=name, days=days)
@@ -47,9 +47,9 @@ def create_authority(*, folder: Path, name: str, days: int) -> None:
     "accounts",
     multiple=True,
     metavar="PATTERN",
-    help="An account that the node acts for, or the beginning of some and *. Repeatable.  [default: NAME, NAME/*]",
+    help="An account that the node acts for, or the beginning of several and *. Repeatable.  [default: NAME, NAME/*]",
 )
-@click.option("--days", type=Whole(), default=DAYS, show_default=True, help="How long it is in force.")
+@click.option("--days", type=Whole(), default=DAYS, show_default=True, help="Days until it expires.")
 @click.option("--out", type=_FILE, help="The file to write, which must not be there.  [default: NAME.pem]")
 def issue(*, name: str, folder: Path, accounts: tuple[str, ...], days: int, out: Path | None) -> None:
     """Write the identity of a new node called NAME: its key, certificate and trusted authorities, in one file."""

@@ -198,7 +198,7 @@ def _numbers_otherwise(text: str) -> list[str]:
     """
     bare = _TOML_TEXT.sub(lambda found: '""' + _LINE * found[0].count(_LINE), text)
     return [
-        f"line {bare[: found.start(1)].count(_LINE) + 1}: {found[1]!r:.60} is no number here: write digits and a "
+        f"line {bare[: found.start(1)].count(_LINE) + 1}: {found[1]!r:.60} is not a number here: write digits and a "
         "point, as 1000 or 2.5"
         for found in _TOML_NUMBER.finditer(bare)
         if decimal_of(found[1]) is None
