@@ -63,7 +63,7 @@ class TickingInbox(Mailbox):
     """A mailbox that hands out a tick when one is due.
 
     The mailbox makes a tick when the actor takes its next message, so ticks cannot pile up in front of a slow actor.
-    A waiting message comes between two ticks: an actor whose ticks take longer than ``tick_ms`` receives messages, too.
+    An interval without one follows a tick that took longer than ``tick_ms``, so that the actor receives messages, too.
     """
 
     def __init__(self, name: str, size_max: int, tick_ms: int, handle: Callable[[Any], Any]) -> None:
@@ -87,7 +87,11 @@ class TickingInbox(Mailbox):
         """Return the next message or, when due, a tick."""
         while True:
             now_s = time.monotonic()
-            if self._next <= now_s and not (self._ticked and self.qsize()):
+            if self._ticked:
+                self._ticked = False
+                if self._next <= now_s:
+                    self._next = now_s + self._tick_s
+            if self._next <= now_s:
                 self._next, self._ticked = now_s + self._tick_s, True
                 return Envelope(TICK)
             if self._quiet_s <= now_s and self.empty():
@@ -96,7 +100,7 @@ class TickingInbox(Mailbox):
             due_s = min(self._next, self._quiet_s)
             with contextlib.suppress(queue.Empty):
                 envelope = self._unwrapped(None if due_s == math.inf else max(0.0, due_s - now_s))
-                self._quiet_s, self._ticked = math.inf, False
+                self._quiet_s = math.inf
                 return envelope
 
     def lend_turn(self, message: object) -> bool:
