@@ -258,8 +258,8 @@ def test_a_forced_swap_whose_answer_was_lost_counts_if_it_was_carried_out() -> N
     replica.on_record(record, 0)
     (swap,) = replica.force(record)
     assert isinstance(swap, SwapRecord)
-    assert (swap.epoch, swap.in_sync, swap.force) == (4, ("b",), True)
+    assert (swap.epoch, swap.in_sync, swap.force) == (8, ("b",), True)
     replica.on_coordinator_unavailable(swap)
-    after = successor(record, epoch=4, leader="b", in_sync=("b",), force=True)
+    after = successor(record, epoch=8, leader="b", in_sync=("b",), force=True)
     assert kinds(replica.on_record(after, 0)) == [RepairEnded, SwapRecord]
     assert replica.role is Role.CLAIMING

@@ -36,7 +36,7 @@ class MarketRecord:
     market: str
     """The market's name, e.g. ``BTC-USD``."""
     version: int
-    """1 when created; one more with every swap of this market."""
+    """1 when created; it grows with every swap of this market, by one unless that is below the epoch."""
     epoch: int
     """The fencing token: 1 when created; grows whenever the leader changes or starts again."""
     leader: str
@@ -79,6 +79,34 @@ class DiskMark:
         ensure(0 < len(self.life) <= KEY_LENGTH_MAX, f"a life has 1 to {KEY_LENGTH_MAX} characters")
         ensure(self.epoch >= 0, f"epoch {self.epoch} is below 0")
         ensure(self.sequence >= 0, f"sequence {self.sequence} is below 0")
+
+
+class Seen(NamedTuple):
+    """What a node remembers of the newest record that it has seen of a market: it reveals an old copy of the store."""
+
+    version: int = 0
+    epoch: int = 0
+    leader: str = ""
+
+    def leads_to(self, later: Seen) -> bool:
+        """Whether ``later`` can be of the same record, or of one that came after it in the same store.
+
+        An epoch is never below the version that began it (:func:`next_epoch`): one that is newer than ours, but not
+        above our version, began where our version already was of an older epoch. So numbers that go on from an older
+        copy of the store do not pass for newer ones.
+        """
+        if later.epoch == self.epoch:
+            return later.version >= self.version and later.leader == self.leader
+        return later.epoch > max(self.epoch, self.version) and later.version > self.version
+
+
+NEVER: Final = Seen()
+"""No record was seen: any may follow."""
+
+
+def seen_of(record: MarketRecord | None) -> Seen:
+    """Return what to remember of ``record``; None: the store has none."""
+    return Seen(record.version, record.epoch, record.leader) if record is not None else NEVER
 
 
 class ToldTime(NamedTuple):
@@ -205,6 +233,11 @@ def first_record(market: str, leader: str, in_sync: Iterable[str]) -> MarketReco
     return MarketRecord(market, 1, 1, leader, tuple(sorted(set(in_sync))))
 
 
+def next_epoch(record: MarketRecord) -> int:
+    """Return the epoch of a leader that replaces ``record``: the version that this makes."""
+    return max(record.epoch, record.version) + 1
+
+
 def successor(
     expected: MarketRecord,
     *,
@@ -220,13 +253,15 @@ def successor(
        fences off what it sent before.)
     2. A new leader comes from the in-sync set: nobody else is known to hold every committed command.
     3. The leader is in the new in-sync set, which is therefore never empty.
+    4. The version grows by one, or to the epoch, if that is more.
 
     ``force`` is for a person who knows that the whole in-sync set is lost: any node may then lead, in a new epoch and
     at first alone in sync. Commands that it does not hold are lost; :attr:`MarketRecord.forced` keeps a trace of it.
     """
     in_sync = tuple(sorted(set(in_sync)))
     forced = epoch if force else expected.forced
-    record = MarketRecord(expected.market, expected.version + 1, epoch, leader, in_sync, forced, yielding)
+    version = max(expected.version + 1, epoch)
+    record = MarketRecord(expected.market, version, epoch, leader, in_sync, forced, yielding)
     ensure(epoch >= expected.epoch, f"{expected.market}: epoch {epoch} is older than {expected.epoch}")
     ensure(
         leader == expected.leader or epoch > expected.epoch,

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ...transport.coordinator import Seen
 from ...transport.errors import StorageError
 from .snapshots import write_durably
 
@@ -60,12 +61,21 @@ class DiskState:
     """Version of the newest record of the market that was seen at the coordinator."""
     epoch: int = 0
     """Its epoch."""
+    leader: str = ""
+    """Its leader."""
+    forked: bool = False
+    """The store had a record that can have come neither before nor after that one: it goes on from an older copy."""
     committed_epoch: int = 0
     """The last epoch of which this log has held a committed entry."""
     committed: int = 0
     """Sequence number of the first such entry: a log that ends before it is not the one that was here."""
     epochs: tuple[Begun, ...] = ()
     """The epochs of which this log holds committed entries, oldest first: what can be compared after it is pruned."""
+
+    @property
+    def seen(self) -> Seen:
+        """The newest record of the market that was seen at the coordinator."""
+        return Seen(self.version, self.epoch, self.leader)
 
     def begin(self) -> DiskState:
         """Return the state in which a new life has begun."""

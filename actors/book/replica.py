@@ -14,6 +14,8 @@ MSR-TR-2008-25), the scheme of Kafka's in-sync replicas. The rules it rests on:
   coordinator before the replica leads, follows or acknowledges; members report there how far they are committed. A
   member whose disk is not of the last life, or ends before what was reported, is repaired like a damaged one.
 - A swap that adds a member takes effect only if the disk is still of the life whose log had caught up.
+- A new epoch is the version that begins it. So a record that goes on from an older copy of the coordinator's store does
+  not pass for newer with a replica that has seen more, unless yet another epoch has begun there since.
 - If a follower holds committed entries that its leader's log lacks, the leader's disk or the coordinator's store is an
   older copy. The follower objects, and the leader steps back.
 - Every message carries its epoch. A replica refuses older epochs, and believes a newer one, or another leader, only
@@ -69,7 +71,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
-from ...transport.coordinator import NODE_ID_IN_USE, DiskMark, MarketRecord
+from ...transport.coordinator import NODE_ID_IN_USE, DiskMark, MarketRecord, Seen, next_epoch, seen_of
 from ...transport.errors import OpenOutcryError, ProtocolError, StorageError, Unavailable, ensure, present
 from .commands import Command
 from .disk import EPOCHS_MAX, Begun, DiskState, begun_at
@@ -213,8 +215,13 @@ class Claim:
     """A record that a peer claims to have seen at the coordinator. If it is missing, one of them is an old copy."""
 
     node: str
-    version: int
-    epoch: int
+    seen: Seen
+    forked: bool = False
+    """The store goes on from an older copy: no record of it is right."""
+
+    def fits(self, found: Seen) -> bool:
+        """Whether the coordinator's record is at least as new."""
+        return not self.forked and self.seen.leads_to(found)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -464,7 +471,8 @@ class Replica:
         """Nodes that were in sync since the start: linked, they may be again."""
         self._swap: SwapRecord | None = None
         self._swap_lost = False
-        self._swap_refused = False
+        self._swap_refused = 0
+        """Times in a row that the coordinator has refused the swap."""
         self._force: SwapRecord | None = None
         self._inherited = 0
         self._lapsed: str | None = None
@@ -493,12 +501,12 @@ class Replica:
         self._doubting = Doubt.NONE
         if self.role is Role.STOPPED or (self._swap is not None and not self._swap_lost):
             return []  # the answer to the swap has a later record than this
-        version, epoch = (record.version, record.epoch) if record is not None else (0, 0)
-        if version < self.disk.version or epoch < self.epoch:
-            return self._on_record_behind(version, epoch)
+        found = seen_of(record)
+        if self.disk.forked or not self.disk.seen.leads_to(found) or found.epoch < self.epoch:
+            return self._on_record_behind(found)
         claim = claim or self._claimed
-        if claim is not None and (version < claim.version or epoch < claim.epoch):
-            return self._on_claim_right(claim, version, epoch)
+        if claim is not None and not claim.fits(found):
+            return self._on_claim_right(claim, found)
         self._claimed = None
         if record is None:
             return [CreateRecord()]
@@ -508,10 +516,10 @@ class Replica:
             effects += self._check_disk(record)
             if self.following is Following.UNCHECKED:
                 return effects
-        if self.role is Role.LEADING and epoch > self.epoch and record.leader == self.node:
+        if self.role is Role.LEADING and record.epoch > self.epoch and record.leader == self.node:
             return effects + self._stop(
                 StorageError(
-                    f"market {self.market}: another process leads it in epoch {epoch} under this node's id "
+                    f"market {self.market}: another process leads it in epoch {record.epoch} under this node's id "
                     f"{self.node}: one data directory is a copy of the other. Stop one of them; compare both with "
                     "`openoutcry verify DIR` and `openoutcry log DIR MARKET`",
                     code=NODE_ID_IN_USE,
@@ -526,8 +534,8 @@ class Replica:
         if self._swap is not None and self._swap_lost:
             self._swap_lost = False
             if record.version == self._swap.expected.version:
-                if not self._swap_refused:
-                    return [self._swap]  # again: the second of the two attempts fails, and says so
+                if self._swap_refused < 2:
+                    return [self._swap]  # again: the second of two attempts fails; or an older store has refused it
                 for name, life in self._swap.lives:  # a life that has ended does not return: it never takes effect
                     if (follower := self._followers.get(name)) is not None and follower.life == life:
                         follower.former = True
@@ -593,7 +601,10 @@ class Replica:
         over = self.trouble is not None and self.trouble.code == COORDINATOR_BEHIND
         effects = self._set_trouble(None) if over else []
         if record.version > self.disk.version or record.epoch > self.disk.epoch:
-            effects += self._keep_disk(dataclasses.replace(self.disk, version=record.version, epoch=record.epoch))
+            seen = seen_of(record)
+            effects += self._keep_disk(
+                dataclasses.replace(self.disk, version=seen.version, epoch=seen.epoch, leader=seen.leader)
+            )
         return effects
 
     def _keep_disk(self, state: DiskState) -> list[Effect]:
@@ -606,33 +617,45 @@ class Replica:
         self.trouble = error
         return [Troubled(error)]
 
-    def _on_record_behind(self, version: int, epoch: int) -> list[Effect]:
-        """The coordinator's record is older than one seen here: its store is an older copy, or another exchange's.
+    def _on_record_behind(self, found: Seen, known: str = "") -> list[Effect]:
+        """The coordinator's record is older than one seen here, or goes on from an older one: its store is an older
+        copy, or another exchange's.
 
         Notify all linked nodes: one may know only the older record, and lead from it. A leader continues with its
         in-sync set, as it can neither swap nor be deposed; a follower continues with its leader; nobody takes over.
         """
         self._must_read = True
-        seen = f"this node has seen version {self.disk.version}, epoch {max(self.epoch, self.disk.epoch)}"
-        effects = self._set_trouble(self._coordinator_behind(seen, version, epoch))
+        self._swap_refused = 0
+        if self.following is Following.UNCHECKED:
+            self._marks = None  # as old as the record: read them again with the next one
+        if not known:
+            epoch = max(self.epoch, self.disk.epoch)
+            known = f"this node has seen version {self.disk.version}, epoch {epoch} of {self.disk.leader or 'nobody'}"
+        effects = self._set_trouble(self._coordinator_behind(known, found))
+        if found.version and not self.disk.forked and not found.leads_to(self.disk.seen):
+            # Somebody leads by it: its numbers will pass ours, and must not count as newer then, after a restart too.
+            effects += self._keep_disk(dataclasses.replace(self.disk, forked=True))
         return [*effects, *self._object(tuple(sorted(self._links)))]
 
-    def _coordinator_behind(self, known: str, version: int, epoch: int) -> StorageError:
+    def _coordinator_behind(self, known: str, found: Seen) -> StorageError:
         return StorageError(
-            f"market {self.market}: the coordinator's record is of version {version}, epoch {epoch}, but {known}: its "
-            "store is an older copy, was lost, or belongs to another exchange. Put the newer store back, or stop all "
-            "nodes and run `openoutcry coordinator rebuild DIR... --coordinator NEW` with all their data directories",
+            f"market {self.market}: the coordinator's record is of version {found.version}, epoch {found.epoch} of "
+            f"{found.leader or 'nobody'}, but {known}: its store is an older copy or goes on from one, was lost, or "
+            "belongs to another exchange. Put the newer store back if no node has begun to lead since the older one "
+            "came; else, or if it is lost, stop all nodes and run `openoutcry coordinator rebuild DIR... --coordinator "
+            "NEW` with all their data directories",
             code=COORDINATOR_BEHIND,
         )
 
-    def _on_claim_right(self, claim: Claim, version: int, epoch: int) -> list[Effect]:
+    def _on_claim_right(self, claim: Claim, found: Seen) -> list[Effect]:
         """A peer has seen a newer record than the coordinator now holds: to go on could lose committed entries.
 
         This replica has not seen that record, so it cannot know what it lacks. If it leads, it stops. Otherwise it
         continues with its leader, and does not take over while the record is this old.
         """
-        seen = f"node {claim.node} has seen version {claim.version}, epoch {claim.epoch}"
-        error = self._coordinator_behind(seen, version, epoch)
+        version, epoch, leader = claim.seen
+        seen = f"node {claim.node} has seen version {version}, epoch {epoch} of {leader or 'nobody'}"
+        error = self._coordinator_behind(seen, found)
         if self.role is not Role.FOLLOWING:
             return self._stop(error)
         self._claimed = claim
@@ -646,7 +669,7 @@ class Replica:
         since then would take an objection to its former epoch for an objection to its log.
         """
         known = Objection(
-            self.market, self.epoch, self.disk.version, self.disk.epoch, base.epoch, base.sequence, base.chain
+            self.market, self.epoch, *self.disk.seen, self.disk.forked, base.epoch, base.sequence, base.chain
         )
         return [Send(nodes, known)] if nodes else []
 
@@ -654,8 +677,9 @@ class Replica:
         """A peer has seen a newer record than we have, or follows us and holds committed entries that our log lacks."""
         if self.role is Role.STOPPED or self.following is Following.UNCHECKED:
             return []
-        if message.seen_version > self.disk.version or message.seen_epoch > self.disk.epoch:
-            return [ReadRecord(Claim(sender, message.seen_version, message.seen_epoch))] if self._keeps_disk else []
+        seen = Seen(message.seen_version, message.seen_epoch, message.seen_leader)
+        if message.forked or not seen.leads_to(self.disk.seen):
+            return [ReadRecord(Claim(sender, seen, message.forked))] if self._keeps_disk else []
         forced = self.record.forced if self.record is not None else 0
         if self.role is not Role.LEADING or message.epoch != self.epoch or message.tail_epoch < forced:
             return []  # a log that was forced past is put aside
@@ -688,8 +712,10 @@ class Replica:
         if self._marks is None:
             return [ReadMarks()]
         own = self._marks.get(self.node)
-        if (0 if own is None else own.number) < self.disk.number:
-            return self._on_record_behind(record.version, record.epoch)
+        reported = 0 if own is None else own.number
+        if reported < self.disk.number:
+            known = f"this node has reported start {self.disk.number} of its disk, and the store knows {reported}"
+            return self._on_record_behind(seen_of(record), known)
         # A non-member too: a swap that makes it a member, because of what it held, may be running.
         why = self._why_old(record, self._marks) if not self.repairing else None
         effects = self._begin_repair(why) if why is not None else []
@@ -861,7 +887,7 @@ class Replica:
             return Unavailable(f"{name} is led by this node already", code="already_leading")
         if record is None:
             return Unavailable(f"{name} is not known to the coordinator: it was never opened", code="never_opened")
-        behind = record.epoch < self.epoch or record.version < self.disk.version
+        behind = record.epoch < self.epoch or self.disk.forked or not self.disk.seen.leads_to(seen_of(record))
         known = self.following is not Following.UNCHECKED or self.repairing
         busy = self.role is not Role.FOLLOWING or self._swap is not None or self.following is Following.REPLACING
         if busy or behind or not known:
@@ -887,7 +913,7 @@ class Replica:
         if self.following is Following.UNCHECKED:
             self.following = Following.APART
         self.role = Role.CLAIMING
-        effects = self._start_swap(record.epoch + 1, (self.node,), force=True)
+        effects = self._start_swap(next_epoch(record), (self.node,), force=True)
         self._force = self._swap
         return effects
 
@@ -897,7 +923,7 @@ class Replica:
         By a person's decision, this replica's log is then the valid one.
         """
         swap, self._force = self._force, None
-        if swap is None or (record.version, record.forced) != (swap.expected.version + 1, swap.epoch):
+        if swap is None or (record.version, record.forced) != (swap.epoch, swap.epoch):
             return []
         return self._end_repair()
 
@@ -950,7 +976,7 @@ class Replica:
             self._must_read = True
             return []
         self.role = Role.CLAIMING
-        return self._start_swap(record.epoch + 1, in_sync)
+        return self._start_swap(next_epoch(record), in_sync)
 
     def _give_up_claim(self) -> None:
         self.role = Role.FOLLOWING
@@ -965,7 +991,8 @@ class Replica:
         if record is None:
             if self.role is Role.CLAIMING:
                 self._give_up_claim()
-            self._swap_lost = self._swap_refused = self._swap is not None
+            self._swap_lost = self._swap is not None
+            self._swap_refused += 1
             return [ReadRecord()]
         self._swap = None
         effects = self._take(record)
@@ -1024,7 +1051,7 @@ class Replica:
     ) -> list[Effect]:
         ensure(self._swap is None, "a swap begins while another is under way")
         record = present(self.record, "a swap without the record that it replaces")
-        self._swap_lost = self._swap_refused = False
+        self._swap_lost, self._swap_refused = False, 0
         lives = self._lives([name for name in sorted(in_sync) if name not in record.in_sync and name != self.node])
         self._swap = SwapRecord(record, epoch, self.node, tuple(sorted(in_sync)), force, yielding, lives)
         return [self._swap]

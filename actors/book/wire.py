@@ -67,6 +67,9 @@ class Objection:
     """Epoch of the leader that is followed."""
     seen_version: Sequence
     seen_epoch: Epoch
+    seen_leader: Annotated[str, codec.Str(codec.NAME_LENGTH_MAX)]
+    forked: Annotated[bool, codec.Bool()]
+    """The coordinator's store goes on from an older copy of it, whatever it holds by now."""
     tail_epoch: Epoch
     tail_sequence: Sequence
     tail_chain: Chain

@@ -182,11 +182,12 @@ def checked_reason(value: str) -> str:
 
 def _force_note(plan: ForcePlan, reason: str) -> str:
     """Return the log's note about forced leadership; it names as many of the in-sync set as fit."""
+    epoch = max(plan.epoch, plan.version) + 1
     for named in range(len(plan.in_sync), -1, -1):
         left_out = len(plan.in_sync) - named
         members = [*plan.in_sync[:named], *([f"{left_out} more"] if left_out else [])]
         text = (
-            f"leadership was forced: {plan.node} leads in epoch {plan.epoch + 1} from sequence {plan.sequence} "
+            f"leadership was forced: {plan.node} leads in epoch {epoch} from sequence {plan.sequence} "
             f"(epoch {plan.sequence_epoch}), in place of {plan.leader} and without the in-sync set of epoch "
             f"{plan.epoch}: {', '.join(members)}; what they answered after {plan.sequence} is lost; reason: {reason}"
         )

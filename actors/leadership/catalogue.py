@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Collection
 from typing import Any, ClassVar, Final
 
-from ...transport.coordinator import MarketRecord
+from ...transport.coordinator import MarketRecord, next_epoch
 from ...transport.errors import OpenOutcryError, ensure
 from ...transport.log import get_logger
 from ..kit.node_actor import TICK, ActorFailed, NodeActor
@@ -116,7 +116,7 @@ class MarketsActor(NodeActor):
         for market, record in self._records.items():
             former = before.get(market, record)
             # A live node handed it over, by hand or by balance; if others led in between, it was taken over.
-            given = former.leader in alive and record.epoch == former.epoch + 1
+            given = former.leader in alive and record.epoch == next_epoch(former)
             if record.leader == self._node != former.leader and given:
                 self._held_until_s[market] = now_s + HOLD_S
         self._held_until_s = {market: at_s for market, at_s in self._held_until_s.items() if at_s > now_s}

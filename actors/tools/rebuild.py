@@ -108,7 +108,7 @@ def carry_out(store: Coordinator, plans: Iterable[Rebuilt]) -> list[MarketRecord
 
 def _is_done(record: MarketRecord, plans: Iterable[Rebuilt]) -> bool:
     wanted = [(each.market, each.leader.node, each.epoch, each.epoch) for each in plans]
-    return (record.market, record.leader, record.epoch, record.forced) in wanted and record.version == 2
+    return (record.market, record.leader, record.epoch, record.forced) in wanted and record.version == record.epoch
 
 
 def _node_of(folder: Path) -> str:

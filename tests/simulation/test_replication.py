@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import random
 import sys
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ from openoutcry.actors.book.replica import (
     CreateRecord,
     CutJournal,
     Following,
+    KeepDisk,
     KeepFetched,
     LeadershipLost,
     OfferSnapshot,
@@ -38,9 +40,10 @@ from openoutcry.actors.book.replica import (
     Stop,
     SwapRecord,
     Troubled,
+    _Follower,
 )
 from openoutcry.actors.book.wire import Ack, Append, Join, Lead, Objection, Resign, Rewind
-from openoutcry.transport.coordinator import DiskMark, MarketRecord
+from openoutcry.transport.coordinator import DiskMark, MarketRecord, next_epoch, seen_of, successor
 from openoutcry.transport.errors import ProtocolError
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -400,7 +403,7 @@ def test_a_leader_steps_back_for_a_follower_that_holds_a_committed_entry_which_i
     replica = leader()
     replica.in_sync = ("a", "b")
     held = Tail(1, 5, bytes(32))
-    effects = replica.on_objection("b", Objection("M", 2, 2, 2, *held))
+    effects = replica.on_objection("b", Objection("M", 2, 2, 2, "a", False, *held))
     assert [type(effect) for effect in effects] == [RepairBegun, LeadershipLost, Send]
     assert (effects[-1].nodes, effects[-1].message) == (("b",), Resign("M", 2))
     assert (replica.role, replica.repairing) == (Role.FOLLOWING, True)
@@ -410,7 +413,7 @@ def test_a_leader_steps_back_for_a_follower_that_holds_a_committed_entry_which_i
 def test_an_objection_from_before_a_leadership_by_force_does_not_count() -> None:
     replica = leader()
     replica.record = MarketRecord("M", 2, 2, "a", ("a",), forced=2)
-    assert replica.on_objection("b", Objection("M", 2, 2, 2, 1, 5, bytes(32))) == []
+    assert replica.on_objection("b", Objection("M", 2, 2, 2, "a", False, 1, 5, bytes(32))) == []
     assert replica.role is Role.LEADING
 
 
@@ -443,7 +446,7 @@ def test_a_leader_that_hears_of_a_newer_record_than_the_store_holds_stops_and_a_
             (claim,) = [effect for effect in effects if isinstance(effect, SwapRecord)]
             current = MarketRecord("M", 2, 2, "a", ("a",))
             replica.on_swapped(claim, current, 0)
-        (read,) = replica.on_objection("c", Objection("M", 1, 9, 5, 0, 0, bytes(32)))
+        (read,) = replica.on_objection("c", Objection("M", 1, 9, 9, "b", False, 0, 0, bytes(32)))
         assert isinstance(read, ReadRecord)
         told = replica.on_record(current, 0, read.claim)[-1]
         assert isinstance(told, Stop if leads else Troubled)
@@ -452,12 +455,18 @@ def test_a_leader_that_hears_of_a_newer_record_than_the_store_holds_stops_and_a_
         if not leads:
             replica.on_leader_lapsed("b")
             assert not [e for e in replica.on_record(current, 0) if isinstance(e, SwapRecord)]
-            replica.on_record(MarketRecord("M", 9, 5, "b", ("a", "b")), 0)
+            replica.on_record(MarketRecord("M", 9, 9, "b", ("a", "b")), 0)
             assert replica.trouble is None, "the newer store is back"
 
 
+def test_a_leader_whose_node_id_another_process_leads_under_stops() -> None:
+    (stop,) = [e for e in leader().on_record(MarketRecord("M", 3, 3, "a", ("a",)), 0) if isinstance(e, Stop)]
+    assert stop.error.code == "node_id_in_use"
+    assert "leads it in epoch 3" in str(stop.error)
+
+
 def test_a_record_older_than_one_that_was_seen_is_found_out_though_the_log_does_not_show_it() -> None:
-    disk = DiskState(version=7, epoch=3).begin()
+    disk = DiskState(version=7, epoch=3, leader="a").begin()
     replica = Replica(market="M", node="a", applied=EMPTY, incarnation=1, disk=disk)
     replica.on_peer_up("b")
     replica.on_marks({})
@@ -468,6 +477,86 @@ def test_a_record_older_than_one_that_was_seen_is_found_out_though_the_log_does_
         (objection,) = sent(effects, Objection)
         assert (objection.seen_version, objection.seen_epoch) == (7, 3)
         assert not [effect for effect in effects if isinstance(effect, CreateRecord | SwapRecord)]
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_record_that_goes_on_from_an_older_one_never_passes_for_newer_however_long(seed: int) -> None:
+    chance = random.Random(seed)
+
+    def swap(record: MarketRecord, *, takes_over: bool) -> MarketRecord:
+        leader = chance.choice(record.in_sync) if takes_over else record.leader
+        epoch = next_epoch(record) if takes_over else record.epoch
+        others = [name for name in "abcd" if name != leader and chance.random() < 0.7]
+        return successor(record, epoch=epoch, leader=leader, in_sync=(leader, *others))
+
+    history = [MarketRecord("M", 1, 1, "a", ("a", "b", "c"))]
+    while len(history) < 12:
+        history.append(swap(history[-1], takes_over=chance.random() < 0.4))
+    seen = [seen_of(record) for record in history]
+    for at, later in enumerate(seen):
+        assert all(each.leads_to(later) for each in seen[: at + 1])
+        assert not any(each.leads_to(later) for each in seen[at + 1 :]), "an older copy"
+    copied = chance.choice([at for at, record in enumerate(history[:-1]) if len(record.in_sync) > 1])
+    other = history[copied]
+    left = next(name for name in other.in_sync if name != history[copied + 1].leader)
+    other = successor(other, epoch=next_epoch(other), leader=left, in_sync=other.in_sync)
+    for _ in range(20):
+        assert not any(each.leads_to(seen_of(other)) for each in seen[copied + 1 :]), "it goes on from an older copy"
+        other = swap(other, takes_over=False)
+
+
+def test_a_store_that_went_on_from_an_older_copy_is_not_believed_after_a_restart_and_who_leads_by_it_stops() -> None:
+    knows = Replica(market="M", node="b", applied=EMPTY, incarnation=1, disk=DiskState(store="s").begin())
+    knows.on_peer_up("c")
+    knows.on_marks({})
+    knows.on_record(MarketRecord("M", 8, 5, "a", ("a", "b")), 0)
+    effects = knows.on_record(MarketRecord("M", 9, 8, "c", ("c",)), 0)
+    kept = [effect.state for effect in effects if isinstance(effect, KeepDisk)][-1]
+    again = Replica(market="M", node="b", applied=EMPTY, incarnation=2, disk=kept.begin())
+    again.on_peer_up("c")
+    again.on_marks({})
+    effects = again.on_record(MarketRecord("M", 30, 29, "c", ("c",)), 0)
+    assert again.trouble is not None
+    assert again.trouble.code == "coordinator_behind"
+    (objection,) = sent(effects, Objection)
+    leads, claimed = with_disk(leads=True)
+    (claim,) = [effect for effect in claimed if isinstance(effect, SwapRecord)]
+    current = MarketRecord("M", 2, 2, "a", ("a",))
+    leads.on_swapped(claim, current, 0)
+    (read,) = leads.on_objection("b", objection)
+    assert isinstance(leads.on_record(current, 0, read.claim)[-1], Stop)
+
+
+def test_who_started_under_an_older_store_reads_its_disk_marks_again_with_the_newer_one() -> None:
+    mark = DiskMark(3, "third", 0, 0)
+    disk = DiskState(number=3, life="third", version=2, epoch=2, leader="a").begin()
+    replica = Replica(market="M", node="b", applied=EMPTY, incarnation=1, disk=disk)
+    record = MarketRecord("M", 2, 2, "a", ("a",))
+    replica.on_marks({"b": DiskMark(2, "second", 0, 0)})
+    replica.on_record(record, 0)
+    assert replica.trouble is not None
+    assert "has reported start 3 of its disk, and the store knows 2" in str(replica.trouble)
+    assert replica.on_record(record, 0)[-1] == ReadMarks()
+    assert replica.on_marks({"b": mark}) == [ReadRecord()]
+    assert isinstance(replica.on_record(record, 0)[-1], ReportMark)
+    assert replica.trouble is None
+
+
+def test_a_swap_that_an_older_store_refused_is_tried_again_with_the_newer_one() -> None:
+    replica = leader()
+    record = MarketRecord("M", 2, 2, "a", ("a",))
+    replica._followers["b"] = _Follower(1, 1, observer=False, probe=EMPTY, life="last")
+    (swap,) = replica._start_swap(2, ("a", "b"))
+    assert swap.lives == (("b", "last"),)
+    for _ in range(3):
+        assert replica.on_swapped(swap, None, 0) == [ReadRecord()]
+        replica.on_record(MarketRecord("M", 1, 1, "a", ("a",)), 0)
+    assert replica.on_swapped(swap, None, 0) == [ReadRecord()]
+    assert replica.on_record(record, 0) == [swap], "it was refused because that store was older"
+    replica.on_swapped(swap, None, 0)
+    assert not replica._followers["b"].former
+    replica.on_record(record, 0)
+    assert replica._followers["b"].former, "its disk is of another life"
 
 
 def committed(*epochs: int, node: str = "a", since: int = 0) -> tuple[Replica, Tail]:
