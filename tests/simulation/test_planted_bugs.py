@@ -14,9 +14,12 @@ from typing import Any
 
 import pytest
 from openoutcry.actors.book.core import Core
+from openoutcry.actors.book.disk import DiskState
 from openoutcry.actors.book.logtime import LogTime
 from openoutcry.actors.book.orderbook import OrderBook
+from openoutcry.actors.book.record import EMPTY
 from openoutcry.actors.book.replica import (
+    COORDINATOR_BEHIND,
     Following,
     PersistRecords,
     RepairBegun,
@@ -28,7 +31,7 @@ from openoutcry.actors.book.replica import (
 from openoutcry.actors.book.requests import Requests
 from openoutcry.actors.book.transfer import StateTransfer
 from openoutcry.actors.peers.clocks import ALONE, Clocks
-from openoutcry.transport.coordinator import DiskMark, MarketRecord
+from openoutcry.transport.coordinator import DiskMark, MarketRecord, Seen
 from openoutcry.transport.errors import Unavailable
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -433,6 +436,80 @@ class AddsOnTheWordOfAFormerLife(Replica):
         return ()
 
 
+class ObjectsToNobody(Replica):
+    """A node that has seen a newer record than the coordinator's keeps that to itself."""
+
+    def _object(self, nodes: Any, base: Any = EMPTY) -> list[Any]:
+        return [] if base == EMPTY else super()._object(nodes, base)
+
+
+class LeadsOnWhateverOthersHaveSeen(Replica):
+    """A leader does not listen to who has seen a newer record than the coordinator's."""
+
+    def on_objection(self, sender: str, message: Any) -> list[Any]:
+        return [] if self.role is Role.LEADING else super().on_objection(sender, message)
+
+
+class SaysThatTheStoreIsOldAndLeadsOn(Replica):
+    """A leader that has been told that the coordinator's store is old says so, and does not stop."""
+
+    def _stop(self, error: Any) -> list[Any]:
+        return self._set_trouble(error) if error.code == COORDINATOR_BEHIND else super()._stop(error)
+
+
+class IgnoresWhatItsLeaderHasCommitted(Replica):
+    """A member that holds less than its leader has committed with it in sync goes on as one that holds all."""
+
+    def on_lead(self, sender: str, message: Any) -> list[Any]:
+        return super().on_lead(sender, dataclasses.replace(message, committed=0))
+
+
+class ForgetsWhatItHasSeen(Replica):
+    """What was seen of the coordinator's record is not on the disk."""
+
+    def __init__(self, **given: Any) -> None:
+        unseen = dataclasses.replace(given.pop("disk"), version=0, epoch=0, leader="", forked=False)
+        super().__init__(**given, disk=unseen)
+
+
+class _SeenByNumbers(Seen):
+    def leads_to(self, later: Seen) -> bool:
+        return later.version >= self.version and later.epoch >= self.epoch
+
+
+class _DiskByNumbers(DiskState):
+    @property
+    def seen(self) -> Seen:
+        return _SeenByNumbers(self.version, self.epoch, self.leader)
+
+
+class TakesAnyLargerNumberForNewer(Replica):
+    """A record counts as newer by its numbers alone, though they may go on from an old copy of the store."""
+
+    def __init__(self, **given: Any) -> None:
+        disk = given.pop("disk")
+        kept = {field.name: getattr(disk, field.name) for field in dataclasses.fields(disk)}
+        super().__init__(**given, disk=_DiskByNumbers(**kept))
+
+
+class ForgetsThatTheStoreWentOnFromAnOldOne(Replica):
+    """A store that goes on from an older copy is believed again once its numbers have passed what was seen."""
+
+    def _keep_disk(self, state: Any) -> list[Any]:
+        return super()._keep_disk(dataclasses.replace(state, forked=False))
+
+
+class KeepsTheMarksOfAnOldStore(Replica):
+    """A node that started under an old store goes by its disk marks when the newer one is back."""
+
+    def _on_record_behind(self, *found: Any) -> list[Any]:
+        marks = self._marks
+        try:
+            return super()._on_record_behind(*found)
+        finally:
+            self._marks = marks
+
+
 class ForgetfulNode(Node):
     """The dedupe state is lost by a restart."""
 
@@ -651,21 +728,29 @@ FOUND_AT: dict[str, int] = {
     "ForgetsABrokenLink": 38,
     "ForgetsThatAnAddedMemberIsRequired": 10,
     "ForgetsThatItLostItsLog": 37,
+    "ForgetsThatTheStoreWentOnFromAnOldOne": 7,
+    "ForgetsWhatItHasSeen": 0,
     "GivesUpASwapWithoutAnAnswer": 219,
+    "IgnoresWhatItsLeaderHasCommitted": 12,
     "KeepsItsTail": 26,
+    "KeepsTheMarksOfAnOldStore": 34,
+    "LeadsOnWhateverOthersHaveSeen": 0,
     "LeavesWhoJoinsWithoutAnAnswer": 3,
     "MixesTwoStates": 50,
     "NeverYields": 4,
     "NodeThatLosesACut": 26,
+    "ObjectsToNobody": 0,
     "RemovesBeforeTheSwap": 2,
     "ReportsItsLifeWhileItIsRepaired": 19,
     "ReportsWhatIsNotCommitted": 78,
     "ReusesAcksOfAnEarlierJoin": 44,
     "SaysOnceThatItHasStopped": 2,
+    "SaysThatTheStoreIsOldAndLeadsOn": 0,
     "ShrinksBelowTheMinimum": 4,
     "StandsStill": 1,
     "TakesALateRewind": 221,
     "TakesAnyEnd": 96,
+    "TakesAnyLargerNumberForNewer": 0,
     "TakesAnyLife": 19,
     "TakesOverWithAWrongClock": 349,
     "TakesOverWithoutTheMeans": 4,
@@ -673,6 +758,16 @@ FOUND_AT: dict[str, int] = {
     "WaitsForASnapshotThatWasNotKept": 45,
 }
 """The first seed that has shown each; where a change of the protocol makes it another, the search finds that."""
+OLD_STORES: list[tuple[type[Replica], int, str | None]] = [
+    (ObjectsToNobody, 60, None),
+    (LeadsOnWhateverOthersHaveSeen, 60, None),
+    (SaysThatTheStoreIsOldAndLeadsOn, 60, None),
+    (IgnoresWhatItsLeaderHasCommitted, 200, None),
+    (ForgetsWhatItHasSeen, 60, None),
+    (TakesAnyLargerNumberForNewer, 60, None),
+    (ForgetsThatTheStoreWentOnFromAnOldOne, 300, None),
+    (KeepsTheMarksOfAnOldStore, 300, None),
+]
 NODES: list[tuple[type[Node], int, str | None]] = [
     (ForgetfulNode, 60, None),
     (NodeOfBookWithoutWindow, 100, None),
@@ -684,7 +779,7 @@ NODES: list[tuple[type[Node], int, str | None]] = [
 def shown(seed: int, planted: dict[str, Any]) -> str | None:
     """Return how what was planted shows in the schedule of ``seed``, or None."""
     try:
-        World(seed, **planted).run(600)
+        World(seed, **{"old_store": False, **planted}).run(600)
     except Exception as error:
         return str(error)
     return None
@@ -700,6 +795,12 @@ def is_caught(mutation: type, limit: int, **planted: Any) -> bool:
 def test_simulation_sees_a_broken_rule_of_the_protocol(mutation: type[Replica], limit: int, more: str | None) -> None:
     direct = None if mutation is TakesOverWithAWrongClock else True  # the clocks' schedules need the clients' pauses
     found = is_caught(mutation, limit, replica_class=mutation, more=more, direct=direct)
+    assert found, f"in {limit} seeds nothing showed that {mutation.__doc__}"
+
+
+@pytest.mark.parametrize(("mutation", "limit", "more"), OLD_STORES, ids=lambda value: getattr(value, "__name__", "-"))
+def test_simulation_sees_who_goes_by_an_old_store(mutation: type[Replica], limit: int, more: str | None) -> None:
+    found = is_caught(mutation, limit, replica_class=mutation, more=more, direct=True, old_store=True)
     assert found, f"in {limit} seeds nothing showed that {mutation.__doc__}"
 
 

@@ -16,7 +16,9 @@ disk            fails under a leader whose node lives on; slow; loses what was n
                 stops halfway from the log to a snapshot;
                 wiped: the node returns under a new id; damaged or emptied: it returns as it was, without its log;
                 replaced by a copy of itself from any time before, of this life or an earlier one
-coordinator     slow, unreachable for one node or all; a call that failed was carried out, was not, or will be later
+coordinator     slow, unreachable for one node or all; a call that failed was carried out, was not, or will be later;
+                replaced by a copy of itself from any time before, until an operator puts the newer store back, or
+                rebuilds it from the disks (in each third seed)
 operator        sets the log's time when a leader without any other clock has put it wrong;
                 forces a node to lead while no member of the in-sync set lives; some come back after all
 lease           lapses at any moment, also of a leader that is well
@@ -47,6 +49,7 @@ from openoutcry.actors.book.messages import LogRead
 from openoutcry.actors.book.orderbook import OrderBook
 from openoutcry.actors.book.record import EMPTY, Record, Tail
 from openoutcry.actors.book.replica import (
+    COORDINATOR_BEHIND,
     ApplyRecords,
     CreateRecord,
     CutJournal,
@@ -117,6 +120,8 @@ _FAULTS = {
     "jump": 0.01,
 }
 """How likely each fault is in a step, for each node (or link) it can strike; a seed multiplies each by 0 to 4."""
+_OLD_STORES = {"copy_store": 0.02, "old_store": 0.03, "newer_store": 0.02}
+"""The same for the coordinator's store, in each third seed, and once in a step: copied, an old copy put back, ended."""
 _UNAVAILABLE = object()
 
 
@@ -162,6 +167,13 @@ class Copy(NamedTuple):
 def _judged(offsets: tuple[tuple[str, int], ...], ours_ns: int) -> Clocks:
     """Judge clocks, each known to be ``offsets`` ahead, once: they are the same for thousands of steps."""
     return judge({name: Offset(ahead_ns, 0) for name, ahead_ns in offsets}, BOUND_NS, ours_ns)
+
+
+class Store(NamedTuple):
+    """What the coordinator holds, at some moment."""
+
+    record: MarketRecord
+    marks: dict[str, DiskMark]
 
 
 class Node:
@@ -255,6 +267,11 @@ class Node:
         self.note_clocks()
         self.run(self.replica.start())
 
+    @property
+    def tail(self) -> Tail:
+        """Where the log on the disk ends."""
+        return self.disk[-1].tail if self.disk else self.base
+
     def crash(self) -> None:
         """Die: of what was being written, any prefix may be on the disk, and a cut may have happened or not."""
         world, chance = self.world, self.world.chance
@@ -312,6 +329,8 @@ class Node:
                     self.state = effect.state
                 case Troubled():
                     world.troubles += effect.error is not None
+                    if effect.error is not None and effect.error.code == COORDINATOR_BEHIND:
+                        world.said.add(self.name)
                 case ReadRecord() | CreateRecord() | SwapRecord() | ReadMarks() | ReportMark():
                     if not (self.observer and isinstance(effect, CreateRecord)):
                         self.calls.append(effect)
@@ -324,7 +343,8 @@ class Node:
                         world.note_failed(request, effect.error.code)
                 case LeadershipBegun():
                     epoch = self.replica.epoch
-                    assert epoch not in world.leaders, f"{self.name} leads in {epoch}, as {world.leaders[epoch]} has"
+                    twice = epoch in world.leaders and world.newer is None  # an old store gives epochs again
+                    assert not twice, f"{self.name} leads in {epoch}, as {world.leaders[epoch]} has"
                     world.leaders[epoch] = self.name
                     opening = (CLOCK, "", "") if self.replica.tail.sequence else (CONFIGURE, "", "", RULES.to_tuple())
                     self.propose((opening,))
@@ -332,7 +352,8 @@ class Node:
                 case LeadershipLost():
                     todo += core.on_leadership_lost()
                 case Stop():
-                    assert self.broken, f"{self.name} stopped: {effect.error}"
+                    told = effect.error.code == COORDINATOR_BEHIND and world.old_stores
+                    assert self.broken or told, f"{self.name} stopped: {effect.error}"
                     todo += core.on_stopped(effect.error)
                 case _:
                     raise AssertionError(f"nothing carries out {effect}")
@@ -381,7 +402,10 @@ class Node:
         stamp = self.log_time.stamp(last, self.wall_ns, self.world.now_ns, self.clocks())
         self.world.note_stamp(self, last, stamp)
         self.writing = True
-        self.run(self.replica.propose(commands, origins, timestamp_ns=stamp, now_ns=self.now_ns))
+        effects = self.replica.propose(commands, origins, timestamp_ns=stamp, now_ns=self.now_ns)
+        if self.world.left is not None and self.name not in self.world.knowing:
+            self.world.astray.add(self.replica.tail.chain)
+        self.run(effects)
 
     def work_requests(self) -> None:
         """Take up what was submitted, and make the next record, as the real shell does after each message."""
@@ -447,7 +471,8 @@ class Node:
     def keep_fetched(self) -> None:
         """Make the fetched state durable; the log is still what it was, until :meth:`settle`."""
         assert self.fetched is not None
-        self.world.note_cut(self, self.chains.values())
+        tail = self.fetched[0]
+        self.world.note_cut(self, self.chains.values(), tail.sequence if tail.chain not in self.world.astray else 0)
         self.snapshot = self.fetched
 
     def settle(self) -> None:
@@ -575,6 +600,7 @@ class World:
         core_class: type[Core[Any, OrderBook]] = Core,
         more: str | None = None,
         direct: bool | None = None,
+        old_store: bool | None = None,
     ) -> None:
         """``more``: faults, joined by "+", that are to be frequent whatever the seed draws.
 
@@ -612,6 +638,11 @@ class World:
         self.direct = drawn if direct is None else direct
         scale = (1 if self.direct else FAULT_SCALE) / FAULTY_STEPS
         self.rates = {fault: scale * rate for fault, rate in self.rates.items()}
+        self.store_chance = random.Random(f"store {seed}")  # of its own: seeds without this fault stay what they were
+        drawn = self.store_chance.random() < 1 / 3
+        self.loses_store = drawn if old_store is None else old_store
+        many = scale * self.store_chance.choice((0.3, 1, 4)) if self.loses_store else 0
+        self.rates |= {fault: many * rate for fault, rate in _OLD_STORES.items()}
         self.now_ns = 1_000_000_000
         self.incarnations = 0
         self.faulty = True
@@ -619,6 +650,25 @@ class World:
         self.store: dict[str, MarketRecord] = {}
         self.marks: dict[str, DiskMark] = {}
         """What nodes have reported of their disks."""
+        self.store_copies: list[Store] = []
+        self.newer: Store | None = None
+        """The store that an old copy of it stands in for."""
+        self.put_back: Store | None = None
+        """That copy, as it was."""
+        self.old_stores = self.rebuilt = 0
+        """How often an old copy of the store came back, and how often the store was rebuilt from the disks then."""
+        self.left: str | None = None
+        """A member of the copy's in-sync set that had left before it came back, and had not learned of that."""
+        self.knowing: set[str] = set()
+        """Who has seen a newer record than that copy."""
+        self.said: set[str] = set()
+        """Who has said that the store is older than what it has seen."""
+        self.begun = 0
+        """How many epochs have begun by that copy."""
+        self.astray: set[bytes] = set()
+        """The chains of what others have led by that copy, before one of those told them: a limit, not a fault."""
+        self.held: set[str] = set()
+        """Who is not started."""
         self.troubles = self.restored = self.taken_back = 0
         """How often a replica called for a person; how many old disks came back, and how many of nodes being added."""
         self.late: list[SwapRecord] = []
@@ -671,7 +721,7 @@ class World:
 
     def note_state(self, node: Node, tail: Tail) -> None:
         """Equal sequence number, equal log and equal state, at every node, however it came by it."""
-        if self.is_lost(tail):
+        if self.is_lost(tail) or tail.chain in self.astray:
             return
         sequence, chain = tail.sequence, tail.chain
         known = self.log.setdefault(sequence, chain)
@@ -680,9 +730,13 @@ class World:
         expected = self.hashes.setdefault(sequence, found)
         assert expected == found, f"{node.name}: another state at {sequence}"
 
-    def note_cut(self, node: Node, chains: Iterable[bytes]) -> None:
+    def note_cut(self, node: Node, chains: Iterable[bytes], kept: int = 0) -> None:
         """What was acknowledged, and lost to a leadership by force, is put aside; nothing else takes it off a disk."""
+        chains = set(chains)
         assert self.lost.isdisjoint(chains), f"{node.name} has cut what was acknowledged"
+        if self.newer is not None and (self.left is None or node.name in self.knowing):
+            cut = [at for at, chain in self.log.items() if kept < at <= self.acknowledged and chain in chains]
+            assert not cut, f"{node.name} has cut what was acknowledged at {cut}"
 
     def note_applied(self, node: Node, record: Record, events: list[Any]) -> None:
         """``node`` may answer whoever waits for what is in ``record``: from now on it is acknowledged.
@@ -691,6 +745,9 @@ class World:
         as many disks as were promised.
         """
         last = record.last_sequence
+        if record.chain in self.astray:
+            assert node.name not in self.knowing, f"{node.name} knows more, and follows who leads by the old store"
+            return
         self.note_state(node, record.tail)
         if last <= self.acknowledged or self.is_lost(record.tail):
             return
@@ -744,7 +801,10 @@ class World:
         if record is None or not self.acknowledged:
             return
         chain = self.log[self.acknowledged]
-        for name in record.in_sync:
+        in_sync = record.in_sync
+        if self.left is not None and self.newer is not None:
+            in_sync = tuple([name for name in self.newer.record.in_sync if name in self.knowing])
+        for name in in_sync:
             node = self.nodes.get(name)
             assert name not in self.observers, f"{name} only observes, but is in sync"
             assert node is None or node.lost or node.marked or node.holds(self.acknowledged, chain), (
@@ -777,6 +837,10 @@ class World:
             yielding=call.yielding,
         )
         self.store[MARKET] = record
+        if self.left is not None and record.epoch > call.expected.epoch:
+            self.begun += 1
+            if self.begun > 1:
+                self.knowing = {name for name in self.knowing if self.nodes[name].state.forked}
         if call.force:
             self.give_up(self.nodes[name], record.epoch)
         return record
@@ -789,6 +853,7 @@ class World:
         last = max(kept, default=0)
         assert last >= base, f"{node.name} has applied what was never acknowledged"
         self.forced.append(Forced(epoch, base, held))
+        self.store_copies.clear()  # what was forced past then would count again
         self.lost.update([chain for sequence, chain in self.log.items() if sequence > last])
         self.log = {sequence: chain for sequence, chain in self.log.items() if sequence <= last}
         self.hashes = {sequence: found for sequence, found in self.hashes.items() if sequence <= last}
@@ -887,9 +952,11 @@ class World:
         for at, name in enumerate(names):
             node = nodes[name]
             if not node.alive:
-                may(0.4 if self.faulty else 5.0, node.start)
+                may(0.0 if name in self.held else 0.4 if self.faulty else 5.0, node.start)
                 continue
             pace = node.pace
+            if node.replica.role is Role.STOPPED and not node.broken and self.newer is None:
+                may(1.0, node.crash)  # told that the store was old: an operator starts it again once it is not
             if node.journal or node.reads:
                 may(3.0 * pace, node.work_journal)
             if node.calls:
@@ -941,7 +1008,7 @@ class World:
                 may(rates["cut"], self.cut, *pair)
                 may(rates["stall"], self.stall, pair)
                 may(rates["stall"], self.stall, pair[::-1])
-            if rates["force"] and self.may_force(node):
+            if rates["force"] and not self.newer and self.may_force(node):
                 may(rates["force"], self.force, node)
             may(rates["crash"], node.crash)
             may(rates["close"], self.close, node)
@@ -952,12 +1019,17 @@ class World:
             if node.replica.leader is not None:
                 may(rates["lapse"] * node.pace, self.lapse, node)
             may(rates["copy"], node.copy)
-            if node.copies:
+            if node.copies and not self.newer:
                 may(rates["restore"] * (20 if name in added else 1), self.restore, name)
-            if name in losable:
+            if name in losable and not self.newer:
                 may(rates["wipe"], self.wipe, name)
                 may(rates["damage"], self.damage, name)
         may(rates["outage"] * (10 if self.outage else 1), self.change_outage)
+        if not self.loses_store or self.store.get(MARKET) is None:
+            return
+        may(rates["copy_store"], self.copy_store)
+        may(rates["newer_store"] if self.newer else 0, self.end_old_store)
+        may(rates["old_store"] if self.store_copies and not self.newer else 0, self.restore_store)
 
     def tick(self) -> None:
         self.now_ns += self.chance.choice((1, 10, 100, 400)) * 1_000_000
@@ -1143,6 +1215,64 @@ class World:
         """Whose disk is not what was promised: wiped, damaged, or an old copy, and not made good yet."""
         return self.wiped | {name for name, node in self.nodes.items() if node.lost or node.marked}
 
+    def copy_store(self) -> None:
+        """Make a copy of the coordinator's store as it is now; a few of all that were made are kept."""
+        self.store_copies.append(Store(self.store[MARKET], dict(self.marks)))
+        if len(self.store_copies) > 4:
+            del self.store_copies[self.chance.randrange(4)]
+
+    def restore_store(self) -> None:
+        """An old copy of the coordinator's store takes its place, under running nodes.
+
+        No disk is older than it should be at the same time, and no member of the copy's in-sync set has left since.
+        """
+        old = self.chance.choice(self.store_copies)
+        now = Store(self.store[MARKET], dict(self.marks))
+        kept = {name for name in old.record.in_sync if name in self.nodes}
+        if old.record == now.record or not self.acknowledged or not kept.issubset(now.record.in_sync):
+            return
+        if any([node.lost or node.marked for node in self.nodes.values()]):
+            return
+        self.exchange_store(old)
+        self.newer, self.put_back = now, old
+
+    def exchange_store(self, store: Store) -> None:
+        """Put another store in the place of this one; calls that had come so far are lost with their connections."""
+        self.store[MARKET], self.marks = store.record, dict(store.marks)
+        self.late.clear()
+        self.old_stores += 1
+
+    def end_old_store(self) -> None:
+        """An operator ends it: the newer store comes back, or is rebuilt where a node has begun anything by the old."""
+        newer, put_back = self.newer, self.put_back
+        assert newer is not None
+        assert put_back is not None
+        self.newer = self.put_back = None
+        begun = {name: mark.life for name, mark in self.marks.items()}
+        if self.store[MARKET] == put_back.record and begun == {n: m.life for n, m in put_back.marks.items()}:
+            self.exchange_store(newer)
+            return
+        self.rebuild_store()
+
+    def rebuild_store(self) -> None:
+        """`openoutcry coordinator rebuild`: all nodes are stopped; the log that reaches furthest goes on, by force."""
+        for node in self.nodes.values():
+            if node.alive:
+                node.crash()
+        members = [node for node in self.nodes.values() if not node.observer and node.tail.sequence]
+        fit = [node for node in members if not node.lost and not node.marked]
+        fit = [node for node in fit if not self.is_astray(node)]  # of two logs a person takes the right one
+        chosen = max(fit, key=lambda node: (node.tail.epoch, node.tail.sequence))
+        assert self.is_whole(chosen), f"the store is rebuilt from {chosen.name}, which lacks what was acknowledged"
+        epoch = max([node.tail.epoch for node in self.nodes.values()]) + 1
+        self.exchange_store(Store(MarketRecord(MARKET, epoch, epoch, chosen.name, (chosen.name,), epoch), {}))
+        for node in self.nodes.values():
+            node.state = DiskState(epochs=node.state.epochs)  # the rest belongs to the store that is gone
+            node.copies = [made._replace(state=DiskState(epochs=made.state.epochs)) for made in node.copies]
+        self.give_up(chosen, epoch)
+        self.leaders.clear()
+        self.rebuilt += 1
+
     def damage(self, name: str) -> None:
         """The log of a node is lost; it comes back, and knows that of itself or by the coordinator's record."""
         node = self.nodes[name]
@@ -1182,6 +1312,8 @@ class World:
             self.isolate_the_leader()
             self.stop_the_leader()
             self.restore_who_is_added()
+            if self.loses_store:
+                self.lead_by_an_old_store()
             self.answer_everybody()
         finally:
             protocol.IN_FLIGHT_MAX, requests.MANY = in_flight_max, many  # type: ignore[misc]
@@ -1408,9 +1540,102 @@ class World:
             request.deadline_ns += FOREVER_NS
         self.converge()
 
+    def lead_by_an_old_store(self) -> None:
+        """An old copy of the store comes back that counts a member which has left since, and does not know that.
+
+        This is where the guarantees name limits, and here is all of them:
+
+        - Until it is linked to a node that has seen a newer record, the member, or one that has not seen any either,
+          may lead by the copy. What it answers meanwhile (``astray``) is given up in the end.
+        - Who has not seen a newer record may follow it, and cut what it does not know to be committed.
+        - Who looks at the store only when a second epoch has begun there counts as one that has not seen a newer one.
+
+        All others (``knowing``) say that the store is old, follow nobody who leads by it, make him stop, and cut
+        nothing that was acknowledged; so it is all there when a person goes on with one of their logs.
+        """
+        record, chance = self.store[MARKET], self.chance
+        if len(record.in_sync) <= self.min_in_sync:
+            return
+        old, acknowledged = Store(record, dict(self.marks)), self.acknowledged
+        left = self.nodes[chance.choice(record.in_sync)]
+        self.held = {left.name}
+        left.crash()
+        self.until(lambda: left.name not in self.store[MARKET].in_sync and self.leader().replica.may_propose)
+        self.trade(self.leader())
+        self.until(lambda: self.acknowledged > acknowledged)
+        began = chance.choice(("first", "first", "among them", "told"))
+        heirs = [name for name in self.store[MARKET].in_sync if name != self.leader().name]
+        heir = self.nodes[chance.choice(heirs)] if heirs and began == "told" else None
+        if heir is not None:
+            self.until(lambda: heir.replica.committed == self.acknowledged, 500)
+        if began != "among them":
+            self.held = set(self.nodes)
+            for name in sorted(set(self.nodes) - {left.name, heir.name if heir is not None else ""}):
+                self.nodes[name].crash()
+        self.newer, self.put_back = Store(self.store[MARKET], dict(self.marks)), old
+        self.exchange_store(old)
+        self.left = left.name
+        self.knowing = {name for name, node in self.nodes.items() if node.state.version > record.version}
+        self.said.clear()
+        self.begun = 0
+        self.held.discard(left.name)
+        if heir is not None:
+            self.take_over_when_told(left, heir)
+        elif began == "first" and self.until(lambda: left.alive and left.replica.may_propose, 1500):
+            self.trade(left)
+            self.until(lambda: not self.requests, 1500)
+        self.held = {heir.name} if heir is not None and not heir.alive else set()
+        for _ in range(chance.randrange(300)):
+            self.step()
+        if not self.until(self.all_say_so):
+            raise AssertionError(f"stuck: {left.name}, which had left, leads, or {sorted(self.knowing)} do not say so")
+        self.held.clear()
+        self.end_old_store()
+        self.left = None
+        self.knowing.clear()
+        for request in self.requests:
+            request.deadline_ns += FOREVER_NS
+        self.converge()
+        astray = [node.name for node in self.nodes.values() if self.is_astray(node)]
+        assert not astray, f"what was led by the old store is still in the logs of {astray}"
+
+    def is_astray(self, node: Node) -> bool:
+        """Whether its log holds what was led by an old copy of the store."""
+        return not self.astray.isdisjoint({*node.chains.values(), node.base.chain, node.snapshot[0].chain})
+
+    def take_over_when_told(self, left: Node, heir: Node) -> None:
+        """``heir`` leads by the old store, and holds all; it tells ``left`` that it lacks some of that, and is lost."""
+
+        def is_told() -> bool:
+            joined = left.alive and left.replica.joined and left.replica.leader == heir.name
+            return joined and left.name in heir.replica.followers(0) and (heir.name, left.name) not in self.wires
+
+        self.until(lambda: heir.replica.leads or left.replica.leads, 1000)
+        if not heir.replica.leads or not self.until(is_told, 1000) or left.tail.sequence >= heir.replica.committed:
+            return
+        heir.crash()
+        self.held.add(heir.name)
+        self.until(lambda: left.replica.leads, 1000)
+        assert not left.replica.leads, f"{left.name} leads, though it lacks what {heir.name} told it was committed"
+
+    def all_say_so(self) -> bool:
+        """Whether all who know more than the old store have said that it is old, and nobody leads by it any more."""
+        leads = [name for name, node in self.nodes.items() if node.alive and node.replica.leads]
+        return self.knowing.issubset(self.said) and self.knowing.issuperset(leads)
+
+    def until(self, is_so: Callable[[], bool], steps: int = 20_000) -> bool:
+        """Go on until it is so, for at most so many steps; return whether it is."""
+        for _ in range(steps):
+            if is_so():
+                return True
+            self.step()
+        return is_so()
+
     def heal(self) -> None:
         """End every fault."""
         self.faulty = self.outage = False
+        if self.newer is not None:
+            self.end_old_store()
         self.stalled.clear()
         self.isolated.clear()
         for node in self.nodes.values():
