@@ -15,7 +15,7 @@ from typing import Any
 
 import pykka
 import pytest
-from openoutcry.actors import Actor, ExchangeNode, InvalidRequest, Unreachable, message
+from openoutcry.actors import Actor, ExchangeNode, InvalidRequest, RequestTimeout, Unreachable, message
 from openoutcry.actors.kit.actor import tell
 from openoutcry.actors.testing import ActorProbe, eventually
 from openoutcry.actors.testkit import processes
@@ -104,7 +104,7 @@ def test_end_of_an_actor_here_tells_whether_it_failed(actor_probe: ActorProbe, e
 def reached(node: ExchangeNode) -> Any:
     try:
         return node.actor("echo@node-0", timeout=0.1).ask(Note(1), timeout=1) == Note(1)
-    except Unreachable:
+    except (Unreachable, RequestTimeout):
         return False
 
 

@@ -419,6 +419,7 @@ def test_an_old_copy_of_a_disk_is_repaired_before_it_leads_or_counts(
         finish(net, others if comes == "while_others_live" else NAMES)
 
 
+@pytest.mark.alone
 @pytest.mark.failover
 @pytest.mark.parametrize("original", ["at_work", "frozen"])
 def test_an_old_copy_beside_the_original_takes_nothing_from_it(
