@@ -52,6 +52,51 @@ def in_sync(node: ExchangeNode) -> int:
     return len(node.status().markets[MARKET].in_sync)
 
 
+def test_what_is_too_much_to_be_read_at_once_is_read_from_a_copy_of_one_moment(
+    exchange: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (node,) = exchange(nodes=1, markets={MARKET: RULES})
+    prices = [f"{100 + number * 7 % 25}.25" for number in range(60)]
+    for account in ("ann", "bob"):
+        node.submit_many(MARKET, [node.order(MARKET, "buy", price, "0.3", account=account) for price in prices])
+    node.submit_order(MARKET, "sell", "110.25", "1.1", account="cyd")
+
+    def everything() -> list[Any]:
+        reads = node.get_order_book(MARKET), node.get_order_book(MARKET, 3), node.all_orders(MARKET)
+        return [
+            *reads,
+            node.open_orders(MARKET, "ann"),
+            node.orders_at(MARKET, "103.25"),
+            node.open_orders(MARKET, "x"),
+        ]
+
+    async def from_an_event_loop() -> list[Any]:
+        market = AsyncNode(node).market(MARKET)
+        return [await market.book(), await market.book(3), await market.open_orders("ann")]
+
+    at_once, of_the_loop = everything(), asyncio.run(from_an_event_loop())
+    monkeypatch.setattr(queries, "AT_ONCE_MAX", 2)
+    assert everything() == at_once
+    assert asyncio.run(from_an_event_loop()) == of_the_loop
+
+    ended = threading.Event()
+
+    def trade() -> None:
+        for _ in range(100):
+            order = node.submit_order(MARKET, "buy", "50.25", "0.1")
+            node.cancel_order(MARKET, order.order_id)
+        ended.set()
+
+    trading = threading.Thread(target=trade)
+    trading.start()
+    while not ended.is_set():  # one order comes and goes
+        orders = node.all_orders(MARKET)
+        assert len({order.sequence for order in orders}) == 1
+        book = node.get_order_book(MARKET)
+        assert sum(level.orders for level in book.bids) in (len(at_once[2]), len(at_once[2]) + 1)
+    trading.join(10)
+
+
 def test_orders_submitted_at_any_node_meet_in_one_book(exchange: Any) -> None:
     net = exchange(nodes=3, markets={MARKET: RULES})
     ask = net[1].submit_order(MARKET, "sell", "100.25", "0.3")

@@ -3,10 +3,10 @@
 It turns messages into calls of the pure :class:`~.core.Core`, and its :class:`~.shell.Shell` carries out the effects.
 While it is idle the inbox's reader may do so in its turn, see :mod:`..kit.turns`.
 
-Messages: Submitted, Query (ask), Watch (ask), Unwatch, ProposeRules, HandOver (ask), SetTime (ask), ForceLeader, Retire
-(from the API); Received, PeerUp, PeerDown, PeerGone (from links); Persisted, LogRead, LogNotRead, SnapshotStored,
-SnapshotKept, SnapshotNotKept, LogPutAside, JournalFailed (from its JournalActor); SnapshotTaken, SnapshotFailed (from
-the SnapshotActor); CoordinatorAnswer, NodeIdTaken (from the CoordinatorActor).
+Messages: Submitted, Query (ask), Watch (ask), Unwatch, ProposeRules, HandOver (ask), SetTime (ask), CopyBook,
+ForceLeader, Retire (from the API); Received, PeerUp, PeerDown, PeerGone (from links); Persisted, LogRead, LogNotRead,
+SnapshotStored, SnapshotKept, SnapshotNotKept, LogPutAside, JournalFailed (from its JournalActor); SnapshotTaken,
+SnapshotFailed (from the SnapshotActor); CoordinatorAnswer, NodeIdTaken (from the CoordinatorActor); CopyOn (its own).
 
 Batches form without a timer: what arrives while one record is being written becomes the next record.
 """
@@ -27,7 +27,9 @@ from .commands import CLOCK, SET_TIME, checked_commands
 from .feed import Unwatch, Watch
 from .forcing import refuse
 from .messages import (
+    COPY_ON,
     SUBMITTED,
+    CopyBook,
     ForceLeader,
     HandOver,
     IsLeaseExpired,
@@ -130,6 +132,8 @@ class BookActor(NodeActor):
             return message.read(shell)
         elif message is TICK:
             self._tick()
+        elif message is COPY_ON:
+            shell.copying.step(shell.book)
         elif message is not QUIET:
             return self._take_other(message)
         return None
@@ -169,6 +173,8 @@ class BookActor(NodeActor):
                 shell.begin_again(message.folder)
             case ForceLeader():
                 self._force(message)
+            case CopyBook():
+                shell.copy_book(message)
             case CoordinatorAnswer():
                 self._take_answer(message, now_ns)
             case JournalFailed() | NodeIdTaken():

@@ -12,12 +12,12 @@ from typing import Any, Final
 
 import pykka
 
-from ...transport.errors import OpenOutcryError, Unavailable
-from ...transport.files import refusal
+from ...transport.errors import Closed, OpenOutcryError, Unavailable
 from ..kit.backoff import Backoff
+from .copying import Done
 from .messages import KeepSnapshot, SnapshotFailed, SnapshotTaken, TakeSnapshot
 from .meters import MarketMeters
-from .orderbook import OrderBook
+from .orderbook import BookImage
 from .record import Tail
 from .writer import JournalWriter
 
@@ -37,15 +37,22 @@ class Imaging:
         *,
         reply_to: pykka.ActorRef[Any],
         tell_snapshotter: Callable[[TakeSnapshot], bool],
+        want: Callable[[Done], None],
+        tail: Callable[[], Tail],
         writer: JournalWriter,
         every: int,
         last: int,
         meters: MarketMeters,
         log: Any,
     ) -> None:
-        """``every``: commands between snapshots; ``last``: the sequence number of the last one."""
+        """``every``: commands between snapshots; ``last``: the sequence number of the last one.
+
+        ``want`` calls its argument with a copy of the book, which is at ``tail()`` then.
+        """
         self._reply_to = reply_to
         self._tell_snapshotter = tell_snapshotter
+        self._want = want
+        self._tail = tail
         self._writer = writer
         self._every = every
         self._last = last
@@ -59,33 +66,39 @@ class Imaging:
         self.error: str | None = None
         """Why the last attempt to take, keep or fetch a snapshot failed, until one succeeds."""
 
-    def keep_if_due(self, book: OrderBook, tail: Tail, *, only_again: bool = False) -> None:
+    def keep_if_due(self, sequence: int, *, only_again: bool = False) -> None:
         """Take and keep a snapshot if enough was applied, or (also with ``only_again``) if one failed."""
         again = bool(self._backoff[True].failures)
-        due = again or (not only_again and book.sequence - self._last >= self._every)
-        if due and self.take(book, tail, keep=True):
-            self._last = book.sequence
+        due = again or (not only_again and sequence - self._last >= self._every)
+        if due and self.take(keep=True):
+            self._last = sequence
 
-    def take(self, book: OrderBook, tail: Tail, *, keep: bool) -> bool:
-        """Start a snapshot of ``book``, which is at ``tail``; return whether it started.
+    def take(self, *, keep: bool) -> bool:
+        """Start a snapshot of the book; return whether it started.
 
         It does not start while another runs, or soon after a failure.
         """
         now_s = time.monotonic()
         if now_s - self._taken_s.get(keep, -SNAPSHOT_S_MAX) < SNAPSHOT_S_MAX or not self._backoff[keep].is_due(now_s):
             return False
-        scratch = self._writer.snapshots.scratch(tail) if keep else None
-        try:
-            image = book.image()
-        except MemoryError as error:
-            self._failed(refusal(error, "no image of the book can be made"), keep=keep)
-            return False
-        if not self._tell_snapshotter(TakeSnapshot(self._reply_to, self._book_number, tail, image, scratch)):
-            ended = Unavailable("what takes snapshots has failed, and is started again", code="out_of_resources")
-            self._failed(ended, keep=keep)
-            return False
         self._taken_s[keep] = now_s
+        number = self._book_number
+        self._want(lambda image: self._encode(image, number, keep=keep))
         return True
+
+    def _encode(self, image: BookImage | OpenOutcryError, number: int, *, keep: bool) -> None:
+        """Have a copy of the book with this ``number`` encoded, unless it was replaced, or is about to be."""
+        if number != self._book_number or isinstance(image, Closed):
+            self._taken_s.pop(keep, None)
+            return
+        if isinstance(image, BookImage):
+            tail = self._tail()
+            scratch = self._writer.snapshots.scratch(tail) if keep else None
+            if self._tell_snapshotter(TakeSnapshot(self._reply_to, number, tail, image, scratch)):
+                return
+            image = Unavailable("what takes snapshots has failed, and is started again", code="out_of_resources")
+        self._taken_s.pop(keep, None)
+        self._failed(image, keep=keep)
 
     def on_taken(self, taken: SnapshotTaken) -> KeepSnapshot | None:
         """A snapshot was taken: return the message to the JournalActor, if it should be kept."""

@@ -13,6 +13,7 @@ from pykka import ActorRef
 from ...transport.coordinator import MarketRecord
 from ...transport.errors import OpenOutcryError, StorageError
 from .commands import Command
+from .orderbook import BookImage
 from .record import Tail
 from .rules import MarketRules
 from .wire import MarketMessage
@@ -71,6 +72,20 @@ class LogPutAside:
     """JournalActor to its BookActor: the log is empty; its former records are in ``folder``."""
 
     folder: str
+
+
+class CopyOn:
+    """A BookActor to itself: go on with the copy of the book that is being made."""
+
+
+COPY_ON: Final = CopyOn()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CopyBook:
+    """The API to a BookActor: ``future`` gets a :class:`~.orderbook.BookImage`, of a moment from now on."""
+
+    future: Future[BookImage]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

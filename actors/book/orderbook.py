@@ -26,8 +26,8 @@ import heapq
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from itertools import islice
-from operator import itemgetter
+from itertools import groupby, islice
+from operator import attrgetter, itemgetter
 from typing import Any, Final, NamedTuple, TypeAlias
 from zlib import crc32
 
@@ -86,6 +86,9 @@ _DEAD_MAX: Final = 32
 _DIRTY_MAX: Final = 65_536
 _PIECE_ROWS: Final = 256
 """Orders, commands or events in a piece of a snapshot."""
+_LAST_MAX: Final = 1000
+"""Most touched orders that a sweep leaves for its last slice, unless :data:`_ROUNDS_MAX` were not enough."""
+_ROUNDS_MAX: Final = 20
 _IDLE_MAX: Final = 1024
 """Keep up to this many idle accounts and stale expiries, or as many as are live, whichever is more."""
 _EMPTY_MAX: Final = 64
@@ -102,6 +105,12 @@ the back of a queue, or 0. A million orders take 16 MB less if both are here.
 """
 _TERMS: Final[tuple[Terms, ...]] = tuple([(0, stp, False, 0, 0) for stp in range(5)])
 """The terms of plain orders, by self-trade prevention: shared, because most orders have them."""
+
+
+_Row: TypeAlias = "tuple[Order, int, int, Terms]"
+"""An order as it was: with its open lots, quantity and terms."""
+_Reread: TypeAlias = tuple[int, int, int, int, Terms]
+"""Side, price, open lots, quantity and terms of an order."""
 
 
 class Account:
@@ -206,26 +215,62 @@ class DepthLevel(NamedTuple):
 
 
 class BookImage:
-    """The state of a book at one moment, to be written while the book goes on.
-
-    It shares what cannot change, and copies what can (an order's lots and terms, a level's price).
-    """
+    """The state of a book at one moment, to be written while the book goes on. Made by a :class:`Sweep`."""
 
     def __init__(
         self,
         head: tuple[Any, ...],
         count: int,
-        levels: list[tuple[int, int, list[tuple[Order, int, int, Terms]]]],
+        keys: tuple[list[int], list[int]],
+        walked: dict[tuple[int, int], list[_Row]],
+        after: int,
+        again: dict[Order, _Reread],
         window: list[Command],
         events: list[Event],
         state_hash: str,
     ) -> None:
+        """``walked``: by side and price, the orders that queued up to sequence ``after``, as they once were.
+
+        ``again``: the orders that were touched since, and all that queued later, as they are in this image.
+        """
         self._head = head
         self._count = count
-        self._levels = levels
+        self._keys = keys
+        self._walked = walked
+        self._after = after
+        self._again = again
         self._window = window
         self._events = events
         self._state_hash = state_hash
+
+    @property
+    def sequence(self) -> int:
+        """The sequence number up to which the log is applied."""
+        sequence: int = self._head[1]
+        return sequence
+
+    @property
+    def state_hash(self) -> str:
+        """The state hash at that sequence number."""
+        return self._state_hash
+
+    @property
+    def last_trade(self) -> Event | None:
+        """The last trade, if any."""
+        found: Event | None = self._head[4]
+        return found
+
+    @property
+    def rules(self) -> MarketRules:
+        """The market's rules."""
+        return MarketRules.from_tuple(self._head[5]) if self._head[5] is not None else MarketRules()
+
+    def depth(self, side: int) -> Iterator[DepthLevel]:
+        """Yield the price levels of ``side``, best first."""
+        mine = (order for order in self.orders() if order.side == side)
+        for price, orders in groupby(mine, key=attrgetter("price_ticks")):
+            lots = [order.open_lots for order in orders]
+            yield DepthLevel(price, sum(lots), len(lots))
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the bytes of :meth:`OrderBook.snapshot`, in pieces that take some tenths of a millisecond each."""
@@ -238,36 +283,148 @@ class BookImage:
     def _body(self) -> Iterator[bytes]:
         yield codec.pack_header(5) + codec.pack(self._head) + codec.pack_header(self._count)
         rows: list[tuple[Any, ...]] = []
-        for side, price, orders in self._levels:
-            for order, open_lots, quantity, terms in orders:
-                if not open_lots:
-                    continue
-                expire_ns, stp, post_only, cancelled, requeued = terms
-                rows.append(
-                    (
-                        order.id,
-                        order.account.name,
-                        order.client_order_id,
-                        side,
-                        price,
-                        open_lots,
-                        quantity,
-                        cancelled,
-                        requeued or order.id,
-                        expire_ns,
-                        stp,
-                        post_only,
-                    )
+        for side, price, order, open_lots, quantity, terms in self._orders():
+            if order is None:
+                yield b""  # time for others
+                continue
+            expire_ns, stp, post_only, cancelled, requeued = terms
+            owner, client_order_id, number = order.account.name, order.client_order_id, order.id
+            rows.append(
+                (
+                    *(number, owner, client_order_id, side, price, open_lots, quantity, cancelled),
+                    *(requeued or number, expire_ns, stp, post_only),
                 )
-                if len(rows) >= _PIECE_ROWS:
-                    yield codec.pack_items(rows)
-                    rows = []
+            )
+            if len(rows) >= _PIECE_ROWS:
+                yield codec.pack_items(rows)
+                rows = []
         yield codec.pack_items(rows)
         for items in (self._window, self._events):
             yield codec.pack_header(len(items))
             for at in range(0, len(items), _PIECE_ROWS):
                 yield codec.pack_items(items[at : at + _PIECE_ROWS])
         yield codec.pack(self._state_hash)
+
+    def orders(self) -> Iterator[OrderView]:
+        """Yield the open orders: bids best price first, then asks, each level in queue order."""
+        for side, price, order, open_lots, quantity, terms in self._orders():
+            if order is not None:
+                yield _viewed(order, side, price, open_lots, quantity, terms)
+
+    def _orders(self) -> Iterator[tuple[int, int, Order | None, int, int, Terms]]:
+        """Yield the open orders, with now and then none: time for others."""
+        queued: dict[tuple[int, int], list[tuple[int, Order]]] = {}
+        for number, (order, (side, price, open_lots, _, terms)) in enumerate(self._again.items()):
+            priority = terms[4] or order.id
+            if open_lots and priority > self._after:
+                queued.setdefault((side, price), []).append((priority, order))
+            if number % _PIECE_ROWS == 0:
+                yield side, price, None, 0, 0, terms
+        again, nothing = self._again, _TERMS[0]
+        for side, keys in enumerate(self._keys):
+            for number, key in enumerate(reversed(keys)):
+                price = -key if side else key
+                for order, open_lots, quantity, terms in self._walked.get((side, price), ()):
+                    now = again.get(order)
+                    if now is None:
+                        yield side, price, order, open_lots, quantity, terms
+                    elif now[2]:
+                        yield side, price, order, now[2], now[3], now[4]
+                for _, order in sorted(queued.get((side, price), ())):
+                    now = again[order]
+                    yield side, price, order, now[2], now[3], now[4]
+                if number % _PIECE_ROWS == 0:
+                    yield side, price, None, 0, 0, nothing
+
+
+class Sweep:
+    """A copy of a whole book that is made in slices, while the book goes on. Made by :meth:`OrderBook.sweep`.
+
+    A walk over all levels copies what is in them. What is touched meanwhile is read again, and again what is touched
+    during that, until little is left: the last slice reads it, and the copy is of that moment. So one slice takes a
+    time that does not grow with the book, and the book notes what is touched where it does so anyway, for its digest.
+    """
+
+    def __init__(self, book: OrderBook) -> None:
+        self._book = book
+        self._after = book.sequence
+        self._keys = [(side, list(keys)) for side, keys in enumerate(book._keys)]
+        self._level: tuple[int, int, list[Order], int] | None = None
+        """The level that is being copied: side, price, its queue, and how far it is copied."""
+        self._walked: dict[tuple[int, int], list[_Row]] = {}
+        self._again: dict[Order, _Reread] = {}
+        self._rereading: list[Order] = []
+        self._rounds = 0
+        self.touched: set[Order] = set()
+        """Orders that were touched since they were last read, or since the sweep began. The book adds to it."""
+
+    def step(self, count: int) -> BookImage | None:
+        """Read some ``count`` orders; return the copy when it is whole. The book is at one sequence meanwhile."""
+        self._book._absorb()  # it tells what was touched
+        while count > 0:
+            if self._level is not None or self._keys:
+                count -= self._walk(count)
+            elif self._rereading:
+                count -= self._reread(self._rereading, count)
+            elif self._rounds < _ROUNDS_MAX and len(self.touched) > _LAST_MAX:
+                self._rounds += 1
+                self._rereading, self.touched = list(self.touched), set()
+            else:
+                last = list(self.touched)
+                self._reread(last, len(last))
+                return self._whole()
+        return None
+
+    def _walk(self, count: int) -> int:
+        """Copy up to ``count`` orders of the next level, or part of it; return how many were looked at, at least 1."""
+        if self._level is None:
+            side, keys = self._keys[-1]
+            if not keys:
+                self._keys.pop()
+                return 1
+            key = keys.pop()
+            price = -key if side else key
+            level = self._book._levels.get(price)
+            if level is None or level.side != side or not level.lots:
+                return 1
+            self._level = side, price, list(level.orders), 0
+        side, price, orders, at = self._level
+        end = at + count
+        self._level = (side, price, orders, end) if end < len(orders) else None
+        rows = self._walked.setdefault((side, price), [])
+        rows += [
+            (order, order.open, order.quantity, order.terms)
+            for order in islice(orders, at, end)
+            if order.open and (order.terms[4] or order.id) <= self._after
+        ]
+        return min(count, len(orders) - at) + 1
+
+    def _reread(self, orders: list[Order], count: int) -> int:
+        again = self._again
+        part, orders[-count:] = orders[-count:], []
+        for order in part:
+            level = order.level
+            again[order] = (level.side, level.price, order.open, order.quantity, order.terms)
+        return len(part)
+
+    def _whole(self) -> BookImage:
+        book = self._book
+        book._sweeps.remove(self)
+        first = book._remembered_from()
+        rules = book._rules.to_tuple() if book._configured else None
+        bids, asks = book._keys
+        head = (_SNAPSHOT_VERSION, book.sequence, book.timestamp_ns, book.trade_count, book.last_trade, rules, first)
+        return BookImage(
+            head,
+            book._count,
+            (list(bids), list(asks)),
+            self._walked,
+            self._after,
+            self._again,
+            book._window[first - book._window_start :],
+            book._events[bisect_left(book._events, first, key=_sequence_of) :],
+            book.state_hash(),
+        )
 
 
 class OrderBook:
@@ -297,6 +454,7 @@ class OrderBook:
         self._window_start = 1
         self._events: list[Event] = []
         self._dirty: list[Order] = []
+        self._sweeps: list[Sweep] = []
         # The digest of the open orders and their number, but for what has befallen those in `_dirty`.
         self._digest = 0
         self._count = 0
@@ -940,6 +1098,11 @@ class OrderBook:
             if level.lots:
                 yield level
 
+    @property
+    def level_count(self) -> int:
+        """The number of price levels of both sides, and of those that were emptied lately."""
+        return len(self._levels)
+
     def orders(self, side: int) -> Iterator[OrderView]:
         """Yield the open orders of ``side``, best price first, each level in queue order."""
         for level in self._levels_of(side):
@@ -964,6 +1127,15 @@ class OrderBook:
     def open_orders(self, account: str) -> list[OrderView]:
         """Return an account's open orders, oldest first."""
         return [_view(order) for _, order in sorted(self._orders_of(account).items())]
+
+    def order_count(self, account: str) -> int:
+        """Return the number of an account's open orders."""
+        return len(self._orders_of(account))
+
+    def order_count_at(self, price_ticks: int) -> int:
+        """Return the number of orders at one price, and of those that were taken out of its queue lately."""
+        level = self._levels.get(price_ticks)
+        return len(level.orders) if level is not None else 0
 
     def _orders_of(self, account: str) -> dict[int, Order]:
         owner = self._accounts.get(account)
@@ -1026,6 +1198,8 @@ class OrderBook:
     def _absorb(self) -> None:
         """Update the order digest with every order touched since the last update."""
         digest, count = self._digest, self._count
+        for sweep in self._sweeps:
+            sweep.touched.update(self._dirty)
         for order in self._dirty:
             before = order.digest
             if order.open:
@@ -1065,23 +1239,25 @@ class OrderBook:
         return b"".join(self.image().pieces())
 
     def image(self) -> BookImage:
-        """Return a copy of the whole state, in a fraction of the time needed to encode it."""
-        first = self._remembered_from()
-        rules = self._rules.to_tuple() if self._configured else None
-        state_hash = self.state_hash()
-        levels = [
-            (level.side, level.price, [(order, order.open, order.quantity, order.terms) for order in level.orders])
-            for side in (_BUY, _SELL)
-            for level in self._levels_of(side)
-        ]
-        return BookImage(
-            (_SNAPSHOT_VERSION, self.sequence, self.timestamp_ns, self.trade_count, self.last_trade, rules, first),
-            self._count,
-            levels,
-            self._window[first - self._window_start :],
-            self._events[bisect_left(self._events, first, key=_sequence_of) :],
-            state_hash,
-        )
+        """Return a copy of the whole state; a :meth:`sweep` makes it in slices."""
+        sweep = self.sweep()
+        while True:
+            if (image := sweep.step(_DIRTY_MAX)) is not None:
+                return image
+
+    def sweep(self) -> Sweep:
+        """Begin a copy of the whole state that is made in slices: call its :meth:`Sweep.step` between batches.
+
+        One that is not wanted any more is given to :meth:`drop`.
+        """
+        self._absorb()
+        sweep = Sweep(self)
+        self._sweeps.append(sweep)
+        return sweep
+
+    def drop(self, sweep: Sweep) -> None:
+        """Forget a sweep, finished or not."""
+        self._sweeps = [other for other in self._sweeps if other is not sweep]
 
     @classmethod
     def restore(cls, snapshot: bytes) -> OrderBook:
@@ -1203,19 +1379,25 @@ def _digest_of(order: Order) -> int:
 
 def _view(order: Order) -> OrderView:
     level = order.level
-    filled = order.quantity - order.open - order.cancelled
+    return _viewed(order, level.side, level.price, order.open, order.quantity, order.terms)
+
+
+def _viewed(order: Order, side: int, price: int, open_lots: int, quantity: int, terms: Terms) -> OrderView:
+    """Return an order as it is, or once was."""
+    expire_ns, _, post_only, cancelled, _ = terms
+    filled = quantity - open_lots - cancelled
     return OrderView(
         order.id,
         order.account.name,
         order.client_order_id,
-        Side(level.side),
-        level.price,
-        order.quantity,
+        Side(side),
+        price,
+        quantity,
         filled,
-        order.open,
-        order.terms[0],
-        order.terms[2],
+        open_lots,
+        expire_ns,
+        post_only,
     )
 
 
-__all__ = ["BROKEN", "DepthLevel", "Order", "OrderBook", "OrderView"]
+__all__ = ["BROKEN", "BookImage", "DepthLevel", "Order", "OrderBook", "OrderView", "Sweep"]

@@ -13,20 +13,22 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import InvalidStateError
 from pathlib import Path
 from typing import Any, Final, assert_never
 
 import pykka
 
 from ...transport.coordinator import MarketRecord
-from ...transport.errors import OpenOutcryError, StorageError, Unavailable, ensure
+from ...transport.errors import OpenOutcryError, StorageError, Unavailable, copied, ensure
 from ...transport.identity import Member
 from ...transport.log import get_logger
-from ..kit.node_actor import ActorFailed
+from ..kit.node_actor import ActorFailed, tell
 from ..peers.clocks import ALONE, BOUND_MS, Clocks
 from .applying import apply_records
 from .calls import CoordinatorCalls
 from .commands import CLOCK, CONFIGURE, REJECTED_CODE, Command
+from .copying import Copying
 from .core import Core, CoreEffect, sends_first
 from .feed import Feed
 from .forcing import Forcing
@@ -34,9 +36,9 @@ from .frames import Frames
 from .imaging import Imaging
 from .logwork import LogWork
 from .marketlog import MarketLog
-from .messages import SnapshotTaken, TakeSnapshot
+from .messages import COPY_ON, CopyBook, SnapshotTaken, TakeSnapshot
 from .meters import MarketMeters
-from .orderbook import OrderBook
+from .orderbook import BookImage, OrderBook
 from .record import Origin, Record, Tail
 from .replica import (
     ApplyRecords,
@@ -162,9 +164,12 @@ class Shell:
         self.recovered = self.replica.applied
         meters.snapshot = snapshots.last()
         writer = JournalWriter(journal, snapshots, meters)
+        self.copying = Copying(lambda: tell(actor, COPY_ON))
         self.imaging = Imaging(
             reply_to=actor,
             tell_snapshotter=setup.take_snapshot,
+            want=lambda done: self.copying.want(self.book, done),
+            tail=self._tail_of_book,
             writer=writer,
             every=setup.snapshot_every,
             last=kept,
@@ -276,6 +281,7 @@ class Shell:
         self.calls.report(self.replica.mark)
         self._release()
         self.forcing.fail(error)
+        self.copying.end(error)
         self.run(self.core.requests.fail_all(error))
         self.feed.end(error)
         self.submissions.close(error)
@@ -327,7 +333,7 @@ class Shell:
                 case OfferSnapshot():
                     todo += self.core.transfer.offer(effect.node, effect.after, time.monotonic_ns())
                 case TakeImage():
-                    self.imaging.take(self.book, self._tail_of_book(), keep=False)
+                    self.imaging.take(keep=False)
                 case RepairBegun() | RepairEnded():
                     self._mark_repair(effect.why if isinstance(effect, RepairBegun) else None)
                 case Stop():
@@ -459,12 +465,24 @@ class Shell:
     def _keep_snapshot(self, *, only_again: bool = False) -> None:
         """Now and then: write a snapshot, so that recovery is short and the log can be pruned."""
         if self.replica.role is not Role.STOPPED:
-            self.imaging.keep_if_due(self.book, self._tail_of_book(), only_again=only_again)
+            self.imaging.keep_if_due(self.book.sequence, only_again=only_again)
 
     def _tail_of_book(self) -> Tail:
         tail = self.replica.base
         ensure(tail.sequence == self.book.sequence, "a snapshot of another place in the log than it says")
         return tail
+
+    def copy_book(self, wanted: CopyBook) -> None:
+        """Let a reader have a copy of the whole book."""
+
+        def done(made: BookImage | OpenOutcryError) -> None:
+            with contextlib.suppress(InvalidStateError):  # it waits no longer
+                if isinstance(made, BookImage):
+                    wanted.future.set_result(made)
+                else:
+                    wanted.future.set_exception(copied(made))
+
+        self.copying.want(self.book, done)
 
     def use_snapshot(self, taken: SnapshotTaken) -> None:
         """A snapshot was taken: keep it or offer it, unless the book was replaced meanwhile."""
@@ -493,6 +511,7 @@ class Shell:
     def _put_in(self, book: OrderBook) -> None:
         """Continue from ``book``; watchers must fetch the book again."""
         self.book = book
+        self.copying.on_another_book(book)
         self.timekeeper.forget()
         self.imaging.on_another_book(book.sequence)
         self.feed.end(None)

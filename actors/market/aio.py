@@ -243,19 +243,21 @@ class AsyncMarket:
 
     async def book(self, depth: int | None = None) -> BookView:
         """Return the best ``depth`` price levels of each side (all, by default), as this node's replica has them."""
-        return await self.read(queries.order_book(self.name, None if depth is None else checked_count(depth, "depth")))
+        view = await self.read(queries.order_book(self.name, None if depth is None else checked_count(depth, "depth")))
+        return await asyncio.to_thread(self.market.book, depth) if view is None else view()
 
     async def order(self, order_id: int) -> OpenOrder | None:
         """Return an open order, or None if it is not in the book (filled, cancelled, never there)."""
-        return await self.read(queries.order(self.name, checked_order_id(order_id)))
+        return (await self.read(queries.order(self.name, checked_order_id(order_id))))()
 
     async def open_orders(self, account: str | None = None) -> list[OpenOrder]:
         """Return an account's open orders (default: the node's own), oldest first."""
-        return await self.read(queries.open_orders(self.name, self.market._host.requester.account(account)))
+        view = await self.read(queries.open_orders(self.name, self.market._host.requester.account(account)))
+        return await asyncio.to_thread(self.market.open_orders, account) if view is None else view()
 
     async def trades(self, limit: int = 100) -> list[Trade]:
         """Return the last trades, newest first; older ones than ``dedupe_window`` commands are in the journal only."""
-        return await self.read(queries.trades(checked_count(limit, "limit")))
+        return (await self.read(queries.trades(checked_count(limit, "limit"))))()
 
     async def position(self) -> tuple[int, str]:
         """Return sequence number and state hash, of one moment."""

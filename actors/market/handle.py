@@ -10,6 +10,8 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, cast
 
 import pykka
@@ -29,8 +31,9 @@ from ...transport.forks import guard
 from ...transport.numerals import written
 from ..book.commands import Command, Side
 from ..book.feed import Unwatch, Watch
-from ..book.messages import Query
+from ..book.messages import CopyBook, Query
 from ..book.meters import MarketMeters
+from ..book.orderbook import BookImage
 from ..book.record import COMMANDS_MAX
 from ..book.rules import DecimalLike, MarketRules, difference
 from ..book.status import MarketStatus, unanswered
@@ -192,6 +195,16 @@ class Market:
     def _ask(self, message: object, timeout: float) -> Any:
         return self._host.ask(self.ref, message, timeout)
 
+    def _copy(self) -> BookImage:
+        """Return a copy of the whole book, which the replica makes in slices; raises as :meth:`read`."""
+        ref, future = self.ref, Future[BookImage]()
+        if not tell(ref, CopyBook(future)):
+            raise self._host.gone(ref.actor_class.__name__)
+        try:
+            return future.result(self._host.timeout_s)
+        except FutureTimeoutError:
+            raise self._host.late(self._host.timeout_s) from None
+
     # -- commands -----------------------------------------------------------------------------------------------
 
     def submit(
@@ -338,27 +351,39 @@ class Market:
 
     def book(self, depth: int | None = None) -> BookView:
         """Return the best ``depth`` price levels of each side (all, by default), as this node's replica has them."""
-        return self.read(queries.order_book(self.name, None if depth is None else checked_count(depth, "depth")))
+        depth = None if depth is None else checked_count(depth, "depth")
+        view = self.read(queries.order_book(self.name, depth))
+        return queries.book_in(self.name, self._copy(), depth) if view is None else view()
 
     def order(self, order_id: int) -> OpenOrder | None:
         """Return an open order, or None if it is not in the book (filled, cancelled, never there)."""
-        return self.read(queries.order(self.name, checked_order_id(order_id)))
+        return self.read(queries.order(self.name, checked_order_id(order_id)))()
 
     def open_orders(self, account: str | None = None) -> list[OpenOrder]:
         """Return an account's open orders (default: the node's own), oldest first."""
-        return self.read(queries.open_orders(self.name, self._host.requester.account(account)))
+        account = self._host.requester.account(account)
+        view = self.read(queries.open_orders(self.name, account))
+        if view is not None:
+            return view()
+        found = queries.orders_in(self.name, self._copy(), lambda order: order.account == account)
+        return sorted(found, key=lambda order: order.order_id)
 
     def all_orders(self) -> list[OpenOrder]:
         """Return every open order: bids best first, then asks best first, each level in queue order."""
-        return self.read(queries.all_orders(self.name))
+        view = self.read(queries.all_orders(self.name))
+        return queries.orders_in(self.name, self._copy(), lambda _: True) if view is None else view()
 
     def orders_at(self, price: DecimalLike) -> list[OpenOrder]:
         """Return the orders at one price, in queue order."""
-        return self.read(queries.orders_at(self.name, self.rules.price_to_ticks(price)))
+        ticks = self.rules.price_to_ticks(price)
+        view = self.read(queries.orders_at(self.name, ticks))
+        if view is not None:
+            return view()
+        return queries.orders_in(self.name, self._copy(), lambda order: order.price_ticks == ticks)
 
     def trades(self, limit: int = 100) -> list[Trade]:
         """Return the last trades, newest first; older ones than ``dedupe_window`` commands are in the journal only."""
-        return self.read(queries.trades(checked_count(limit, "limit")))
+        return self.read(queries.trades(checked_count(limit, "limit")))()
 
     @property
     def sequence(self) -> int:

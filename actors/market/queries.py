@@ -1,87 +1,105 @@
 """Questions to a market's replica: each function returns a question, which the BookActor answers on its thread.
 
-A question only reads. Its answer belongs to one moment: values of :mod:`.views`, in decimals.
+A question only reads, and little: integers, of one moment. Where there is more to it, the answer is a function that
+makes a value of :mod:`.views`, in decimals, on the caller's thread; or None: the caller needs a copy of the book.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import Final, TypeVar, cast
 
 from ...transport.errors import OpenOutcryError
 from ..book.commands import Side
+from ..book.orderbook import BookImage, OrderBook, OrderView
 from ..book.rules import MarketRules
 from ..book.shell import Shell
 from ..book.status import MarketStatus
-from .views import BookView, OpenOrder, Trade, to_event, to_level, to_open_order
+from .views import BookView, OpenOrder, Trade, to_book, to_event, to_open_order
+
+_T = TypeVar("_T")
+View = Callable[[], _T]
+"""Makes a view of what was read."""
+Question = Callable[[Shell], View[_T] | None]
+"""Its answer is None if there is too much to be read at once."""
 
 
-def order_book(market: str, depth: int | None) -> Callable[[Shell], BookView]:
+AT_ONCE_MAX: Final = 1000
+"""Most orders, or price levels, that a question reads at once; of more, a copy of the book is made in slices."""
+
+
+def order_book(market: str, depth: int | None) -> Question[BookView]:
     """The best ``depth`` price levels of each side; None: all."""
 
-    def read(shell: Shell) -> BookView:
-        book, rules = shell.book, shell.book.rules
-        last = cast("Trade", to_event(book.last_trade, rules)) if book.last_trade is not None else None
-        return BookView(
-            market,
-            book.sequence,
-            book.state_hash(),
-            tuple([to_level(level, rules) for level in book.depth(Side.BUY, depth)]),
-            tuple([to_level(level, rules) for level in book.depth(Side.SELL, depth)]),
-            last,
-        )
+    def read(shell: Shell) -> View[BookView] | None:
+        book = shell.book
+        if (book.level_count if depth is None else depth) > AT_ONCE_MAX:
+            return None
+        bids, asks = book.depth(Side.BUY, depth), book.depth(Side.SELL, depth)
+        head = book.sequence, book.state_hash(), book.last_trade, book.rules
+        return lambda: to_book(market, *head, bids, asks)
 
     return read
 
 
-def order(market: str, order_id: int) -> Callable[[Shell], OpenOrder | None]:
+def book_in(market: str, image: BookImage, depth: int | None) -> BookView:
+    """As :func:`order_book`, of a copy."""
+    bids, asks = [list(itertools.islice(image.depth(side), depth)) for side in Side]
+    return to_book(market, image.sequence, image.state_hash, image.last_trade, image.rules, bids, asks)
+
+
+def order(market: str, order_id: int) -> Callable[[Shell], View[OpenOrder | None]]:
     """An open order; None if it is not in the book."""
 
-    def read(shell: Shell) -> OpenOrder | None:
-        book = shell.book
-        found = book.order(order_id)
-        return to_open_order(market, book.sequence, found, book.rules) if found is not None else None
+    def read(shell: Shell) -> View[OpenOrder | None]:
+        found, sequence, rules = shell.book.order(order_id), shell.book.sequence, shell.book.rules
+        return lambda: None if found is None else to_open_order(market, sequence, found, rules)
 
     return read
 
 
-def open_orders(market: str, account: str) -> Callable[[Shell], list[OpenOrder]]:
+def open_orders(market: str, account: str) -> Question[list[OpenOrder]]:
     """An account's open orders, oldest first."""
-
-    def read(shell: Shell) -> list[OpenOrder]:
-        book = shell.book
-        return [to_open_order(market, book.sequence, found, book.rules) for found in book.open_orders(account)]
-
-    return read
+    return _orders(market, lambda book: book.order_count(account), lambda book: book.open_orders(account))
 
 
-def all_orders(market: str) -> Callable[[Shell], list[OpenOrder]]:
+def all_orders(market: str) -> Question[list[OpenOrder]]:
     """Every open order: bids best first, then asks best first, each level in queue order."""
-
-    def read(shell: Shell) -> list[OpenOrder]:
-        book = shell.book
-        return [to_open_order(market, book.sequence, found, book.rules) for side in Side for found in book.orders(side)]
-
-    return read
+    return _orders(market, len, lambda book: [found for side in Side for found in book.orders(side)])
 
 
-def orders_at(market: str, price_ticks: int) -> Callable[[Shell], list[OpenOrder]]:
+def orders_at(market: str, price_ticks: int) -> Question[list[OpenOrder]]:
     """The orders at one price, in queue order."""
+    return _orders(market, lambda book: book.order_count_at(price_ticks), lambda book: book.orders_at(price_ticks))
 
-    def read(shell: Shell) -> list[OpenOrder]:
+
+def _orders(
+    market: str, count: Callable[[OrderBook], int], found: Callable[[OrderBook], list[OrderView]]
+) -> Question[list[OpenOrder]]:
+    def read(shell: Shell) -> View[list[OpenOrder]] | None:
         book = shell.book
-        return [to_open_order(market, book.sequence, found, book.rules) for found in book.orders_at(price_ticks)]
+        if count(book) > AT_ONCE_MAX:
+            return None
+        orders, sequence, rules = found(book), book.sequence, book.rules
+        return lambda: [to_open_order(market, sequence, each, rules) for each in orders]
 
     return read
 
 
-def trades(limit: int) -> Callable[[Shell], list[Trade]]:
+def orders_in(market: str, image: BookImage, wanted: Callable[[OrderView], bool]) -> list[OpenOrder]:
+    """As :func:`all_orders`, of a copy, and of those that are ``wanted``."""
+    sequence, rules = image.sequence, image.rules
+    return [to_open_order(market, sequence, each, rules) for each in image.orders() if wanted(each)]
+
+
+def trades(limit: int) -> Callable[[Shell], View[list[Trade]]]:
     """The last trades, newest first."""
 
-    def read(shell: Shell) -> list[Trade]:
-        rules = shell.book.rules
-        return [cast("Trade", to_event(event, rules)) for event in shell.book.trades(limit)]
+    def read(shell: Shell) -> View[list[Trade]]:
+        found, rules = shell.book.trades(limit), shell.book.rules
+        return lambda: [cast("Trade", to_event(event, rules)) for event in found]
 
     return read
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, cast, overload
 
 from ...transport.errors import InvariantBroken, OpenOutcryError, present
 from ...transport.numerals import in_json, times_in_json, written
@@ -563,6 +563,21 @@ def to_level(level: DepthLevel, rules: MarketRules) -> PriceLevel:
     """Return a depth level in decimals."""
     price = rules.ticks_to_price(level.price_ticks)
     return PriceLevel(price, rules.lots_to_quantity(level.quantity_lots), level.orders)
+
+
+def to_book(
+    market: str,
+    sequence: int,
+    state_hash: str,
+    last_trade: Event | None,
+    rules: MarketRules,
+    bids: Iterable[DepthLevel],
+    asks: Iterable[DepthLevel],
+) -> BookView:
+    """Return a book in decimals."""
+    buy, sell = [tuple([to_level(level, rules) for level in side]) for side in (bids, asks)]
+    last = None if last_trade is None else cast("Trade", to_event(last_trade, rules))
+    return BookView(market, sequence, state_hash, buy, sell, last)
 
 
 def to_open_order(market: str, sequence: int, order: OrderView, rules: MarketRules) -> OpenOrder:

@@ -32,7 +32,7 @@ from openoutcry.actors.book.commands import (
     TimeInForce,
     checked_commands,
 )
-from openoutcry.actors.book.orderbook import OrderBook, OrderView
+from openoutcry.actors.book.orderbook import BookImage, OrderBook, OrderView, Sweep
 from openoutcry.actors.book.rules import MarketRules
 
 ACCOUNTS = ("ann", "bob", "cyd")
@@ -247,6 +247,7 @@ def eager_housekeeping() -> Iterator[None]:
         patch.setattr(orderbook, "_IDLE_MAX", 1)
         patch.setattr(orderbook, "_SPARE_MAX", 2)
         patch.setattr(orderbook, "_PIECE_ROWS", 2)
+        patch.setattr(orderbook, "_LAST_MAX", 1)
         yield
 
 
@@ -347,6 +348,67 @@ def test_an_image_stays_as_the_book_was_while_the_book_goes_on(log: Log, data: s
         book.apply(book.sequence + 1, now_ns, commands)
         written += next(pieces, b"")  # some of it while orders come, the rest when there are no more
     assert bytes(written) + b"".join(pieces) == snapshot
+
+
+@pytest.mark.usefixtures("eager_housekeeping")
+@given(logs(), st.data())
+def test_a_sweep_is_a_copy_of_the_moment_of_its_last_slice(log: Log, data: st.DataObject) -> None:
+    where, count = data.draw(st.integers(0, max(0, len(log) - 1))), data.draw(st.integers(1, 6))
+    book = OrderBook()
+    sweep: Sweep | None = None
+    images: list[tuple[BookImage, bytes, list[OrderView]]] = []
+
+    def take_slice() -> None:
+        nonlocal sweep
+        if sweep is not None and (image := sweep.step(count)) is not None:
+            images.append((image, book.snapshot(), [order for side in Side for order in book.orders(side)]))
+            sweep = None
+
+    for at, (now_ns, commands) in enumerate(log):
+        if at == where:
+            sweep = book.sweep()
+        book.apply(book.sequence + 1, now_ns, commands)
+        take_slice()
+    while sweep is not None:
+        take_slice()
+    assert len(images) == (1 if log else 0)
+    for image, snapshot, orders in images:
+        assert b"".join(image.pieces()) == snapshot
+        assert list(image.orders()) == orders
+        assert OrderBook.restore(snapshot).snapshot() == snapshot
+
+
+@pytest.mark.parametrize("walked", range(8))
+def test_a_sweep_sees_each_order_once_wherever_it_was_when_the_order_changed(walked: int) -> None:
+    def buy(name: str, price: int, lots: int) -> Command:
+        return (SUBMIT, "ann", name, Side.BUY, OrderType.LIMIT, price, lots, 0, 0, 0)
+
+    book = OrderBook(MarketRules())
+    names = "filled", "part", "cancelled", "moved", "requeued", "kept"
+    resting = [buy(name, 102 if name in ("filled", "part") else 100, 5) for name in names]
+    book.apply(1, 1, (*resting, buy("deep", 98, 5)))
+    sweep = book.sweep()
+    for _ in range(walked):
+        assert sweep.step(1) is None
+    changes: tuple[Command, ...] = (
+        (SUBMIT, "bob", "s", Side.SELL, OrderType.LIMIT, 102, 7, 0, 0, 0),
+        (CANCEL, "ann", "", 3),
+        (AMEND, "ann", "", 4, 99, 5),
+        (AMEND, "ann", "", 5, 100, 6),
+        (AMEND, "ann", "", 6, 100, 4),
+        buy("new", 100, 5),
+        buy("new level", 97, 5),
+    )
+    book.apply(8, 2, changes)
+    image = None
+    while image is None:
+        image = sweep.step(1)
+    assert list(image.orders()) == list(book.orders(Side.BUY))
+    assert [order.client_order_id for order in image.orders()] == [
+        *("part", "kept", "requeued", "new"),
+        *("moved", "deep", "new level"),
+    ]
+    assert b"".join(image.pieces()) == book.snapshot()
 
 
 @pytest.mark.usefixtures("eager_housekeeping")
