@@ -236,7 +236,7 @@ def test_what_a_leader_from_before_the_force_had_committed_does_not_commit_what_
         after = others[-1].tail
     bodies = tuple([record.body for record in others])
     replica.on_append("c", Append("M", 2, 3, log[-1].chain, bodies, 3, 0, "", replica._join_number))
-    assert kinds(replica.on_durable(replica._generation, 5, 0)) == [Ack], "the new leader has committed 3"
+    assert kinds(replica.on_durable(replica._generation, 5)) == [Ack], "the new leader has committed 3"
     assert (replica.committed, replica.expected_hash) == (3, None)
 
 

@@ -111,7 +111,7 @@ def test_a_replica_refuses_what_its_own_log_excludes() -> None:
     record = Record.make(EMPTY, epoch=1, timestamp_ns=1, commands=(BUY,), origins=())
     for wrong in (
         lambda: replica.propose((BUY,), (), timestamp_ns=1, now_ns=1),
-        lambda: replica.on_durable(replica._generation, 1, 0),
+        lambda: replica.on_durable(replica._generation, 1),
         lambda: replica.on_applied(1, ""),
         lambda: replica.on_snapshot_kept(EMPTY, ()),
         lambda: Record.make(record.tail, epoch=1, timestamp_ns=1, commands=(), origins=()),

@@ -365,6 +365,63 @@ class Replica:
     records after ``committed``; ``epoch`` never shrinks.
     """
 
+    _marks: dict[str, DiskMark] | None = None
+    _must_report = False
+    _reports_repair = False
+    _claimed: Claim | None = None
+    """Follower: the newest record that a peer has seen, while the coordinator's is older."""
+    trouble: OpenOutcryError | None = None
+    """The trouble that a person must solve, although the replica has not stopped."""
+    role = Role.FOLLOWING
+    record: MarketRecord | None = None
+    in_sync: tuple[str, ...] = ()
+    leader: str | None = None
+    present = 0
+    """Leader: number of members of the in-sync set, itself included, that are neither dead nor too slow."""
+    resigned = False
+    """Leader: accepts no commands, and waits for another to take over."""
+    retired = False
+    """Its node is closing, and its links end first: the in-sync set stays as it is for the next leader."""
+    clock_off = False
+    """This machine's clock is off: another replica leads if it can."""
+    _clock_right: frozenset[str] = frozenset()
+    """The other nodes whose clocks are right."""
+    _clock_compared = True
+    """Whether this machine's clock has been compared with another; as long as nothing is said, it need not be."""
+    _clock_confirmed = False
+    """Whether the last clear verdict of other clocks on this one was that it is right."""
+    _started_ns: int | None = None
+    _clock_tried_ns = -CLOCK_AGAIN_NS
+    """Leader: since when it tries to hand over because of its clock."""
+    _clock_resigned = False
+    _deferred: tuple[str, int] | None = None
+    """Follower: the lost leader, and since when others could have replaced it."""
+    _now_ns = 0
+    state_hash = ""
+    expected_hash: tuple[int, str] | None = None
+    _generation = 0
+    _left_leading = False
+    """Stopped while it led, and nobody is known to lead since: the members have to hear of it."""
+    _stalled_since_ns: int | None = None
+    """Leader: since when it has too few members to commit."""
+    _swap: SwapRecord | None = None
+    _swap_lost = False
+    _swap_refused = 0
+    """Times in a row that the coordinator has refused the swap."""
+    _force: SwapRecord | None = None
+    _inherited = 0
+    _lapsed: str | None = None
+    _must_read = True
+    """Read the record on the next tick."""
+    _doubting = Doubt.NONE
+    _tokens = 0
+    _fitted_join = -1
+    """The number of the last join that an Append has answered, and fitted."""
+    _fitted_at_ns = 0
+    _fetching = 0
+    """Follower: the sequence number of the leader's state that is being fetched."""
+    _asked_ns = 0
+
     def __init__(
         self,
         *,
@@ -410,38 +467,6 @@ class Replica:
             self.disk = dataclasses.replace(self.disk, epochs=())  # some were not kept: what is before is not known
         self._keeps_disk = disk is not None
         self.following = Following.APART if disk is None or observer else Following.UNCHECKED
-        self._marks: dict[str, DiskMark] | None = None
-        self._must_report = False
-        self._reports_repair = False
-        self._claimed: Claim | None = None
-        """Follower: the newest record that a peer has seen, while the coordinator's is older."""
-        self.trouble: OpenOutcryError | None = None
-        """The trouble that a person must solve, although the replica has not stopped."""
-        self.role = Role.FOLLOWING
-        self.record: MarketRecord | None = None
-        self.in_sync: tuple[str, ...] = ()
-        self.leader: str | None = None
-        self.present = 0
-        """Leader: number of members of the in-sync set, itself included, that are neither dead nor too slow."""
-        self.resigned = False
-        """Leader: accepts no commands, and waits for another to take over."""
-        self.retired = False
-        """Its node is closing, and its links end first: the in-sync set stays as it is for the next leader."""
-        self.clock_off = False
-        """This machine's clock is off: another replica leads if it can."""
-        self._clock_right: frozenset[str] = frozenset()
-        """The other nodes whose clocks are right."""
-        self._clock_compared = True
-        """Whether this machine's clock has been compared with another; as long as nothing is said, it need not be."""
-        self._clock_confirmed = False
-        """Whether the last clear verdict of other clocks on this one was that it is right."""
-        self._started_ns: int | None = None
-        self._clock_tried_ns = -CLOCK_AGAIN_NS
-        """Leader: since when it tries to hand over because of its clock."""
-        self._clock_resigned = False
-        self._deferred: tuple[str, int] | None = None
-        """Follower: the lost leader, and since when others could have replaced it."""
-        self._now_ns = 0
         self.ended: set[str] = set()
         """Members whose process has ended, as far as known: nobody waits for them."""
         self._base = applied
@@ -451,9 +476,6 @@ class Replica:
         self.durable = self.tail.sequence
         self.committed = applied.sequence
         self.applied = applied.sequence
-        self.state_hash = ""
-        self.expected_hash: tuple[int, str] | None = None
-        self._generation = 0
         self._links: set[str] = set()
         self._followers: dict[str, _Follower] = {}
         self._reading: set[str] = set()
@@ -461,33 +483,12 @@ class Replica:
         self._offered_to: dict[str, int] = {}
         """Nodes that were offered our state, and the ends of their logs at that time."""
         self._missing_since_ns: dict[str, int] = {}
-        self._left_leading = False
-        """Stopped while it led, and nobody is known to lead since: the members have to hear of it."""
-        self._stalled_since_ns: int | None = None
-        """Leader: since when it has too few members to commit."""
         self._stalled_with: set[str] = set()
         """Its links when it last yielded: with the same links it would fail again."""
         self._members_seen: set[str] = set()
         """Nodes that were in sync since the start: linked, they may be again."""
-        self._swap: SwapRecord | None = None
-        self._swap_lost = False
-        self._swap_refused = 0
-        """Times in a row that the coordinator has refused the swap."""
-        self._force: SwapRecord | None = None
-        self._inherited = 0
-        self._lapsed: str | None = None
-        self._must_read = True
-        """Read the record on the next tick."""
-        self._doubting = Doubt.NONE
-        self._tokens = 0
         self._join_number = incarnation
         self._known_committed = applied.sequence
-        self._fitted_join = -1
-        """The number of the last join that an Append has answered, and fitted."""
-        self._fitted_at_ns = 0
-        self._fetching = 0
-        """Follower: the sequence number of the leader's state that is being fetched."""
-        self._asked_ns = 0
 
     # -- the coordinator ----------------------------------------------------------------------------------------
 
@@ -1750,9 +1751,8 @@ class Replica:
 
     # -- the disk and the book ----------------------------------------------------------------------------------
 
-    def on_durable(self, generation: int, sequence: int, now_ns: int) -> list[Effect]:
+    def on_durable(self, generation: int, sequence: int) -> list[Effect]:
         """The journal is durable up to ``sequence``."""
-        del now_ns
         if generation != self._generation or self.role is Role.STOPPED:
             return []
         ensure(self.durable <= sequence <= self.tail.sequence, "the journal is ahead of the log")

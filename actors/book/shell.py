@@ -364,7 +364,7 @@ class Shell:
         """The log is durable up to ``sequence``."""
         self._writing = False
         self.storage.note_logged()
-        return self.replica.on_durable(generation, sequence, time.monotonic_ns())
+        return self.replica.on_durable(generation, sequence)
 
     def _apply(self, records: tuple[Record, ...]) -> None:
         """Apply committed records, answer the requests that they contain, notify watchers."""

@@ -206,8 +206,8 @@ class CutsTooMuch(Replica):
 class AppliesWhatIsNotCommitted(Replica):
     """A follower applies what its own disk holds."""
 
-    def on_durable(self, generation: int, sequence: int, now_ns: int) -> list[Any]:
-        effects = super().on_durable(generation, sequence, now_ns)
+    def on_durable(self, generation: int, sequence: int) -> list[Any]:
+        effects = super().on_durable(generation, sequence)
         return effects + self._commit(self.durable) if self.role is Role.FOLLOWING else effects
 
 

@@ -147,7 +147,7 @@ def test_a_leader_whose_node_ends_waits_for_who_could_take_over_and_takes_nobody
     (read,) = replica.on_join("b", join(1), 0)
     replica.on_log_read(LogRead("b", 0, read.token, EMPTY.chain, (), (), 0), 0)
     persist = replica.propose(((3, "ann", ""),), (), timestamp_ns=1, now_ns=0)[-1]
-    replica.on_durable(persist.generation, 1, 0)
+    replica.on_durable(persist.generation, 1)
     (swap,) = replica.on_ack("b", Ack("M", 2, 1, 1, 0), 0)
     replica.on_swapped(swap, MarketRecord("M", 3, 2, "a", ("a", "b")), 0)
     replica._followers.clear()  # as of one that has just begun to lead: nobody has joined yet
@@ -178,7 +178,7 @@ def test_a_follower_that_leaves_while_it_is_being_added_is_not_waited_for() -> N
     replica = leader()
     replica.propose(((3, "ann", "c"),), (), timestamp_ns=1, now_ns=0)
     (record,) = replica.pending
-    replica.on_durable(replica._generation, 1, 0)
+    replica.on_durable(replica._generation, 1)
     (read,) = replica.on_join("b", join(1), 0)
     assert isinstance(read, ReadJournal)
     replica.on_log_read(LogRead("b", 0, read.token, EMPTY.chain, (record.body,), (), 0), 0)
@@ -250,7 +250,7 @@ def test_what_has_become_durable_since_the_log_was_read_for_a_follower_is_read_t
     nothing = LogRead("b", 0, read.token, EMPTY.chain, (), (), 0)
     persist = replica.propose(((3, "ann", "c"),), (), timestamp_ns=1, now_ns=0)[-1]
     (record,) = persist.records
-    replica.on_durable(persist.generation, 1, 0)
+    replica.on_durable(persist.generation, 1)
     (again,) = [effect for effect in replica.on_log_read(nothing, 0) if isinstance(effect, ReadJournal)]
     effects = replica.on_log_read(LogRead("b", 0, again.token, EMPTY.chain, (record.body,), (), 0), 0)
     assert [append.bodies for append in sent(effects, Append)] == [(record.body,)]
@@ -263,7 +263,7 @@ def test_a_follower_whose_place_in_the_log_was_pruned_is_offered_the_state_once_
     def commit() -> list[Any]:
         persist = replica.propose(((3, "ann", ""),), (), timestamp_ns=1, now_ns=0)[-1]
         assert isinstance(persist, PersistRecords)
-        effects = replica.on_durable(persist.generation, persist.records[-1].last_sequence, 0)
+        effects = replica.on_durable(persist.generation, persist.records[-1].last_sequence)
         replica.on_applied(replica.committed, "")
         return effects
 
@@ -384,7 +384,7 @@ def test_a_member_that_lost_its_log_is_marked_until_it_holds_an_entry_of_its_lea
         record = Record.make(tail, epoch=epoch, timestamp_ns=1, commands=((3, "ann", "c"),), origins=())
         last = record.last_sequence
         append = Append("M", 2, tail.sequence, tail.chain, (record.body,), last, 0, "", asked.join)
-        effects = [*replica.on_append("a", append), *replica.on_durable(0, last, 0)]
+        effects = [*replica.on_append("a", append), *replica.on_durable(0, last)]
         tail = record.tail
     assert RepairEnded() in effects
 

@@ -378,7 +378,7 @@ class Node:
         self.writing = False
         sequence = effect.records[-1].last_sequence
         self.committed_on_disk = max(self.committed_on_disk, min(self.replica.committed, sequence))
-        return self.replica.on_durable(effect.generation, sequence, self.now_ns)
+        return self.replica.on_durable(effect.generation, sequence)
 
     def apply(self, records: tuple[Record, ...]) -> None:
         settled: Settled[Any] = Settled()
