@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -13,12 +15,13 @@ from typing import Any
 import openoutcry.actors
 import openoutcry.transport
 import pytest
+from openoutcry.actors.book.disk import FILE, Begun, DiskState, keep_disk, read_disk
 from openoutcry.actors.book.orderbook import BookImage, OrderBook
 from openoutcry.actors.book.record import EMPTY, Record
 from openoutcry.actors.book.replica import Replica
 from openoutcry.actors.book.rules import MarketRules
 from openoutcry.transport.coordinator import MarketRecord, successor
-from openoutcry.transport.errors import InvariantBroken, OpenOutcryError, ProtocolError, ensure, present
+from openoutcry.transport.errors import InvariantBroken, OpenOutcryError, ProtocolError, StorageError, ensure, present
 
 TESTS = Path(__file__).parent
 PACKAGES = [Path(str(package.__file__)).parent for package in (openoutcry.actors, openoutcry.transport)]
@@ -136,6 +139,25 @@ def test_a_market_record_that_cannot_be_is_refused(change: dict[str, Any]) -> No
         MarketRecord(**{**good, **change})
     with pytest.raises(InvariantBroken, match="was not in sync"):
         successor(MarketRecord(**good), epoch=2, leader="c", in_sync=["c"])
+
+
+@pytest.mark.parametrize("wrong", [-1, None, "x", 1.5, True, [], {}, 2**63, "left out"], ids=repr)
+@pytest.mark.parametrize("field", [each.name for each in dataclasses.fields(DiskState)])
+def test_a_disk_state_that_cannot_be_is_refused(field: str, wrong: Any, tmp_path: Path) -> None:
+    good = DiskState("store", 1, "life", ("later",), 2, 2, "a", False, 2, 1, (Begun(1, 1, b"x"),))
+    keep_disk(tmp_path, good)
+    assert read_disk(tmp_path, "store") == good
+    possible = [("begun", []), ("epochs", []), ("store", "x"), ("life", "x"), ("leader", "x"), ("forked", True)]
+    if (field, wrong) in possible:
+        return  # it can be
+    values = json.loads((tmp_path / FILE).read_text())
+    values[field] = wrong
+    if wrong == "left out":
+        del values[field]
+    (tmp_path / FILE).write_text(json.dumps(values))
+    with pytest.raises(StorageError) as caught:
+        read_disk(tmp_path, "store")
+    assert caught.value.code == "corrupt"
 
 
 def test_ensure_and_present_raise_the_error_of_an_invariant() -> None:

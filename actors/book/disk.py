@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ...transport.codec import INT64_MAX
 from ...transport.coordinator import Seen
-from ...transport.errors import StorageError
+from ...transport.errors import InvariantBroken, StorageError, ensure
 from .snapshots import write_durably
 
 LIVES_MAX: Final = 16
@@ -72,6 +73,14 @@ class DiskState:
     epochs: tuple[Begun, ...] = ()
     """The epochs of which this log holds committed entries, oldest first: what can be compared after it is pruned."""
 
+    def __post_init__(self) -> None:
+        for name in (self.store, self.life, self.leader, *self.begun):
+            ensure(type(name) is str, f"a name of a store, life or leader is {name!r:.80}, not a string")
+        ensure(type(self.forked) is bool, f"forked is {self.forked!r:.80}, not true or false")
+        counts = [self.number, self.version, self.epoch, self.committed_epoch, self.committed]
+        for count in (*counts, *[each[at] for each in self.epochs for at in (0, 1)]):
+            ensure(type(count) is int and 0 <= count <= INT64_MAX, f"a count is {count!r:.80}, not in [0, 2**63 - 1]")
+
     @property
     def seen(self) -> Seen:
         """The newest record of the market that was seen at the coordinator."""
@@ -95,13 +104,20 @@ def read_disk(folder: Path, store: str) -> DiskState:
     path = folder / FILE
     try:
         values = json.loads(path.read_text())
-        values["begun"] = tuple(values["begun"])
-        values["epochs"] = tuple([Begun(at, first, bytes.fromhex(chain)) for at, first, chain in values["epochs"]])
+        begun, epochs = values["begun"], values["epochs"]
+        values["begun"] = tuple(begun)
+        values["epochs"] = tuple([Begun(at, first, bytes.fromhex(chain)) for at, first, chain in epochs])
         state = DiskState(**values)
+        ensure(type(begun) is type(epochs) is list, "begun or epochs is not a list")
+        missing = {each.name for each in dataclasses.fields(state)} - values.keys()
+        ensure(not missing, f"without {', '.join(sorted(missing))}")
     except FileNotFoundError:
         state = DiskState()
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise StorageError(f"{path} cannot be read: {error}", code="corrupt") from error
+    except (OSError, ValueError, TypeError, LookupError, InvariantBroken) as error:
+        raise StorageError(
+            f"{path} cannot be read: {error}; if another replica is in sync, move it away: then this one is repaired",
+            code="corrupt",
+        ) from error
     return state if state.store == store else DiskState(store=store, epochs=state.epochs)
 
 
