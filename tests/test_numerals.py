@@ -141,7 +141,7 @@ def test_a_settings_file_refuses_numbers_that_only_toml_knows(text: str, tmp_pat
     file.write_text(
         f'[node]\nname = \'x = 1_0\'  # ttl_ms = 1_0\ntimeout={text}\n[markets."a = 0x1"]\ntick_size = "1"\n'
     )
-    with pytest.raises(ConfigurationError, match=rf"line 3: '{re.escape(text)}' is no number"):
+    with pytest.raises(ConfigurationError, match=rf"line 3: '{re.escape(text)}' is not a number"):
         load_config(file=file, environment={}, flags={})
     file.write_text(f"[node]\ntimeout = 2.5\nttl_ms = 3000\n[markets]\nM = {{ dedupe_window = {text} }}\n")
     with pytest.raises(ConfigurationError, match="line 5: "):

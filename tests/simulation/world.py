@@ -577,11 +577,15 @@ class Node:
         self.answers.append((call, answer))
 
     def hear_store(self) -> None:
+        world = self.world
         call, answer = self.answers.popleft()
         if answer is _UNAVAILABLE:
             self.run(self.replica.on_coordinator_unavailable(call))
         else:
             self.run(self.core.on_answer(call, answer, self.now_ns))
+            old = world.put_back
+            if old is not None and isinstance(call, ReadRecord) and answer.epoch > old.record.epoch:
+                world.looked.add(self.name)
             if isinstance(call, (ReadRecord, CreateRecord)):
                 self.lost = self.lost and self.replica.following is Following.UNCHECKED
 
@@ -661,6 +665,8 @@ class World:
         """A member of the copy's in-sync set that had left before it came back, and had not learned of that."""
         self.knowing: set[str] = set()
         """Who has seen a newer record than that copy."""
+        self.looked: set[str] = set()
+        """Who has read the record since the first epoch began under that copy."""
         self.said: set[str] = set()
         """Who has said that the store is older than what it has seen."""
         self.begun = 0
@@ -840,7 +846,7 @@ class World:
         if self.left is not None and record.epoch > call.expected.epoch:
             self.begun += 1
             if self.begun > 1:
-                self.knowing = {name for name in self.knowing if self.nodes[name].state.forked}
+                self.knowing &= self.looked
         if call.force:
             self.give_up(self.nodes[name], record.epoch)
         return record
@@ -1580,6 +1586,7 @@ class World:
         self.left = left.name
         self.knowing = {name for name, node in self.nodes.items() if node.state.version > record.version}
         self.said.clear()
+        self.looked.clear()
         self.begun = 0
         self.held.discard(left.name)
         if heir is not None:
